@@ -1,0 +1,64 @@
+# Reads a configuration, unrolls it into a plan, and lets the rules make the plan's files.
+# What runs is said by the configuration (config.yaml, or --configfile configs/demo.yaml), where and how by a profile.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+import os
+import re
+import sys
+from pathlib import Path
+
+# Rules call `mnpo`: the one that belongs to the Python that runs this.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+from mnpo.config import ConfigError, load
+from mnpo.plan import FIGURES, HELDOUT, REFERENCE, Plan
+
+if len(workflow.configfiles) > 1:
+    raise WorkflowError("one --configfile at a time: a configuration that builds on another says `extends:`")
+try:
+    PLAN = Plan(
+        load(
+            (workflow.configfiles or [Path(workflow.basedir) / "config.yaml"])[0],
+            workflow.config_settings.config,
+        )
+    )
+except ConfigError as error:
+    raise WorkflowError(str(error))
+LOGS = f"logs/{PLAN.config.name}"
+
+
+report: "workflow/report/workflow.rst"
+
+
+localrules:
+    all,
+
+
+wildcard_constraints:
+    policy=r"[^/]+",
+    scorer=r"[^/]+",
+    oracle=r"[^/]+",
+    part=r"\d+",
+    shard=r"\d+",
+    text=r"[a-z-]+",
+
+
+include: "workflow/rules/prompts.smk"
+include: "workflow/rules/policies.smk"
+include: "workflow/rules/samples.smk"
+include: "workflow/rules/scores.smk"
+include: "workflow/rules/pairs.smk"
+include: "workflow/rules/logps.smk"
+include: "workflow/rules/evals.smk"
+include: "workflow/rules/tables.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tabulate.output,
+        rules.costs.output,
+        expand(PLAN.figure("{figure}") + ".{ending}", figure=FIGURES, ending=["svg", "png"]),

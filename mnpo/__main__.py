@@ -1,0 +1,5 @@
+"""`python -m mnpo`."""
+
+from mnpo.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""What policies are measured by: one module per harness."""

@@ -1,0 +1,136 @@
+"""The benchmark `heldout`: responses to prompts that nobody trained on, judged by the configuration's oracles.
+
+Reported: each oracle's mean score and, where prompts have a verifiable answer, exact accuracy by family, both greedy and
+sampled; mean length; Condorcet cycles among a prompt's samples; and the KL divergence to the reference. Win rates need two
+policies: they are computed in the tables from the per-item rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mnpo import oracles
+from mnpo.config import Block, Decoding, Model, Oracle, Text
+from mnpo.oracles import Question
+from mnpo.seeds import derive
+
+GREEDY, SAMPLED = "greedy", "sampled"
+
+
+class Settings(Block):
+    """What this benchmark reads."""
+
+    policy: str
+    oracle: str
+    scores: list[str]
+    majority: str | None = None
+    oracles: dict[str, Oracle]
+    models: dict[str, Model] = {}
+    responses: int
+    decoding: Decoding
+    batch_size: int
+    text: Text
+    seed: int
+
+
+def evaluate(
+    settings: Settings, policy: Path, reference: Path, prompts: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The policy's summary, and one row per prompt, response and oracle (records.JUDGED)."""
+    from mnpo.chat import Chat
+    from mnpo.checkpoints import load_model, load_tokenizer
+
+    chat, model = Chat(load_tokenizer(policy), settings.text), load_model(policy)
+    rows = _respond(settings, chat, model, prompts, GREEDY, Decoding(**settings.decoding.model_dump() | {"temperature": 0}), 1)
+    rows += _respond(settings, chat, model, prompts, SAMPLED, settings.decoding, settings.responses)
+    judged, cycles = _judge(settings, prompts, rows)
+    summary = {
+        "policy": settings.policy,
+        "benchmark": "heldout",
+        "prompts": len(prompts),
+        "responses": settings.responses,
+        "scores": {
+            name: {mode: fmean(r["score"] for r in judged if r["oracle"] == name and r["mode"] == mode) for mode in MODES}
+            for name in settings.oracles
+        },
+        "tokens": {mode: fmean(r["tokens"] for r in rows if r["mode"] == mode) for mode in MODES},
+        "empty_responses": sum(not r["response"].strip() for r in rows),
+        "cut_responses": sum(r["finish"] == "length" for r in rows),
+        "prompts_with_a_cycle": cycles,
+        "kl_to_reference": _kl(settings, chat, model, reference, prompts),
+    }
+    return summary, judged
+
+
+MODES = (GREEDY, SAMPLED)
+
+
+def _respond(
+    settings: Settings, chat: Any, model: Any, prompts: Sequence[Mapping[str, Any]], mode: str, decoding: Decoding, count: int
+) -> list[dict[str, Any]]:
+    """`count` responses to each prompt. Seeds name the prompt, not the policy: all policies see the same numbers."""
+    from mnpo.samplers import Request
+    from mnpo.samplers.transformers import draw
+
+    tasks = [(prompt, k) for prompt in prompts for k in range(count)]
+    requests = [
+        Request(chat.prompt(p["prompt"], p["prompt_id"]), derive(settings.seed, mode, p["prompt_id"], k)) for p, k in tasks
+    ]
+    what = f"evaluate {settings.policy}, {mode}"
+    drawn = draw(model, requests, decoding, chat.stop_ids, settings.batch_size, what)
+    return [
+        {
+            "prompt_id": prompt["prompt_id"],
+            "family": prompt["family"],
+            "mode": mode,
+            "k": k,
+            "response": chat.decode(response.tokens),
+            "tokens": len(response.tokens),
+            "finish": response.finish,
+            "request": request,
+            "drawn": response,
+        }
+        for (prompt, k), request, response in zip(tasks, requests, drawn, strict=True)
+    ]
+
+
+def _judge(
+    settings: Settings, prompts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], int | None]:
+    """Every oracle's score of every row, and how many prompts' samples the majority ranks in a circle."""
+    by_prompt: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_prompt.setdefault((row["mode"], row["prompt_id"]), []).append(row)
+    facts = {p["prompt_id"]: p for p in prompts}
+    groups = list(by_prompt.values())
+    questions = [
+        Question(facts[g[0]["prompt_id"]]["prompt"], facts[g[0]["prompt_id"]]["truth"], [r["response"] for r in g]) for g in groups
+    ]
+    kept = ("prompt_id", "family", "mode", "k", "response", "tokens")
+    judged, cycles = [], None
+    for name in settings.oracles:
+        judgements = oracles.load(name, settings.oracles, settings.models).judge(questions)
+        for group, judgement in zip(groups, judgements, strict=True):
+            judged += [
+                {**{c: row[c] for c in kept}, "oracle": name, "score": float(score)}
+                for row, score in zip(group, judgement.scores, strict=True)
+            ]
+        if name == settings.majority:
+            cycles = sum(oracles.has_cycle(j.preferences) for j in judgements)
+    return judged, cycles
+
+
+def _kl(settings: Settings, chat: Any, model: Any, reference: Path, prompts: Sequence[Mapping[str, Any]]) -> float:
+    """KL(pi || pi_ref) per response, nats: the mean of log pi(y) - log pi_ref(y) over y from pi itself (docs/method.md, eq. 13)."""
+    from mnpo.chat import Encoded
+    from mnpo.checkpoints import load_model
+    from mnpo.logprobs import score_texts
+
+    plain = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=settings.decoding.max_new_tokens)
+    rows = _respond(settings, chat, model, prompts, "kl", plain, 1)
+    texts = [Encoded(row["request"].prompt, row["drawn"].tokens) for row in rows]
+    under = [score_texts(m, texts, max_tokens=16384).sums for m in (model, load_model(reference))]
+    return float((under[0] - under[1]).mean())

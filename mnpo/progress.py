@@ -1,0 +1,35 @@
+"""Progress with rate and ETA: a bar for a person at a terminal, a quiet line now and then for a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def track(items: Iterable[Item], total: int, what: str, unit: str = "it") -> Iterator[Item]:
+    """Yield `items`, showing how far through `total` they are. `what` says which work it is."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=what, unit=unit, dynamic_ncols=True)
+        return
+    started = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES and done < total:
+            last = now
+            rate = done / (now - started)
+            say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left")
+
+
+def say(line: str) -> None:
+    """A line for the log."""
+    print(line, file=sys.stderr, flush=True)

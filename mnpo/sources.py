@@ -1,0 +1,80 @@
+"""Digests of the source files behind a stage, so that editing a stage reruns that stage and nothing else.
+
+A digest covers the module and all that it imports from this package, at any depth, also inside functions. It is taken
+of the syntax tree without docstrings: comments and formatting rerun nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def digest(*modules: str) -> str:
+    """Twelve hex digits that change when code reachable from `modules` (dotted names below mnpo) does."""
+    reached = sorted(set().union(*(_closure(m) for m in modules)))
+    text = "\n".join(f"{name} {_fingerprint(name)}" for name in reached)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache
+def _closure(module: str) -> frozenset[str]:
+    reached, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += _imports(name)
+    return frozenset(reached)
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_bytes())
+
+
+def _file(module: str) -> Path:
+    base = PACKAGE.joinpath(*module.split(".")[1:])
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
+def _imports(module: str) -> list[str]:
+    """The modules of this package that `module` imports."""
+    names: list[str] = []
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [n for n in names if n.split(".")[0] == PACKAGE.name and _file(n).is_file()]
+
+
+@cache
+def _fingerprint(module: str) -> str:
+    return hashlib.sha256(repr(list(_canonical(_tree(module)))).encode()).hexdigest()
+
+
+def _canonical(node: object) -> Iterator[object]:
+    """What of a syntax tree decides behaviour, in a form that does not depend on the Python version's `ast.dump`."""
+    if isinstance(node, ast.AST):
+        yield type(node).__name__
+        for field, value in ast.iter_fields(node):
+            if field == "body" and isinstance(value, list) and _is_docstring(value):
+                value = value[1:]
+            if value not in (None, []):
+                yield (field, *_canonical(value))
+    elif isinstance(node, list):
+        for item in node:
+            yield tuple(_canonical(item))
+    else:
+        yield repr(node)
+
+
+def _is_docstring(body: list[ast.stmt]) -> bool:
+    first = body[0] if body else None
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)

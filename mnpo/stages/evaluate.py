@@ -1,0 +1,25 @@
+"""Stage `evaluate`: a policy on a benchmark. Writes the summary as JSON and the per-item rows as Parquet beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mnpo.artifacts import artifact
+from mnpo.benchmarks import heldout
+from mnpo.config import validated
+from mnpo.records import JUDGED, PROMPTS, read, write
+
+
+def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, output: Path) -> None:
+    """Evaluate on `heldout`. Raises BadInput for settings that the benchmark does not know."""
+    wanted = validated(heldout.Settings, settings, "settings")
+    rows = read(PROMPTS, prompts)
+    inputs = [policy, reference, prompts]
+    items = output.with_suffix(".parquet")
+    with artifact(output, "evaluate", settings, inputs) as made, artifact(items, "evaluate", settings, inputs) as made_items:
+        summary, judged = heldout.evaluate(wanted, policy, reference, rows.to_dict("records"))
+        write(JUDGED, judged, made_items.path)
+        made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        made.facts = made_items.facts = {"rows": len(judged)}

@@ -1,0 +1,48 @@
+"""Stage `logps`: log-probabilities of the chosen and rejected responses of pairs under a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mnpo.artifacts import artifact
+from mnpo.config import Block, Text, TextForm
+from mnpo.records import LOGPS, PAIRS, read, write
+
+BATCH_TOKENS = 16384
+
+
+class Settings(Block):
+    """What this stage reads."""
+
+    form: TextForm
+    text: Text
+
+
+def run(settings: Settings, policy: Path, pairs: Path, output: Path) -> None:
+    """Write the summed log-probabilities (nats) and token counts of both responses of every pair."""
+    rows = read(PAIRS, pairs)
+    from mnpo.chat import Chat
+    from mnpo.checkpoints import load_model, load_tokenizer
+    from mnpo.logprobs import score_texts
+
+    with artifact(output, "logps", settings.model_dump(), [policy, pairs]) as made:
+        chat = Chat(load_tokenizer(policy), settings.text, settings.form)
+        sides = ("chosen", "rejected")
+        texts = [
+            chat.encode(row["prompt"], row[side], f"{pairs}: pair {row['pair_id']}, {side}")
+            for row in rows.to_dict("records")
+            for side in sides
+        ]
+        scored = score_texts(load_model(policy), texts, max_tokens=BATCH_TOKENS)
+        table = rows[["pair_id"]].copy()
+        for i, side in enumerate(sides):
+            table[side] = scored.sums[i::2].double().tolist()
+            table[f"{side}_tokens"] = [len(t.response) for t in texts[i::2]]
+        write(LOGPS, table, made.path)
+        made.facts = {
+            "rows": len(table),
+            "tokens": scored.computed,
+            "padding_share": round(scored.padding, 4),
+            "shared_prompt_share": round(scored.shared, 4),
+            **chat.counts,
+        }

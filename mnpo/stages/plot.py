@@ -1,0 +1,145 @@
+"""Stage `plot`: tables and training metrics -> figures, as SVG and PNG. Same inputs, same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mnpo.artifacts import artifact
+from mnpo.config import Block
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind
+
+
+class Settings(Block):
+    """What this stage reads."""
+
+    labels: dict[str, str]
+    """Policy -> what figures call it."""
+    runs: dict[str, list[str]]
+    """Run -> its policies, iteration by iteration."""
+    run_labels: dict[str, str]
+    oracle: str
+
+
+def run(settings: Settings, figure: str, tables: Path, policies: Sequence[Path], output: Path) -> None:
+    """Draw `figure` (a key of FIGURES) into `output`.svg and `output`.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "mnpo", "figure.dpi": 150, "font.size": 9, "axes.spines.top": False})
+    matplotlib.rcParams.update({"axes.spines.right": False, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3})
+    metrics = {p.name: _metrics(p) for p in policies}
+    drawn = FIGURES[figure](settings, tables, metrics)
+    for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        with artifact(output.with_suffix(f".{ending}"), "plot", settings.model_dump(), [tables / "main.csv"]) as made:
+            drawn.savefig(made.path, format=ending, metadata=metadata, bbox_inches="tight")
+
+
+def _metrics(policy: Path) -> pd.DataFrame:
+    lines = (policy / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return pd.DataFrame([json.loads(line) for line in lines])
+
+
+def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Figure:
+    """Oracle win rate against SFT over the iterations, with intervals; runs of one iteration as a line across."""
+    wins = pd.read_csv(tables / "wins.csv")
+    against = wins[wins["opponent"] == settings.labels["sft"]].set_index("policy")
+    figure, axes = _canvas(5.2, 3.4)
+    longest = max(len(policies) for policies in settings.runs.values())
+    iterative = [r for r, policies in settings.runs.items() if len(policies) > 1]
+    for colour, (run_name, policies) in zip(COLOURS, settings.runs.items(), strict=False):
+        rows = against.loc[[settings.labels[p] for p in policies]]
+        label = settings.run_labels[run_name]
+        if len(policies) == 1:
+            axes.axhline(rows["win_rate"].iloc[0], color=colour, linestyle="--", label=f"{label} (offline)")
+            axes.axhspan(rows["low"].iloc[0], rows["high"].iloc[0], color=colour, alpha=0.12, linewidth=0)
+            continue
+        shift = 0.04 * (iterative.index(run_name) - (len(iterative) - 1) / 2)
+        spread = [rows["win_rate"] - rows["low"], rows["high"] - rows["win_rate"]]
+        x = [t + shift for t in range(1, len(policies) + 1)]
+        axes.errorbar(x, rows["win_rate"], yerr=spread, color=colour, marker="o", capsize=3, label=label)
+    axes.axhline(0.5, color="grey", linewidth=0.8)
+    axes.set_xticks(range(1, longest + 1))
+    axes.set(xlabel="iteration", ylabel=f"win rate against SFT\n(oracle: {settings.oracle})", xlim=(0.7, longest + 0.3))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Figure:
+    """Exact accuracy of sampled responses by family, for SFT and the last policy of every run."""
+    table = pd.read_csv(tables / "families.csv").set_index("policy")
+    shown = [settings.labels["sft"], *(settings.labels[policies[-1]] for policies in settings.runs.values())]
+    figure, axes = _canvas(7.0, 3.2)
+    width = 0.8 / len(shown)
+    for i, (colour, label) in enumerate(zip(("#999999", *COLOURS), shown, strict=False)):
+        x = [f + (i - (len(shown) - 1) / 2) * width for f in range(len(table.columns))]
+        axes.bar(x, table.loc[label], width, color=colour, label=label)
+    axes.set_xticks(range(len(table.columns)), table.columns)
+    axes.set(ylabel="accuracy, sampled", ylim=(0, 1))
+    axes.legend(ncols=len(shown), loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    return figure
+
+
+def training(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Figure:
+    """Loss, margin and accuracy of the pairs over each run's training, iteration after iteration."""
+    figure, panels = _canvas(8.6, 2.8, 3)
+    for colour, (run_name, policies) in zip(COLOURS, settings.runs.items(), strict=False):
+        start = 0
+        for t, policy in enumerate(policies):
+            rows = metrics[policy]
+            steps = rows["step"] + start
+            label = settings.run_labels[run_name] if t == 0 else None
+            for panel, column in zip(panels, ("loss", "margin", "accuracy"), strict=True):
+                values = rows[column] / rows[column].iloc[0] if column == "loss" else rows[column]
+                panel.plot(steps, values.rolling(8, min_periods=1).mean(), color=colour, linewidth=1.2, label=label)
+                if t:
+                    panel.axvline(start, color=colour, linewidth=0.5, alpha=0.4)
+            start += len(rows)
+    titles = ("loss, of the iteration's first step", "margin h (nats)", "pairs with a positive margin")
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set(xlabel="optimiser step", title=title)
+    panels[0].legend()
+    figure.tight_layout()
+    return figure
+
+
+def win_matrix(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Figure:
+    """Policy against policy: the row's win rate over the column."""
+    wins = pd.read_csv(tables / "wins.csv").pivot(index="policy", columns="opponent", values="win_rate")
+    labels = list(settings.labels.values())
+    matrix = wins.loc[labels, labels].to_numpy()
+    figure, axes = _canvas(0.62 * len(labels) + 1.6, 0.52 * len(labels) + 1.0)
+    image = axes.imshow(matrix, cmap="RdBu_r", vmin=0, vmax=1)
+    for i in range(len(labels)):
+        for j in range(len(labels)):
+            if i != j:
+                shade = "white" if abs(matrix[i, j] - 0.5) > 0.3 else "black"
+                axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=shade, fontsize=7)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.grid(False)
+    axes.set(xlabel="opponent", ylabel="policy")
+    figure.colorbar(image, shrink=0.8, label=f"win rate ({settings.oracle})")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Settings, Path, Mapping[str, pd.DataFrame]], Any]] = {
+    "win_rate": win_rate,
+    "families": families,
+    "training": training,
+    "win_matrix": win_matrix,
+}
+
+
+def _canvas(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    from matplotlib import pyplot
+
+    return pyplot.subplots(1, panels, figsize=(width, height))

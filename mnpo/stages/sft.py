@@ -1,0 +1,85 @@
+"""Stage `sft`: the reference policy, from a model directory or from nothing, fine-tuned on demonstrations when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnpo.artifacts import artifact
+from mnpo.config import SFT, Block, Model, Text
+from mnpo.errors import BadInput
+from mnpo.records import DEMONSTRATIONS, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+
+class Settings(Block):
+    """What this stage reads."""
+
+    policy: str
+    model: Model
+    sft: SFT | None = None
+    text: Text
+    seed: int
+
+
+def run(settings: Settings, demonstrations: Path, output: Path) -> None:
+    """Write the policy into the directory `output`: weights, tokenizer, metrics.jsonl, manifest."""
+    rows = read(DEMONSTRATIONS, demonstrations)
+    with artifact(output, "sft", settings.model_dump(), [demonstrations], directory=True) as made:
+        _start(settings, rows, made.path)
+        if settings.sft is not None:
+            made.facts = _fine_tune(settings, settings.sft, rows, made.path)
+
+
+def _start(settings: Settings, rows: pd.DataFrame, directory: Path) -> None:
+    """Put the base model into `directory`."""
+    from mnpo.checkpoints import load_model, load_tokenizer, save
+
+    model = settings.model
+    if model.architecture is not None:
+        from mnpo.demo.model import build
+
+        texts = (f"{prompt} {response}" for prompt, response in zip(rows["prompt"], rows["response"], strict=True))
+        build(directory, texts, vocab_size=model.vocab_size, architecture=model.architecture, seed=settings.seed)
+    elif model.path is not None:
+        save(load_model(model.path), load_tokenizer(model.path), directory)
+    else:
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(model.hub or "", revision=model.revision, local_dir=directory)
+
+
+def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path) -> dict[str, Any]:
+    import torch
+
+    from mnpo.chat import Chat
+    from mnpo.checkpoints import load_model, load_tokenizer, save
+    from mnpo.logprobs import response_logprobs
+    from mnpo.training import optimise, write_metrics
+
+    if rows.empty:
+        raise BadInput("reference.sft is given, but the prompts' source has no demonstrations to learn from")
+    tokenizer = load_tokenizer(directory)
+    model = load_model(directory)
+    chat = Chat(tokenizer, settings.text)
+    names = [f"demonstration {row}" for row in rows["row"]]
+    texts = [chat.encode(p, r, n) for p, r, n in zip(rows["prompt"], rows["response"], names, strict=True)]
+    tokens = [float(len(text.response)) for text in texts]
+
+    def losses(batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Mean negative log-likelihood of each row's response tokens, nats (docs/method.md, eq. 1)."""
+        mean = response_logprobs(model, [texts[i] for i in batch], reduction="mean")
+        return -mean, {}
+
+    torch.manual_seed(settings.seed)
+    model.train()
+    history = optimise(
+        model, sft, losses, [len(t) for t in texts], sft.steps, weights=tokens, names=names, seed=settings.seed, what="sft"
+    )
+    save(model, tokenizer, directory)
+    write_metrics(history, directory / "metrics.jsonl")
+    return {"rows": len(texts), "steps": len(history), "final_loss": history[-1]["loss"], **chat.counts}

@@ -1,0 +1,180 @@
+"""Stage `tabulate`: evaluations -> printed tables, as CSV (all digits) and Markdown (rounded)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mnpo.artifacts import artifact, manifest
+from mnpo.benchmarks.heldout import GREEDY, SAMPLED
+from mnpo.config import Block
+from mnpo.errors import BadInput
+from mnpo.records import JUDGED, read
+from mnpo.seeds import derive
+
+REFERENCE = "sft"
+
+
+class Settings(Block):
+    """What this stage reads."""
+
+    labels: dict[str, str]
+    """Policy -> what tables call it, in the order of the rows."""
+    win_against: list[str]
+    oracle: str
+    scores: list[str]
+    accuracy: str | None = None
+    bootstrap: int
+    confidence: float
+    seed: int
+
+
+def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
+    """Write the tables `main`, `families` and `wins` into the directory `output`.
+
+    Args:
+        evaluations: one summary (JSON, per-item Parquet beside it) for each policy in `labels`.
+
+    Raises:
+        BadInput: an evaluation is missing, or policies were evaluated on different prompts.
+    """
+    summaries = {s["policy"]: s for s in (json.loads(p.read_text(encoding="utf-8")) for p in evaluations)}
+    if missing := [p for p in settings.labels if p not in summaries]:
+        raise BadInput(f"no evaluation of {', '.join(missing)} among {len(evaluations)} files")
+    items = {s: read(JUDGED, p.with_suffix(".parquet")) for s, p in zip(summaries, evaluations, strict=True)}
+    wins = win_table(settings, items)
+    tables = {
+        "main": main_table(settings, summaries, items, wins),
+        "families": family_table(settings, items),
+        "wins": wins,
+    }
+    for name, table in tables.items():
+        _write(table, output / name, settings.model_dump(), evaluations)
+
+
+def costs(artifacts: Sequence[Path], output: Path) -> None:
+    """Write what each stage cost to make `artifacts`, as the table `output`.csv and .md, from their manifests."""
+    _write(cost_table(artifacts), output, {}, artifacts)
+
+
+def _write(table: pd.DataFrame, output: Path, settings: Mapping[str, Any], inputs: Sequence[Path]) -> None:
+    for ending, text in (("csv", table.to_csv(index=False)), ("md", _markdown(table))):
+        with artifact(output.with_suffix(f".{ending}"), "tabulate", settings, inputs) as made:
+            made.path.write_text(text, encoding="utf-8")
+
+
+def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """P(a response of `policy` beats one of `opponent`) under the oracle, ties half, with its bootstrap interval.
+
+    Each prompt's win is the mean over all pairs of the two policies' sampled responses to it (docs/method.md, eq. 14);
+    the bootstrap resamples prompts, the same ones for both policies.
+    """
+    grids = {policy: _score_grid(settings, rows, policy) for policy, rows in items.items()}
+    rows = []
+    for policy, opponent in product(settings.labels, repeat=2):
+        if policy == opponent:
+            continue
+        if list(grids[policy]) != list(grids[opponent]):
+            raise BadInput(f"{policy} and {opponent} were evaluated on different prompts; evaluate them again")
+        per_prompt = np.array([_win(grids[policy][p], grids[opponent][p]) for p in grids[policy]])
+        low, high = interval(per_prompt, settings.bootstrap, settings.confidence, derive(settings.seed, "wins"))
+        rows.append(
+            {
+                "policy": settings.labels[policy],
+                "opponent": settings.labels[opponent],
+                "win_rate": per_prompt.mean(),
+                "low": low,
+                "high": high,
+                "prompts": len(per_prompt),
+            }
+        )
+    return pd.DataFrame(rows, columns=["policy", "opponent", "win_rate", "low", "high", "prompts"])
+
+
+def _score_grid(settings: Settings, rows: pd.DataFrame, policy: str) -> dict[str, np.ndarray]:
+    """Prompt -> the oracle's scores of the policy's sampled responses."""
+    wanted = rows[(rows["oracle"] == settings.oracle) & (rows["mode"] == SAMPLED)]
+    if wanted.empty:
+        raise BadInput(f"the evaluation of {policy} has no sampled responses scored by {settings.oracle}")
+    return {str(p): g["score"].to_numpy() for p, g in wanted.groupby("prompt_id", sort=True)}
+
+
+def _win(scores: np.ndarray, against: np.ndarray) -> float:
+    difference = scores[:, None] - against[None, :]
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def interval(values: np.ndarray, resamples: int, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values`."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def main_table(
+    settings: Settings, summaries: Mapping[str, Any], items: Mapping[str, pd.DataFrame], wins: pd.DataFrame
+) -> pd.DataFrame:
+    """One row a policy: accuracy, win rates, each oracle's mean score, length, KL to the reference, cycles."""
+    rows = []
+    for policy, label in settings.labels.items():
+        summary = summaries[policy]
+        row: dict[str, Any] = {"policy": label}
+        if settings.accuracy:
+            row |= {f"accuracy_{mode}": _accuracy(settings, items[policy], mode) for mode in (GREEDY, SAMPLED)}
+        for opponent in settings.win_against:
+            row |= _win_columns(wins, label, opponent, settings.labels[opponent])
+        row |= {f"score_{name}": summary["scores"][name][SAMPLED] for name in dict.fromkeys([settings.oracle, *settings.scores])}
+        row |= {"tokens": summary["tokens"][SAMPLED], "kl_to_reference": summary["kl_to_reference"]}
+        if summary["prompts_with_a_cycle"] is not None:
+            row["prompts_with_a_cycle"] = summary["prompts_with_a_cycle"]
+        rows.append({**row, "prompts": summary["prompts"]})
+    return pd.DataFrame(rows)
+
+
+def _win_columns(wins: pd.DataFrame, label: str, opponent: str, opponent_label: str) -> dict[str, float | None]:
+    names = (f"win_vs_{opponent}", f"win_vs_{opponent}_low", f"win_vs_{opponent}_high")
+    if label == opponent_label:
+        return dict.fromkeys(names)
+    found = wins[(wins["policy"] == label) & (wins["opponent"] == opponent_label)].iloc[0]
+    return dict(zip(names, (found["win_rate"], found["low"], found["high"]), strict=True))
+
+
+def _accuracy(settings: Settings, rows: pd.DataFrame, mode: str) -> float:
+    return float((_scored(rows, settings.accuracy, mode)["score"] == 1).mean())
+
+
+def _scored(rows: pd.DataFrame, oracle: str | None, mode: str) -> pd.DataFrame:
+    return rows[(rows["oracle"] == oracle) & (rows["mode"] == mode)]
+
+
+def family_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Exact accuracy of sampled responses by family of prompts: one row a policy, one column a family."""
+    rows = []
+    for policy, label in settings.labels.items():
+        right = _scored(items[policy], settings.accuracy, SAMPLED)
+        by_family = (right["score"] == 1).groupby(right["family"], sort=True).mean()
+        rows.append({"policy": label, **{str(f): float(v) for f, v in by_family.items()}})
+    return pd.DataFrame(rows)
+
+
+def cost_table(artifacts: Sequence[Path]) -> pd.DataFrame:
+    """What each stage cost, from the manifests of what it made: jobs, seconds, tokens, tokens per second."""
+    records = [m for m in map(manifest, artifacts) if m]
+    frame = pd.DataFrame(
+        [{"stage": m["stage"], "jobs": 1, "seconds": m["seconds"], "tokens": m.get("tokens", 0)} for m in records],
+        columns=["stage", "jobs", "seconds", "tokens"],
+    )
+    costs = frame.groupby("stage", sort=False).sum().reset_index()
+    costs["tokens_per_second"] = (costs["tokens"] / costs["seconds"]).where(costs["tokens"] > 0)
+    return costs
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, floatfmt=".3f", missingval="n/a") + "\n"

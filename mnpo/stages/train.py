@@ -1,0 +1,185 @@
+"""Stage `train`: one preference optimisation, from a policy and the log-probabilities of all who oppose it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnpo import family
+from mnpo.artifacts import artifact
+from mnpo.config import Block, Objective, Text, TextForm, Training
+from mnpo.errors import BadInput
+from mnpo.records import LOGPS, PAIRS, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from mnpo.objectives import Pair
+
+REFERENCE = "sft"
+START_TOLERANCE = 0.02  # nats per token between log-probabilities computed twice, in bfloat16 at worst
+
+
+class Settings(Block):
+    """What this stage reads."""
+
+    policy: str
+    start: str
+    objective: Objective
+    opponents: list[tuple[str, float]]
+    """(scorer, lambda)."""
+    scorers: list[str]
+    """Whose log-probabilities are given, in the order of the files: for each scorer, one file a part."""
+    training: Training
+    length_normalised: bool = False
+    form: TextForm
+    text: Text
+    seed: int
+
+
+def run(settings: Settings, start: Path, pairs: Sequence[Path], logps: Sequence[Path], output: Path) -> None:
+    """Write the trained policy into the directory `output`: weights, tokenizer, metrics.jsonl, manifest.
+
+    Args:
+        start: the policy whose weights training starts from.
+        pairs: one file a part.
+        logps: `len(scorers) * len(pairs)` files.
+
+    Raises:
+        BadInput: pairs without log-probabilities, or precomputed ones that disagree with what training computes.
+        Diverged: a loss that is not finite.
+    """
+    rows = read(PAIRS, *pairs)
+    scored = _log_probabilities(settings, rows, pairs, logps)
+    with artifact(output, "train", settings.model_dump(exclude_none=True), [start, *pairs, *logps], directory=True) as made:
+        made.facts = _train(settings, rows, scored, start, made.path)
+
+
+def _log_probabilities(
+    settings: Settings, rows: pd.DataFrame, pairs: Sequence[Path], logps: Sequence[Path]
+) -> dict[str, pd.DataFrame]:
+    """Scorer -> its log-probabilities of `rows`, row by row."""
+    if len(logps) != len(settings.scorers) * len(pairs):
+        raise BadInput(
+            f"{len(settings.scorers)} scorers ({', '.join(settings.scorers)}) of {len(pairs)} pair files need "
+            f"{len(settings.scorers) * len(pairs)} log-probability files, got {len(logps)}"
+        )
+    tables = {}
+    for i, scorer in enumerate(settings.scorers):
+        files = logps[i * len(pairs) : (i + 1) * len(pairs)]
+        table = read(LOGPS, *files).set_index("pair_id")
+        if missing := [p for p in rows["pair_id"] if p not in table.index]:
+            raise BadInput(f"{files[0]}: no log-probabilities of {len(missing)} pairs, such as {missing[0]}; make the file again")
+        tables[scorer] = table.loc[rows["pair_id"]]
+    return tables
+
+
+def _train(
+    settings: Settings, rows: pd.DataFrame, scored: Mapping[str, pd.DataFrame], start: Path, directory: Path
+) -> dict[str, Any]:
+    import torch
+
+    from mnpo.batches import shuffled
+    from mnpo.chat import Chat
+    from mnpo.checkpoints import load_model, load_tokenizer, save
+    from mnpo.logprobs import response_logprobs
+    from mnpo.objectives import Pair, preference_loss
+    from mnpo.training import optimise, write_metrics
+
+    objective = family.member(**settings.objective.model_dump(exclude={"history", "weights", "players"}))
+    by_mean = settings.length_normalised or objective.length_normalised
+    tokenizer, model = load_tokenizer(start), load_model(start)
+    chat = Chat(tokenizer, settings.text, settings.form)
+    records = rows.to_dict("records")
+    chosen = [chat.encode(r["prompt"], r["chosen"], f"pair {r['pair_id']}, chosen") for r in records]
+    rejected = [chat.encode(r["prompt"], r["rejected"], f"pair {r['pair_id']}, rejected") for r in records]
+    fixed = {scorer: _pair(table, by_mean, model.device) for scorer, table in scored.items()}
+    rewards = _columns(rows, "chosen_score", "rejected_score", model.device)
+    wins = _columns(rows, "chosen_win", "rejected_win", model.device)
+
+    def policy(batch: list[int]) -> Pair:
+        texts = [side[i] for side in (chosen, rejected) for i in batch]
+        return Pair(*response_logprobs(model, texts, reduction="mean" if by_mean else "sum").split(len(batch)))
+
+    def losses(batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The objective of the pairs in `batch` (docs/method.md, eq. 4 to 11)."""
+        log_policy = policy(batch)
+        outcome = preference_loss(
+            objective,
+            log_policy,
+            [_rows(fixed[scorer], batch) for scorer, _ in settings.opponents],
+            [weight for _, weight in settings.opponents],
+            _rows(fixed[REFERENCE], batch) if objective.ratio else None,
+            rewards=_rows(rewards, batch),
+            win_probability=_rows(wins, batch),
+        )
+        return outcome.loss, {
+            "margin": outcome.margin,
+            "accuracy": (outcome.margin > 0).float(),
+            "chosen_reward": outcome.chosen_reward,
+            "rejected_reward": outcome.rejected_reward,
+            "chosen_logp": log_policy.chosen,
+            "rejected_logp": log_policy.rejected,
+        }
+
+    lengths = [max(len(c), len(r)) for c, r in zip(chosen, rejected, strict=True)]
+    torch.manual_seed(settings.seed)
+    first = next(shuffled(lengths, settings.training.batch_size, settings.seed))
+    if settings.start in fixed:
+        with torch.no_grad():
+            _require_same(policy(first), _rows(fixed[settings.start], first), settings, [chosen[i] for i in first], by_mean)
+    steps = -(-len(rows) * settings.training.epochs // settings.training.batch_size)
+    model.train()
+    history = optimise(
+        model,
+        settings.training,
+        losses,
+        lengths,
+        steps,
+        names=[f"pair {r['pair_id']}" for r in records],
+        seed=settings.seed,
+        what=f"train {settings.policy}",
+    )
+    save(model, tokenizer, directory)
+    write_metrics(history, directory / "metrics.jsonl")
+    tokens = sum(len(t) for t in (*chosen, *rejected)) * settings.training.epochs
+    return {"rows": len(rows), "steps": steps, "tokens": tokens, "final_loss": history[-1]["loss"], **chat.counts}
+
+
+def _pair(table: pd.DataFrame, by_mean: bool, device: Any) -> Pair:
+    """Log-probabilities of all pairs under one scorer: sums, or means over the response's tokens."""
+    import torch
+
+    from mnpo.objectives import Pair
+
+    sides = [table[s] / table[f"{s}_tokens"] if by_mean else table[s] for s in ("chosen", "rejected")]
+    return Pair(*(torch.tensor(side.tolist(), dtype=torch.float32, device=device) for side in sides))
+
+
+def _columns(rows: pd.DataFrame, chosen: str, rejected: str, device: Any) -> Pair:
+    import torch
+
+    from mnpo.objectives import Pair
+
+    return Pair(*(torch.tensor(rows[c].tolist(), dtype=torch.float32, device=device) for c in (chosen, rejected)))
+
+
+def _rows(pair: Pair, batch: list[int]) -> Pair:
+    from mnpo.objectives import Pair
+
+    return Pair(pair.chosen[batch], pair.rejected[batch])
+
+
+def _require_same(now: Pair, before: Pair, settings: Settings, texts: Sequence[Any], by_mean: bool) -> None:
+    """Training's first forward pass and the `logps` stage must agree on the policy that training starts from."""
+    import torch
+
+    tokens = torch.tensor([1.0 if by_mean else len(t.response) for t in texts], device=now.chosen.device)
+    apart = float(((now.chosen - before.chosen).abs() / tokens).max())
+    if apart > START_TOLERANCE:
+        raise BadInput(
+            f"{settings.policy}: log-probabilities of {settings.start} differ by {apart:.3f} nats a token between the logps "
+            "stage and training; they read the texts differently (template, BOS, truncation) or in another precision"
+        )

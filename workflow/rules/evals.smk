@@ -1,0 +1,21 @@
+# evals: policies on benchmarks
+
+
+rule evaluate:
+    input:
+        policy=PLAN.policy("{policy}"),
+        reference=PLAN.policy(REFERENCE),
+        prompts=PLAN.prompts(HELDOUT),
+    output:
+        summary=PLAN.evaluation("{policy}", "{benchmark}"),
+        rows=PLAN.evaluation_items("{policy}", "{benchmark}"),
+    params:
+        settings=lambda w: PLAN.settings("evaluate", policy=w.policy, benchmark=w.benchmark),
+        source=PLAN.source("evaluate", PLAN.evaluation_oracles),
+    log:
+        f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.log",
+    benchmark:
+        f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.tsv"
+    shell:
+        "mnpo evaluate --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
+        " --prompts {input.prompts} --output {output.summary} 2>&1 | tee {log}"

@@ -1,0 +1,19 @@
+# logps: log-probabilities of pairs under whoever opposes; one job for each (pairs, scorer)
+
+
+rule logps:
+    input:
+        policy=PLAN.policy("{scorer}"),
+        pairs=PLAN.pairs("{policy}", "{part}", "{oracle}"),
+    output:
+        PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
+    params:
+        settings=lambda w: PLAN.settings("logps", text=w.text),
+        source=PLAN.source("logps"),
+    log:
+        f"{LOGS}/logps/{{policy}}.part{{part}}.{{oracle}}.{{text}}.{{scorer}}.log",
+    benchmark:
+        f"{LOGS}/logps/{{policy}}.part{{part}}.{{oracle}}.{{text}}.{{scorer}}.tsv"
+    shell:
+        "mnpo logps --settings {params.settings:q} --policy {input.policy} --pairs {input.pairs}"
+        " --output {output} 2>&1 | tee {log}"

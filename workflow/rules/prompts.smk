@@ -1,0 +1,18 @@
+# prompts: every train part, the held-out ones, and the demonstrations of the reference
+
+
+rule prompts:
+    output:
+        parts=[PLAN.prompts(t) for t in range(1, PLAN.config.prompts.parts + 1)],
+        heldout=PLAN.prompts(HELDOUT),
+        demonstrations=PLAN.demonstrations,
+    params:
+        settings=PLAN.settings("prompts"),
+        source=PLAN.source("prompts"),
+        directory=subpath(PLAN.demonstrations, parent=True),
+    log:
+        f"{LOGS}/prompts.log",
+    benchmark:
+        f"{LOGS}/prompts.tsv"
+    shell:
+        "mnpo prompts --settings {params.settings:q} --output {params.directory} 2>&1 | tee {log}"
