@@ -10,11 +10,14 @@ import re
 import sys
 from pathlib import Path
 
-# Rules call `mnpo`: the one that belongs to the Python that runs this.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# Rules call `python -m mnpo`: this package, in the Python that runs Snakemake unless a rule's environment brings another.
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
+    PYTHONPATH=str(workflow.basedir),
+)
 
 from mnpo.config import ConfigError, load
-from mnpo.plan import FIGURES, HELDOUT, REFERENCE, Plan
+from mnpo.plan import FIGURES, HELDOUT, REFERENCE, TABLES, Plan
 
 if len(workflow.configfiles) > 1:
     raise WorkflowError("one --configfile at a time: a configuration that builds on another says `extends:`")
@@ -54,6 +57,7 @@ include: "workflow/rules/pairs.smk"
 include: "workflow/rules/logps.smk"
 include: "workflow/rules/evals.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/theory.smk"
 
 
 rule all:
@@ -61,4 +65,5 @@ rule all:
     input:
         rules.tabulate.output,
         rules.costs.output,
+        rules.theory.output,
         expand(PLAN.figure("{figure}") + ".{ending}", figure=FIGURES, ending=["svg", "png"]),

@@ -113,7 +113,8 @@ def _remove(path: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    used = {n: str(sys.modules[n].__version__) for n in ("torch", "transformers", "pandas", "numpy") if n in sys.modules}
+    libraries = ("torch", "transformers", "pandas", "numpy")
+    used: dict[str, str] = {n: str(sys.modules[n].__version__) for n in libraries if n in sys.modules}
     return {"mnpo": __version__, "python": platform.python_version(), **used}
 
 

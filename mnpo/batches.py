@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-WINDOW = 16  # batches that are sorted by length together: long enough to pad little, short enough to stay shuffled
+WINDOW = 50  # batches that are sorted by length together: long enough to pad little, short enough to stay shuffled
 
 
 def by_tokens(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:

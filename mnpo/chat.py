@@ -68,7 +68,9 @@ class Chat:
         prompt_ids = self.prompt(prompt, where)
         body = self._ids(response)
         if not body:
-            raise BadInput(f"{where}: the response {response!r} has no tokens; drop the row (the pair stage does, and counts it)")
+            raise BadInput(
+                f"{where}: the response {response!r} has no tokens; drop the row (the pair stage does, and counts it)"
+            )
         response_ids = [*body, self.end_of_turn]
         room = self.text.max_length - len(prompt_ids)
         if len(response_ids) > room:

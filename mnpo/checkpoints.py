@@ -1,4 +1,4 @@
-"""A policy on disk: a directory that transformers loads. Whatever is missing from it is an error, not a random weight."""
+"""A policy on disk: a directory that transformers loads. What is missing from it is an error, not a random weight."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_model(path: str | Path, kind: str = "causal") -> PreTrainedModel:
             "the directory was made for another architecture, or its weights are incomplete"
         )
     model.eval()
-    return model.to(device())  # type: ignore[no-any-return]
+    return model.to(device())
 
 
 def load_tokenizer(path: str | Path) -> Any:

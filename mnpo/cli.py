@@ -21,7 +21,9 @@ from mnpo.progress import say
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Settings = Annotated[str, typer.Option(help="The stage's settings: JSON, or a JSON or YAML file. See docs/configuration.md.")]
+Settings = Annotated[
+    str, typer.Option(help="The stage's settings: JSON, or a JSON or YAML file. See docs/configuration.md.")
+]
 Output = Annotated[Path, typer.Option(help="What to make.")]
 Policy = Annotated[Path, typer.Option(help="A policy's directory.")]
 Config = Annotated[Path, typer.Option(help="A configuration file.")]
@@ -30,8 +32,8 @@ Files = Annotated[list[Path], typer.Option()]
 
 def _stage(name: str) -> Any:
     """The module of a stage. Heavy libraries are imported there, not here."""
-    if threads := os.environ.get("OMP_NUM_THREADS"):  # torch reads it only when it is imported, numpy never rereads it
-        os.environ.setdefault("MKL_NUM_THREADS", threads)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return import_module(f"mnpo.stages.{name}")
 
 
@@ -57,7 +59,7 @@ def prompts(settings: Settings, output: Output) -> None:
 
 
 @app.command()
-def sft(settings: Settings, demonstrations: Path, output: Output) -> None:
+def sft(settings: Settings, demonstrations: Annotated[Path, typer.Option()], output: Output) -> None:
     """Prepare the reference policy, fine-tuned on the demonstrations when the settings say so."""
     stage = _stage("sft")
     stage.run(_settings(stage, settings), demonstrations, output)
@@ -97,7 +99,9 @@ def train(
     start: Annotated[Path, typer.Option(help="The policy to start from.")],
     pairs: Files,
     output: Output,
-    logps: Annotated[list[Path] | None, typer.Option(help="For each scorer in the settings, one file for each of --pairs.")] = None,
+    logps: Annotated[
+        list[Path] | None, typer.Option(help="For each scorer in the settings, one file for each of --pairs.")
+    ] = None,
 ) -> None:
     """Optimise a policy on pairs, against the policies whose log-probabilities are given."""
     stage = _stage("train")
@@ -143,6 +147,65 @@ def plot(
 
 
 @app.command()
+def game(
+    preset: Annotated[str, typer.Option(help="rps, random, bradley-terry or condorcet.")] = "rps",
+    algorithm: Annotated[
+        str, typer.Option(help="td-mnpo, inpo, onpo, egpo, ...; a wrong name lists them.")
+    ] = "td-mnpo",
+    weights: Annotated[
+        list[float] | None, typer.Option(help="History weights, newest first: --weights 0.667 0.333.")
+    ] = None,
+    more_weights: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
+    learning_rate: Annotated[float, typer.Option(help="The update is exp(learning rate * P).")] = 1.0,
+    tau: Annotated[float, typer.Option(help="Weight of KL(policy || reference); 0: no reference.")] = 0.0,
+    comparisons: Annotated[
+        str, typer.Option(help="policy: pairs from pi_t; opponents: averaged over the opponents.")
+    ] = "policy",
+    steps: Annotated[int, typer.Option(help="Updates.")] = 2000,
+    actions: Annotated[int | None, typer.Option(help="Actions, for presets that can have any number.")] = None,
+    players: Annotated[int | None, typer.Option(help="Oracles, for ht-mnpo.")] = None,
+    seed: int = 0,
+    matrix: Annotated[
+        list[Path] | None, typer.Option(help="A CSV preference matrix instead of a preset; one a player.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Write the gaps here, as CSV.")] = None,
+    figure: Annotated[list[Path] | None, typer.Option(help="Write the figure of gaps here (.svg, .png, .pdf).")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print everything measured as JSON.")] = False,
+) -> None:
+    """Play an exact tabular game and measure its gaps, last and average iterate."""
+    if more_weights and not weights:
+        raise typer.BadParameter(f"unexpected {' '.join(map(str, more_weights))}; weights follow --weights")
+    stage = _stage("game")
+    result = stage.run(
+        preset=preset,
+        algorithm=algorithm,
+        weights=[*weights, *(more_weights or [])] if weights else None,
+        learning_rate=learning_rate,
+        tau=tau,
+        comparisons=comparisons,
+        steps=steps,
+        actions=actions,
+        players=players,
+        seed=seed,
+        matrices=matrix or [],
+        table=table,
+        figures=figure or [],
+    )
+    typer.echo(stage.dump(result) if json_ else stage.describe(result))
+
+
+@app.command()
+def theory(
+    table: Annotated[Path, typer.Option(help="The table, as CSV.")],
+    figure: Annotated[list[Path], typer.Option(help="The figure (.svg, .png, .pdf).")],
+    steps: Annotated[int, typer.Option(help="Updates of each game.")] = 2000,
+    seed: int = 0,
+) -> None:
+    """Measure which algorithms converge in which iterate, with the reference and without."""
+    _stage("game").theory(table=table, figures=figure, steps=steps, seed=seed)
+
+
+@app.command()
 def check(config: Config = Path("config.yaml")) -> None:
     """Read a configuration and say what it amounts to, or what is wrong with it."""
     from mnpo.plan import Plan
@@ -150,7 +213,24 @@ def check(config: Config = Path("config.yaml")) -> None:
     plan = Plan(load(config))
     for fit in plan.fits.values():
         opponents = ", ".join(f"{name} {weight:.3g}" for name, weight in fit.opponents) or "nobody"
-        typer.echo(f"{fit.policy}: from {fit.start}, pairs of {fit.sampler} on part {list(fit.parts)}, against {opponents}")
+        typer.echo(
+            f"{fit.policy}: from {fit.start}, pairs of {fit.sampler} on part {list(fit.parts)}, against {opponents}"
+        )
+
+
+@app.command()
+def show(config: Config = Path("config.yaml")) -> None:
+    """Print a finished run's main table, and where everything is."""
+    from mnpo.plan import Plan
+
+    plan = Plan(load(config))
+    main_table = Path(plan.table("main") + ".md")
+    if not main_table.is_file():
+        raise BadInput(f"{main_table}: not made yet; run snakemake first")
+    typer.echo(main_table.read_text(encoding="utf-8"))
+    typer.echo(f"tables   {plan.root}/tables/   (CSV and Markdown)")
+    typer.echo(f"figures  {plan.root}/figures/  (SVG and PNG)")
+    typer.echo(f"report   {plan.root}/report.html")
 
 
 @app.command("schema")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -34,6 +34,7 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 AnyBlock = TypeVar("AnyBlock", bound=BaseModel)
 
@@ -51,7 +52,7 @@ class Prompts(Block):
     """Where prompts come from and how they are cut into the parts that the iterations train on."""
 
     source: Literal["demo", "file", "hub"] = "demo"
-    """`demo`: the tiny world of mnpo/demo; `file`: local JSONL or Parquet; `hub`: a data set of the Hugging Face hub."""
+    """`demo`: the tiny world of mnpo/demo; `file`: local JSONL or Parquet; `hub`: a data set of the hub."""
     path: str | None = None
     """For `file`: the JSONL or Parquet file. For `hub`: the data set's id."""
     revision: str | None = None
@@ -161,7 +162,7 @@ class Optimisation(Block):
     """Rows (demonstrations, or pairs) of one optimiser step."""
     micro_batch_tokens: int = Field(16384, ge=1)
     """Padded tokens of one forward pass; gradients accumulate over the batch."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     clip: Positive = 1.0
     """Largest gradient norm."""
@@ -414,9 +415,15 @@ class _UniqueKeys(yaml.SafeLoader):
 def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor
+            continue
+        key = loader.construct_object(key_node)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key_node.start_mark)
         if key in seen:
-            raise ConfigError(f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} given twice")
+            raise ConfigError(
+                f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: key {key!r} given twice"
+            )
         seen.add(key)
     return loader.construct_mapping(node)
 
@@ -436,7 +443,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             content = loader.get_single_data()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a configuration that exists") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of blocks, found {type(content).__name__}")
@@ -452,6 +459,8 @@ def _extended(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base_name = content.pop("extends", None)
     if base_name is None:
         return content
+    if not isinstance(base_name, str):
+        raise ConfigError(f"{path}: extends: expected the name of one file (got {json.dumps(base_name, default=str)})")
     base = _extended(path.parent / base_name, (*seen, path.resolve()))
     return overlay(base, content)
 
@@ -517,7 +526,9 @@ def _fields(block: type[BaseModel], parents: Iterable[Any]) -> list[str]:
 def schema() -> str:
     """The JSON schema of a configuration, for editors; configs/schema.json is this text."""
     content = Config.model_json_schema()
-    content["properties"]["extends"] = {"type": "string", "description": "Another configuration that this one replaces keys of."}
+    content["properties"]["extends"] = {
+        "type": "string",
+        "description": "Another configuration that this one replaces keys of.",
+    }
     content["required"] = ["name"]
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
-

@@ -125,7 +125,9 @@ def normalised(weights: Sequence[float], opponents: int, where: str) -> list[flo
     """
     used = list(weights)[:opponents]
     if len(used) < opponents:
-        raise ValueError(f"{where}: {opponents} opponents but {len(weights)} weights {list(weights)}; give one for each")
+        raise ValueError(
+            f"{where}: {opponents} opponents but {len(weights)} weights {list(weights)}; give one for each"
+        )
     if bad := [w for w in weights if not (math.isfinite(w) and w >= 0)]:
         raise ValueError(f"{where}: weight {bad[0]} in {list(weights)} is not a finite number >= 0")
     if opponents and sum(used) <= 0:

@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What an objective says of each pair, all ``[pairs]``: loss, implicit rewards of both responses (nats), their margin."""
+    """What an objective says of each pair, all ``[pairs]``: loss, implicit rewards of both (nats), their margin."""
 
     loss: Tensor
     chosen_reward: Tensor

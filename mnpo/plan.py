@@ -1,4 +1,4 @@
-"""The plan: configuration -> which policies exist, who trains from whom, against whom, on what, and which files that means.
+"""The plan: configuration -> which policies exist, who trains from whom, against whom, on what, and in which files.
 
 Pure: nothing is read or written here, nothing heavy is imported. A stage never decides who opposes whom; it obeys.
 """
@@ -43,7 +43,7 @@ class Fit:
 
     @property
     def scorers(self) -> list[str]:
-        """The policies whose log-probabilities of the pairs it reads: the opponents, and the reference if it has a share."""
+        """Whose log-probabilities of the pairs it reads: the opponents, and the reference if it has a share."""
         reference = [REFERENCE] if self.objective.ratio else []
         return list(dict.fromkeys([*(name for name, _ in self.opponents), *reference]))
 
@@ -303,10 +303,9 @@ class Plan:
         """The digest of the code behind a stage; `oracles` adds the modules of the kinds of oracle it uses."""
         kinds = {spec["kind"] for spec in self._oracles(oracles)["oracles"].values()}
         world = ["mnpo.demo.world"] if stage == "prompts" and self.config.prompts.source == "demo" else []
-        return sources.digest(f"mnpo.stages.{stage}", *(f"mnpo.oracles.{ORACLE_MODULES[k]}" for k in sorted(kinds)), *world)
-
-
-
+        return sources.digest(
+            f"mnpo.stages.{stage}", *(f"mnpo.oracles.{ORACLE_MODULES[k]}" for k in sorted(kinds)), *world
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -315,7 +314,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} has no canonical form")
 
 
-# ------------------------------------------------------------------------------------------------------------- unrolling
+# ------------------------------------------------------------------------------------------------------------ unrolling
 
 
 def _unroll(config: Config, name: str, run: Run) -> Iterable[Fit]:
@@ -350,7 +349,15 @@ def _policy(run: str, t: int) -> str:
 
 
 def _fit(
-    config: Config, name: str, run: Run, t: int, policy: str, *, start: str, sampler: str, opponents: list[str] | None = None
+    config: Config,
+    name: str,
+    run: Run,
+    t: int,
+    policy: str,
+    *,
+    start: str,
+    sampler: str,
+    opponents: list[str] | None = None,
 ) -> Fit:
     iteration = run.iterations[t - 1]
     where = f"runs.{name}, iteration {t}"

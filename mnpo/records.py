@@ -26,7 +26,7 @@ class RecordError(BadInput):
 
 @dataclass(frozen=True)
 class Table:
-    """A kind of table: columns (name -> string, int or float), the key that identifies a row, and columns never blank."""
+    """A kind of table: columns (name -> string, int or float), the key that identifies a row, columns never blank."""
 
     noun: str
     columns: dict[str, str]
@@ -126,12 +126,15 @@ def read(table: Table, *paths: str | Path) -> pd.DataFrame:
             frames.append(pq.read_table(path).to_pandas())
         except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise RecordError(f"{path}: not a readable Parquet file of {table.noun} ({reason}); delete it to have it remade") from None
+            raise RecordError(
+                f"{path}: not a readable Parquet file of {table.noun} ({reason}); delete it to have it remade"
+            ) from None
         check(table, frames[-1], path)
     rows = pd.concat(frames, ignore_index=True) if len(frames) != 1 else frames[0]
     if len(frames) > 1:
         _unique(table, rows, ", ".join(map(str, paths)))
-    return rows[list(table.columns)]
+    columns: pd.DataFrame = rows[list(table.columns)]
+    return columns
 
 
 def write(table: Table, rows: pd.DataFrame | Sequence[dict[str, Any]], path: str | Path) -> None:
@@ -156,7 +159,9 @@ def check(table: Table, rows: pd.DataFrame, where: str | Path) -> None:
     for column, kind in table.columns.items():
         for row, value in enumerate(rows[column].tolist()):
             if problem := _problem(value, kind, column in table.not_blank):
-                raise RecordError(f"{where}: row {row}, column {column}: {problem} (got {value!r}); mend or remove the row")
+                raise RecordError(
+                    f"{where}: row {row}, column {column}: {problem} (got {value!r}); mend or remove the row"
+                )
     _unique(table, rows, str(where))
 
 
@@ -177,7 +182,14 @@ def _unique(table: Table, rows: pd.DataFrame, where: str) -> None:
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
         key = tuple(rows.iloc[row][list(table.key)])
-        raise RecordError(f"{where}: row {row}: {', '.join(table.key)} = {key} stands twice; {table.noun} name each once")
+        raise RecordError(
+            f"{where}: row {row}: {', '.join(table.key)} = {key} stands twice; {table.noun} name each once"
+        )
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as dictionaries."""
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

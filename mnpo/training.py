@@ -66,7 +66,7 @@ def optimise(
                 loss, metrics = losses(micro)
             _require_finite(loss, [names[r] for r in micro], what, len(history))
             share = torch.tensor([weight[r] / total for r in micro], device=loss.device, dtype=loss.dtype)
-            (loss * share).sum().backward()
+            (loss * share).sum().backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss, **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float((value.detach().to(share) * share).sum())
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optimisation.clip))
@@ -75,7 +75,9 @@ def optimise(
                 f"{what}: step {len(history)}: the gradient's norm is {norm}, on rows {_some(names[r] for r in rows)}; "
                 "lower learning_rate, or look at these rows"
             )
-        history.append({"step": len(history), **sums, "gradient_norm": norm, "learning_rate": rate.get_last_lr()[0]})
+        history.append(
+            {"step": len(history), **sums, "gradient_norm": norm, "learning_rate": float(rate.get_last_lr()[0])}
+        )
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         rate.step()

@@ -1,8 +1,7 @@
 """The benchmark `heldout`: responses to prompts that nobody trained on, judged by the configuration's oracles.
 
-Reported: each oracle's mean score and, where prompts have a verifiable answer, exact accuracy by family, both greedy and
-sampled; mean length; Condorcet cycles among a prompt's samples; and the KL divergence to the reference. Win rates need two
-policies: they are computed in the tables from the per-item rows.
+Reported: each oracle's mean score, greedy and sampled; mean length; Condorcet cycles among a prompt's samples; and the
+KL divergence to the reference. Accuracies and win rates are computed in the tables, from the per-item rows.
 """
 
 from __future__ import annotations
@@ -44,7 +43,9 @@ def evaluate(
     from mnpo.checkpoints import load_model, load_tokenizer
 
     chat, model = Chat(load_tokenizer(policy), settings.text), load_model(policy)
-    rows = _respond(settings, chat, model, prompts, GREEDY, Decoding(**settings.decoding.model_dump() | {"temperature": 0}), 1)
+    rows = _respond(
+        settings, chat, model, prompts, GREEDY, Decoding(**settings.decoding.model_dump() | {"temperature": 0}), 1
+    )
     rows += _respond(settings, chat, model, prompts, SAMPLED, settings.decoding, settings.responses)
     judged, cycles = _judge(settings, prompts, rows)
     summary = {
@@ -53,7 +54,9 @@ def evaluate(
         "prompts": len(prompts),
         "responses": settings.responses,
         "scores": {
-            name: {mode: fmean(r["score"] for r in judged if r["oracle"] == name and r["mode"] == mode) for mode in MODES}
+            name: {
+                mode: fmean(r["score"] for r in judged if r["oracle"] == name and r["mode"] == mode) for mode in MODES
+            }
             for name in settings.oracles
         },
         "tokens": {mode: fmean(r["tokens"] for r in rows if r["mode"] == mode) for mode in MODES},
@@ -69,7 +72,13 @@ MODES = (GREEDY, SAMPLED)
 
 
 def _respond(
-    settings: Settings, chat: Any, model: Any, prompts: Sequence[Mapping[str, Any]], mode: str, decoding: Decoding, count: int
+    settings: Settings,
+    chat: Any,
+    model: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    mode: str,
+    decoding: Decoding,
+    count: int,
 ) -> list[dict[str, Any]]:
     """`count` responses to each prompt. Seeds name the prompt, not the policy: all policies see the same numbers."""
     from mnpo.samplers import Request
@@ -77,7 +86,8 @@ def _respond(
 
     tasks = [(prompt, k) for prompt in prompts for k in range(count)]
     requests = [
-        Request(chat.prompt(p["prompt"], p["prompt_id"]), derive(settings.seed, mode, p["prompt_id"], k)) for p, k in tasks
+        Request(chat.prompt(p["prompt"], p["prompt_id"]), derive(settings.seed, mode, p["prompt_id"], k))
+        for p, k in tasks
     ]
     what = f"evaluate {settings.policy}, {mode}"
     drawn = draw(model, requests, decoding, chat.stop_ids, settings.batch_size, what)
@@ -107,7 +117,8 @@ def _judge(
     facts = {p["prompt_id"]: p for p in prompts}
     groups = list(by_prompt.values())
     questions = [
-        Question(facts[g[0]["prompt_id"]]["prompt"], facts[g[0]["prompt_id"]]["truth"], [r["response"] for r in g]) for g in groups
+        Question(facts[g[0]["prompt_id"]]["prompt"], facts[g[0]["prompt_id"]]["truth"], [r["response"] for r in g])
+        for g in groups
     ]
     kept = ("prompt_id", "family", "mode", "k", "response", "tokens")
     judged, cycles = [], None
@@ -124,7 +135,7 @@ def _judge(
 
 
 def _kl(settings: Settings, chat: Any, model: Any, reference: Path, prompts: Sequence[Mapping[str, Any]]) -> float:
-    """KL(pi || pi_ref) per response, nats: the mean of log pi(y) - log pi_ref(y) over y from pi itself (docs/method.md, eq. 13)."""
+    """KL(pi || pi_ref) per response, nats: mean log pi(y) - log pi_ref(y) over y from pi (docs/method.md, eq. 13)."""
     from mnpo.chat import Encoded
     from mnpo.checkpoints import load_model
     from mnpo.logprobs import score_texts

@@ -20,7 +20,10 @@ class Weighted(Scorer):
         """The weighted sum, in the members' units."""
         judged = [(self.weights[name], member.judge(questions)) for name, member in self.members.items()]
         return [
-            [sum(weight * judgements[q].scores[i] for weight, judgements in judged) for i in range(len(question.responses))]
+            [
+                sum(weight * judgements[q].scores[i] for weight, judgements in judged)
+                for i in range(len(question.responses))
+            ]
             for q, question in enumerate(questions)
         ]
 

@@ -24,7 +24,9 @@ class RewardModel(Scorer):
         self.model: Any = load_model(path, "classifier")
         self.tokenizer: Any = load_tokenizer(path)
         if self.model.config.num_labels != 1:
-            raise BadInput(f"{path}: a classifier of {self.model.config.num_labels} outputs is no reward model; expected 1")
+            raise BadInput(
+                f"{path}: a classifier of {self.model.config.num_labels} outputs is no reward model; expected 1"
+            )
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     def score(self, questions: Sequence[Question]) -> list[list[float]]:
@@ -49,7 +51,9 @@ class RewardModel(Scorer):
             width = max(len(ids[i]) for i in batch)
             pad = self.tokenizer.pad_token_id
             rows = torch.tensor([ids[i] + [pad] * (width - len(ids[i])) for i in batch], device=self.model.device)
-            mask = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in batch], device=self.model.device)
+            mask = torch.tensor(
+                [[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in batch], device=self.model.device
+            )
             with torch.inference_mode():
                 out = self.model(input_ids=rows, attention_mask=mask).logits[:, 0].float().tolist()
             for i, reward in zip(batch, out, strict=True):
@@ -62,5 +66,7 @@ def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mappi
     assert settings.model is not None
     path = models[settings.model].path
     if path is None:
-        raise BadInput(f"models.{settings.model}: a reward model must be on this machine; download it and give its path")
+        raise BadInput(
+            f"models.{settings.model}: a reward model must be on this machine; download it and give its path"
+        )
     return RewardModel(path)

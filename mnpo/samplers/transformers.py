@@ -93,7 +93,7 @@ def _choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tenso
     """The next token of each row: by inverse transform over the nucleus in order of probability, or greedily."""
     if uniform is None:
         return logits.argmax(-1)
-    probability, token = (logits.double() / decoding.temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probability, token = (logits.double() / decoding.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     mass = probability.cumsum(-1)
     nucleus = mass - probability < decoding.top_p
     kept = (probability * nucleus).cumsum(-1)

@@ -9,7 +9,7 @@ from typing import Any
 from mnpo.artifacts import artifact
 from mnpo.benchmarks import heldout
 from mnpo.config import validated
-from mnpo.records import JUDGED, PROMPTS, read, write
+from mnpo.records import JUDGED, PROMPTS, read, rows_of, write
 
 
 def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, output: Path) -> None:
@@ -18,8 +18,11 @@ def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, 
     rows = read(PROMPTS, prompts)
     inputs = [policy, reference, prompts]
     items = output.with_suffix(".parquet")
-    with artifact(output, "evaluate", settings, inputs) as made, artifact(items, "evaluate", settings, inputs) as made_items:
-        summary, judged = heldout.evaluate(wanted, policy, reference, rows.to_dict("records"))
+    with (
+        artifact(output, "evaluate", settings, inputs) as made,
+        artifact(items, "evaluate", settings, inputs) as made_items,
+    ):
+        summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows))
         write(JUDGED, judged, made_items.path)
         made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         made.facts = made_items.facts = {"rows": len(judged)}

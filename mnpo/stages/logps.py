@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mnpo.artifacts import artifact
 from mnpo.config import Block, Text, TextForm
-from mnpo.records import LOGPS, PAIRS, read, write
+from mnpo.records import LOGPS, PAIRS, read, rows_of, write
 
 BATCH_TOKENS = 16384
 
@@ -30,7 +30,7 @@ def run(settings: Settings, policy: Path, pairs: Path, output: Path) -> None:
         sides = ("chosen", "rejected")
         texts = [
             chat.encode(row["prompt"], row[side], f"{pairs}: pair {row['pair_id']}, {side}")
-            for row in rows.to_dict("records")
+            for row in rows_of(rows)
             for side in sides
         ]
         scored = score_texts(load_model(policy), texts, max_tokens=BATCH_TOKENS)

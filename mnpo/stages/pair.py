@@ -10,7 +10,7 @@ from typing import Any
 from mnpo.artifacts import artifact
 from mnpo.config import Block, Pairing
 from mnpo.errors import BadInput
-from mnpo.records import PAIRS, SAMPLES, SCORES, read, write
+from mnpo.records import PAIRS, SAMPLES, SCORES, read, rows_of, write
 
 
 class Settings(Block):
@@ -28,12 +28,14 @@ def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], out
     merged = read(SAMPLES, *samples).merge(read(SCORES, *scores), on=["prompt_id", "k"], how="left", validate="1:1")
     if merged["score"].isna().any():
         row = merged[merged["score"].isna()].iloc[0]
-        raise BadInput(f"{scores[0]}: no score for prompt {row['prompt_id']}, k = {row['k']}; score these samples again")
+        raise BadInput(
+            f"{scores[0]}: no score for prompt {row['prompt_id']}, k = {row['k']}; score these samples again"
+        )
     with artifact(output, "pair", settings.model_dump(), [*samples, *scores]) as made:
         counts: Counter[str] = Counter(dict.fromkeys(("empty_responses", *REASONS), 0))
         pairs = []
         for prompt_id, group in merged.groupby("prompt_id", sort=False):
-            answered = [r for r in group.to_dict("records") if r["response"].strip()]
+            answered = [r for r in rows_of(group) if r["response"].strip()]
             counts["empty_responses"] += len(group) - len(answered)
             pair = best_against_worst(answered, settings.pairing.min_gap)
             if isinstance(pair, str):
@@ -41,7 +43,9 @@ def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], out
             else:
                 pairs.append({"pair_id": str(prompt_id), **pair})
         if not pairs:
-            raise BadInput(f"{samples[0]}: no pair can be made of {merged['prompt_id'].nunique()} prompts ({dict(counts)})")
+            raise BadInput(
+                f"{samples[0]}: no pair can be made of {merged['prompt_id'].nunique()} prompts ({dict(counts)})"
+            )
         write(PAIRS, pairs, made.path)
         made.facts = {"rows": len(pairs), "prompts": int(merged["prompt_id"].nunique()), **counts}
 

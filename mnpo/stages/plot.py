@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from mnpo.artifacts import artifact
 from mnpo.config import Block
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind
 
@@ -35,7 +32,9 @@ def run(settings: Settings, figure: str, tables: Path, policies: Sequence[Path],
 
     matplotlib.use("agg")
     matplotlib.rcParams.update({"svg.hashsalt": "mnpo", "figure.dpi": 150, "font.size": 9, "axes.spines.top": False})
-    matplotlib.rcParams.update({"axes.spines.right": False, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3})
+    matplotlib.rcParams.update(
+        {"axes.spines.right": False, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3}
+    )
     metrics = {p.name: _metrics(p) for p in policies}
     drawn = FIGURES[figure](settings, tables, metrics)
     for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
@@ -48,7 +47,7 @@ def _metrics(policy: Path) -> pd.DataFrame:
     return pd.DataFrame([json.loads(line) for line in lines])
 
 
-def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Figure:
+def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Oracle win rate against SFT over the iterations, with intervals; runs of one iteration as a line across."""
     wins = pd.read_csv(tables / "wins.csv")
     against = wins[wins["opponent"] == settings.labels["sft"]].set_index("policy")
@@ -73,7 +72,7 @@ def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
     return figure
 
 
-def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Figure:
+def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Exact accuracy of sampled responses by family, for SFT and the last policy of every run."""
     table = pd.read_csv(tables / "families.csv").set_index("policy")
     shown = [settings.labels["sft"], *(settings.labels[policies[-1]] for policies in settings.runs.values())]
@@ -88,7 +87,7 @@ def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
     return figure
 
 
-def training(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Figure:
+def training(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Loss, margin and accuracy of the pairs over each run's training, iteration after iteration."""
     figure, panels = _canvas(8.6, 2.8, 3)
     for colour, (run_name, policies) in zip(COLOURS, settings.runs.items(), strict=False):
@@ -111,7 +110,7 @@ def training(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
     return figure
 
 
-def win_matrix(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Figure:
+def win_matrix(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Policy against policy: the row's win rate over the column."""
     wins = pd.read_csv(tables / "wins.csv").pivot(index="policy", columns="opponent", values="win_rate")
     labels = list(settings.labels.values())

@@ -86,7 +86,9 @@ def _prompt_text(row: Mapping[str, Any], number: int, p: Prompts) -> str:
         raise BadInput(f"{p.path}: row {number} has no {p.column!r} (it has {', '.join(row)}); set prompts.column")
     text = row[p.column]
     if not isinstance(text, str) or not text.strip():
-        raise BadInput(f"{p.path}: row {number}: {p.column} is {text!r}, expected a text that is not empty; mend or remove it")
+        raise BadInput(
+            f"{p.path}: row {number}: {p.column} is {text!r}, expected a text that is not empty; mend or remove it"
+        )
     return text
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mnpo.artifacts import artifact
 from mnpo.config import Block, Sampling, Text
 from mnpo.errors import BadInput
-from mnpo.records import PROMPTS, SAMPLES, read, write
+from mnpo.records import PROMPTS, SAMPLES, read, rows_of, write
 from mnpo.seeds import derive
 
 
@@ -28,7 +28,9 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
     """
     rows = read(PROMPTS, prompts).iloc[settings.shard :: settings.sampling.shards]
     if rows.empty:
-        raise BadInput(f"{prompts}: no prompts for shard {settings.shard} of {settings.sampling.shards}; use fewer shards")
+        raise BadInput(
+            f"{prompts}: no prompts for shard {settings.shard} of {settings.sampling.shards}; use fewer shards"
+        )
     from mnpo.chat import Chat
     from mnpo.checkpoints import load_model, load_tokenizer
     from mnpo.samplers import Request
@@ -37,11 +39,13 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
     sampling = settings.sampling
     with artifact(output, "sample", settings.model_dump(), [policy, prompts]) as made:
         chat = Chat(load_tokenizer(policy), settings.text)
-        tasks = [(row, k) for row in rows.to_dict("records") for k in range(sampling.responses)]
+        tasks = [(row, k) for row in rows_of(rows) for k in range(sampling.responses)]
         seeds = [derive(settings.seed, row["prompt_id"], k) for row, k in tasks]
-        encoded = {row["prompt_id"]: chat.prompt(row["prompt"], row["prompt_id"]) for row in rows.to_dict("records")}
+        encoded = {row["prompt_id"]: chat.prompt(row["prompt"], row["prompt_id"]) for row in rows_of(rows)}
         requests = [Request(encoded[row["prompt_id"]], seed) for (row, _), seed in zip(tasks, seeds, strict=True)]
-        drawn = draw(load_model(policy), requests, sampling, chat.stop_ids, sampling.batch_size, f"sample {policy.name}")
+        drawn = draw(
+            load_model(policy), requests, sampling, chat.stop_ids, sampling.batch_size, f"sample {policy.name}"
+        )
         samples = [
             {
                 **row,

@@ -20,7 +20,7 @@ class Settings(Block):
 
 
 def run(settings: Settings, samples: Path, output: Path) -> None:
-    """Write one score and one win rate for each row of `samples`; count the prompts whose preferences run in circles."""
+    """Write a score and a win rate for each row of `samples`; count the prompts whose preferences run in circles."""
     rows = read(SAMPLES, samples)
     with artifact(output, "score", settings.model_dump(exclude_none=True), [samples]) as made:
         groups = [group for _, group in rows.groupby("prompt_id", sort=False)]

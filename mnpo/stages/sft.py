@@ -1,4 +1,4 @@
-"""Stage `sft`: the reference policy, from a model directory or from nothing, fine-tuned on demonstrations when asked."""
+"""Stage `sft`: the reference policy, from a model or from nothing, fine-tuned on demonstrations when asked."""
 
 from __future__ import annotations
 
@@ -78,7 +78,15 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
     torch.manual_seed(settings.seed)
     model.train()
     history = optimise(
-        model, sft, losses, [len(t) for t in texts], sft.steps, weights=tokens, names=names, seed=settings.seed, what="sft"
+        model,
+        sft,
+        losses,
+        [len(t) for t in texts],
+        sft.steps,
+        weights=tokens,
+        names=names,
+        seed=settings.seed,
+        what="sft",
     )
     save(model, tokenizer, directory)
     write_metrics(history, directory / "metrics.jsonl")

@@ -130,7 +130,10 @@ def main_table(
             row |= {f"accuracy_{mode}": _accuracy(settings, items[policy], mode) for mode in (GREEDY, SAMPLED)}
         for opponent in settings.win_against:
             row |= _win_columns(wins, label, opponent, settings.labels[opponent])
-        row |= {f"score_{name}": summary["scores"][name][SAMPLED] for name in dict.fromkeys([settings.oracle, *settings.scores])}
+        row |= {
+            f"score_{name}": summary["scores"][name][SAMPLED]
+            for name in dict.fromkeys([settings.oracle, *settings.scores])
+        }
         row |= {"tokens": summary["tokens"][SAMPLED], "kl_to_reference": summary["kl_to_reference"]}
         if summary["prompts_with_a_cycle"] is not None:
             row["prompts_with_a_cycle"] = summary["prompts_with_a_cycle"]

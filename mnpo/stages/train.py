@@ -10,7 +10,7 @@ from mnpo import family
 from mnpo.artifacts import artifact
 from mnpo.config import Block, Objective, Text, TextForm, Training
 from mnpo.errors import BadInput
-from mnpo.records import LOGPS, PAIRS, read
+from mnpo.records import LOGPS, PAIRS, read, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,9 @@ def run(settings: Settings, start: Path, pairs: Sequence[Path], logps: Sequence[
     """
     rows = read(PAIRS, *pairs)
     scored = _log_probabilities(settings, rows, pairs, logps)
-    with artifact(output, "train", settings.model_dump(exclude_none=True), [start, *pairs, *logps], directory=True) as made:
+    with artifact(
+        output, "train", settings.model_dump(exclude_none=True), [start, *pairs, *logps], directory=True
+    ) as made:
         made.facts = _train(settings, rows, scored, start, made.path)
 
 
@@ -71,7 +73,9 @@ def _log_probabilities(
         files = logps[i * len(pairs) : (i + 1) * len(pairs)]
         table = read(LOGPS, *files).set_index("pair_id")
         if missing := [p for p in rows["pair_id"] if p not in table.index]:
-            raise BadInput(f"{files[0]}: no log-probabilities of {len(missing)} pairs, such as {missing[0]}; make the file again")
+            raise BadInput(
+                f"{files[0]}: no log-probabilities of {len(missing)} pairs, such as {missing[0]}; make the file again"
+            )
         tables[scorer] = table.loc[rows["pair_id"]]
     return tables
 
@@ -92,7 +96,7 @@ def _train(
     by_mean = settings.length_normalised or objective.length_normalised
     tokenizer, model = load_tokenizer(start), load_model(start)
     chat = Chat(tokenizer, settings.text, settings.form)
-    records = rows.to_dict("records")
+    records = rows_of(rows)
     chosen = [chat.encode(r["prompt"], r["chosen"], f"pair {r['pair_id']}, chosen") for r in records]
     rejected = [chat.encode(r["prompt"], r["rejected"], f"pair {r['pair_id']}, rejected") for r in records]
     fixed = {scorer: _pair(table, by_mean, model.device) for scorer, table in scored.items()}
@@ -101,7 +105,8 @@ def _train(
 
     def policy(batch: list[int]) -> Pair:
         texts = [side[i] for side in (chosen, rejected) for i in batch]
-        return Pair(*response_logprobs(model, texts, reduction="mean" if by_mean else "sum").split(len(batch)))
+        both = response_logprobs(model, texts, reduction="mean" if by_mean else "sum")
+        return Pair(both[: len(batch)], both[len(batch) :])
 
     def losses(batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The objective of the pairs in `batch` (docs/method.md, eq. 4 to 11)."""
@@ -129,7 +134,9 @@ def _train(
     first = next(shuffled(lengths, settings.training.batch_size, settings.seed))
     if settings.start in fixed:
         with torch.no_grad():
-            _require_same(policy(first), _rows(fixed[settings.start], first), settings, [chosen[i] for i in first], by_mean)
+            _require_same(
+                policy(first), _rows(fixed[settings.start], first), settings, [chosen[i] for i in first], by_mean
+            )
     steps = -(-len(rows) * settings.training.epochs // settings.training.batch_size)
     model.train()
     history = optimise(
@@ -180,6 +187,6 @@ def _require_same(now: Pair, before: Pair, settings: Settings, texts: Sequence[A
     apart = float(((now.chosen - before.chosen).abs() / tokens).max())
     if apart > START_TOLERANCE:
         raise BadInput(
-            f"{settings.policy}: log-probabilities of {settings.start} differ by {apart:.3f} nats a token between the logps "
-            "stage and training; they read the texts differently (template, BOS, truncation) or in another precision"
+            f"{settings.policy}: log-probabilities of {settings.start} differ by {apart:.3f} nats a token between the "
+            "logps stage and training; they read the texts differently (template, BOS, truncation) or in another precision"
         )

@@ -9,13 +9,19 @@ rule evaluate:
     output:
         summary=PLAN.evaluation("{policy}", "{benchmark}"),
         rows=PLAN.evaluation_items("{policy}", "{benchmark}"),
-    params:
-        settings=lambda w: PLAN.settings("evaluate", policy=w.policy, benchmark=w.benchmark),
-        source=PLAN.source("evaluate", PLAN.evaluation_oracles),
     log:
         f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.log",
     benchmark:
         f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.tsv"
+    conda:
+        "../../envs/mnpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        settings=lambda w: PLAN.settings("evaluate", policy=w.policy, benchmark=w.benchmark),
+        source=PLAN.source("evaluate", PLAN.evaluation_oracles),
     shell:
-        "mnpo evaluate --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
+        "python -m mnpo evaluate --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
         " --prompts {input.prompts} --output {output.summary} 2>&1 | tee {log}"

@@ -7,13 +7,20 @@ rule logps:
         pairs=PLAN.pairs("{policy}", "{part}", "{oracle}"),
     output:
         PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
-    params:
-        settings=lambda w: PLAN.settings("logps", text=w.text),
-        source=PLAN.source("logps"),
     log:
         f"{LOGS}/logps/{{policy}}.part{{part}}.{{oracle}}.{{text}}.{{scorer}}.log",
     benchmark:
         f"{LOGS}/logps/{{policy}}.part{{part}}.{{oracle}}.{{text}}.{{scorer}}.tsv"
+    priority: 10
+    conda:
+        "../../envs/mnpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        settings=lambda w: PLAN.settings("logps", text=w.text),
+        source=PLAN.source("logps"),
     shell:
-        "mnpo logps --settings {params.settings:q} --policy {input.policy} --pairs {input.pairs}"
+        "python -m mnpo logps --settings {params.settings:q} --policy {input.policy} --pairs {input.pairs}"
         " --output {output} 2>&1 | tee {log}"

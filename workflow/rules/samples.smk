@@ -7,13 +7,20 @@ rule sample:
         prompts=PLAN.prompts("{part}"),
     output:
         PLAN.samples("{policy}", "{part}", "{shard}"),
-    params:
-        settings=lambda w: PLAN.settings("sample", policy=w.policy, part=w.part, shard=w.shard),
-        source=PLAN.source("sample"),
     log:
         f"{LOGS}/sample/{{policy}}.part{{part}}.{{shard}}.log",
     benchmark:
         f"{LOGS}/sample/{{policy}}.part{{part}}.{{shard}}.tsv"
+    priority: 10
+    conda:
+        "../../envs/mnpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        settings=lambda w: PLAN.settings("sample", policy=w.policy, part=w.part, shard=w.shard),
+        source=PLAN.source("sample"),
     shell:
-        "mnpo sample --settings {params.settings:q} --policy {input.policy} --prompts {input.prompts}"
+        "python -m mnpo sample --settings {params.settings:q} --policy {input.policy} --prompts {input.prompts}"
         " --output {output} 2>&1 | tee {log}"

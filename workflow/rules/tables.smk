@@ -6,18 +6,27 @@ rule tabulate:
         evaluations=[PLAN.evaluation(policy, HELDOUT) for policy in PLAN.evaluated],
         rows=[PLAN.evaluation_items(policy, HELDOUT) for policy in PLAN.evaluated],
     output:
-        PLAN.tables,
-    params:
-        settings=PLAN.settings("tabulate"),
-        source=PLAN.source("tabulate"),
-        evaluations=lambda w, input: [f"--evaluations={file}" for file in input.evaluations],
-        directory=subpath(PLAN.tables[0], parent=True),
+        main=report(PLAN.table("main") + ".csv", caption="../report/main.rst", category="Tables"),
+        families=report(PLAN.table("families") + ".csv", caption="../report/families_table.rst", category="Tables"),
+        wins=report(PLAN.table("wins") + ".csv", caption="../report/wins.rst", category="Tables"),
+        markdown=[f"{PLAN.table(name)}.md" for name in TABLES],
     log:
         f"{LOGS}/tabulate.log",
     benchmark:
         f"{LOGS}/tabulate.tsv"
+    conda:
+        "../../envs/mnpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=PLAN.settings("tabulate"),
+        source=PLAN.source("tabulate"),
+        evaluations=lambda w, input: [f"--evaluations={file}" for file in input.evaluations],
+        directory=subpath(output.main, parent=True),
     shell:
-        "mnpo tabulate --settings {params.settings:q} {params.evaluations} --output {params.directory}"
+        "python -m mnpo tabulate --settings {params.settings:q} {params.evaluations} --output {params.directory}"
         " 2>&1 | tee {log}"
 
 
@@ -25,17 +34,23 @@ rule costs:
     input:
         PLAN.artifacts,
     output:
-        PLAN.table("costs") + ".csv",
-        PLAN.table("costs") + ".md",
-    params:
-        source=PLAN.source("tabulate"),
-        table=PLAN.table("costs"),
+        csv=report(PLAN.table("costs") + ".csv", caption="../report/costs.rst", category="Tables"),
+        md=PLAN.table("costs") + ".md",
     log:
         f"{LOGS}/costs.log",
     benchmark:
         f"{LOGS}/costs.tsv"
+    conda:
+        "../../envs/mnpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        source=PLAN.source("tabulate"),
+        table=subpath(output.csv, strip_suffix=".csv"),
     shell:
-        "mnpo costs --output {params.table} {input} 2>&1 | tee {log}"
+        "python -m mnpo costs --output {params.table} {input} 2>&1 | tee {log}"
 
 
 rule plot:
@@ -45,18 +60,24 @@ rule plot:
     output:
         svg=report(PLAN.figure("{figure}") + ".svg", caption="../report/{figure}.rst", category="Figures"),
         png=PLAN.figure("{figure}") + ".png",
-    wildcard_constraints:
-        figure="|".join(FIGURES),
-    params:
-        settings=PLAN.settings("plot"),
-        source=PLAN.source("plot"),
-        tables=subpath(PLAN.tables[0], parent=True),
-        policies=lambda w, input: [f"--policies={p}" for p in input.policies],
-        figure=PLAN.figure("{figure}"),
     log:
         f"{LOGS}/plot/{{figure}}.log",
     benchmark:
         f"{LOGS}/plot/{{figure}}.tsv"
+    wildcard_constraints:
+        figure="|".join(FIGURES),
+    conda:
+        "../../envs/mnpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        settings=PLAN.settings("plot"),
+        source=PLAN.source("plot"),
+        tables=lambda w, input: os.path.dirname(input.tables[0]),
+        policies=lambda w, input: [f"--policies={p}" for p in input.policies],
+        figure=PLAN.figure("{figure}"),
     shell:
-        "mnpo plot {wildcards.figure} --settings {params.settings:q} --tables {params.tables} {params.policies}"
+        "python -m mnpo plot {wildcards.figure} --settings {params.settings:q} --tables {params.tables} {params.policies}"
         " --output {params.figure} 2>&1 | tee {log}"

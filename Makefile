@@ -1,0 +1,71 @@
+# `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format bench lock schema seeds slurm-profile clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main table
+	$(BIN)/snakemake --profile profiles/demo
+	@$(BIN)/mnpo show --config configs/demo.yaml
+
+test: $(VENV)/.dev ## Run the tests
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.dev ## Check style, types and the workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --profile profiles/demo --lint
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+bench: $(VENV)/.dev ## Remake the measurements in benchmarks/README.md
+	$(BIN)/python benchmarks/logprobs.py
+
+slurm-profile: ## Let `snakemake --profile slurm` find profiles/slurm (undo: rm ~/.config/snakemake/slurm)
+	mkdir -p $(HOME)/.config/snakemake
+	ln -sfn $(CURDIR)/profiles/slurm $(HOME)/.config/snakemake/slurm
+
+seeds: $(VENV)/.demo ## Run the demo with three seeds and remake docs/seeds.md (about 20 minutes)
+	$(BIN)/python -m mnpo.demo.seeds
+
+schema: $(VENV)/.demo ## Remake configs/schema.json from mnpo/config.py
+	$(BIN)/mnpo schema > configs/schema.json
+
+lock: $(VENV)/.dev ## Resolve the dependencies in pyproject.toml again into envs/*.txt
+	$(BIN)/pip-compile -q --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--output-file envs/demo.txt pyproject.toml
+	$(BIN)/pip-compile -q --extra dev --extra slurm --strip-extras --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links --output-file envs/dev.txt pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' envs/demo.txt envs/dev.txt
+
+clean: ## Remove the demo's results and logs (not the environment)
+	rm -rf results/demo logs/demo
+
+# Installed when the lock is newer than the last installation; --no-deps after it, so that nothing outside the lock comes.
+$(VENV)/.demo: envs/demo.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet -r envs/demo.txt
+	$(PIP) install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: envs/dev.txt $(VENV)/.demo
+	$(PIP) install --quiet -r envs/dev.txt
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,514 @@
+"""Log-probabilities of responses under a causal language model, without ever holding ``[tokens, vocab]`` logits.
+
+    texts -> rows (a prompt and the responses that share it) -> decoder body -> hidden states that predict a response
+    token -> head, soft-cap and log-sum-exp, a tile of tokens by vocabulary at a time -> one number per token
+
+Everything is in nats. Values are float32 (float64 for a float64 model) whatever the model's dtype: products are taken
+in the model's or autocast's dtype, the soft-cap and the log-sum-exp in float32.
+
+A text's value does not depend on its company: alone, padded, or beside others under a shared prompt, every token's
+log-probability agrees to float32 rounding: within 1e-5 nats on the tests' models, and about 1e-6 of the logits' size
+on others (with bfloat16 products, their rounding). Not bit for bit: products of other shapes sum in another order.
+
+Sharded models (DDP, FSDP, ZeRO-3) gather their weights in hooks on the wrapped module's ``forward``; wrap
+``ResponseLogprobs(model)``, not ``model``, so that those hooks run and the head's weight is whole while it is read.
+(Tested under FSDP2 on two ranks; ZeRO-3 is not tested here.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+Reduction = Literal["sum", "mean", "none"]
+
+
+class Encoded(Protocol):
+    """A text as token ids, such as ``chat.Encoded``."""
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The prompt, with its template and BOS."""
+
+    @property
+    def response(self) -> Sequence[int]:
+        """The response, with its end of turn."""
+
+
+# --- the head: hidden states -> log-probabilities of given tokens ---------------------------------------------------
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    chunk_tokens: int = 1024,
+    chunk_vocab: int = 8192,
+) -> Tensor:
+    """``log softmax(cap(hidden @ weight.T + bias))[targets]`` in nats, with ``cap(z) = softcap * tanh(z / softcap)``.
+
+    ``hidden [n, d]``, ``weight [vocab, d]``, ``targets [n]`` (int64), ``bias [vocab]`` -> ``[n]`` float32 (float64 from
+    float64). Differentiable once, in ``hidden``, ``weight`` and ``bias``. Needs, beyond the gradients, three float32
+    tiles of ``[chunk_tokens, chunk_vocab]``. Under autocast the products are taken in its dtype.
+    """
+    if chunk_tokens < 1 or chunk_vocab < 1:
+        raise ValueError(f"chunk_tokens and chunk_vocab must be at least 1, not {chunk_tokens} and {chunk_vocab}")
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
+        raise ValueError(f"a target token is outside the head's vocabulary of {len(weight)}")
+    device, dtype = hidden.device.type, weight.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # autocast leaves float64 alone, and so do we
+        dtype = torch.get_autocast_dtype(device)
+    # Casting outside the function lets autograd return each gradient in its own tensor's dtype.
+    operands = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    result: Tensor = _TokenLogprobs.apply(*operands, targets, softcap, chunk_tokens, chunk_vocab)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """``token_logprobs`` for operands of one dtype: the backward pass computes each tile's logits again.
+
+    Why tiles and not chunks of tokens alone: a tile stays in cache between its half dozen elementwise passes, and the
+    weight and its gradient cross memory once per ``chunk_tokens`` tokens, which can then be many.
+
+    Why not an existing kernel: torch's chunked ``linear_cross_entropy`` and Liger's fused loss compute the gradient in
+    the forward pass, which needs one scale for all tokens. Here every response has its own, known only after the pair's
+    margin against its opponents. torch's (and torchtune's) has no soft-cap either, and Liger's does not run on a CPU.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+        chunk_tokens: int,
+        chunk_vocab: int,
+    ) -> Tensor:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        chosen, log_z = (torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
+        for part in _slices(len(hidden), chunk_tokens):
+            normalisers = []
+            for block in _slices(len(weight), chunk_vocab):
+                logits = _capped_logits(hidden[part], weight, bias, softcap, block)
+                column, inside = _columns(targets[part], block)
+                chosen[part] = torch.where(inside, logits.gather(1, column[:, None])[:, 0], chosen[part])
+                highest = logits.amax(1)
+                # In place, because torch.logsumexp would make a second tile.
+                normalisers.append(logits.sub_(highest[:, None]).exp_().sum(1).log_().add_(highest))
+            log_z[part] = torch.stack(normalisers).logsumexp(0)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_z)
+        ctx.softcap, ctx.chunks = softcap, (chunk_tokens, chunk_vocab)
+        return chosen - log_z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # The forward pass chose the dtype; autocast around the backward pass must not choose again.
+        with torch.autocast(grad.device.type, enabled=False):
+            return *_gradients(ctx, grad), None, None, None, None
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What reaches ``hidden``, ``weight`` and ``bias`` from ``grad [n]``; None where nothing is wanted."""
+    hidden, weight, bias, targets, log_z = ctx.saved_tensors
+    needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    d_hidden = torch.zeros_like(hidden, dtype=log_z.dtype) if needs_hidden else None
+    d_weight = torch.zeros_like(weight) if needs_weight else None
+    d_bias = torch.zeros_like(bias, dtype=log_z.dtype) if needs_bias else None
+    for part in _slices(len(hidden), ctx.chunks[0]):
+        for block in _slices(len(weight), ctx.chunks[1]):
+            logits = _capped_logits(hidden[part], weight, bias, ctx.softcap, block)
+            d_logits = _d_logits(logits, ctx.softcap, *_columns(targets[part], block), log_z[part], grad[part])
+            if d_bias is not None:
+                d_bias[block] += d_logits.sum(0)
+            d_logits = d_logits.to(hidden.dtype)
+            if d_hidden is not None:
+                d_hidden[part] += d_logits @ weight[block]
+            if d_weight is not None:
+                d_weight[block].addmm_(d_logits.T, hidden[part])
+    d_hidden = None if d_hidden is None else d_hidden.to(hidden.dtype)
+    return d_hidden, d_weight, None if d_bias is None else d_bias.to(bias.dtype)
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _columns(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Each target's column in the block, ``[c]``, and whether it is in the block (where not, the column is any)."""
+    inside = (targets >= block.start) & (targets < block.stop)
+    return (targets - block.start).clamp(0, block.stop - block.start - 1), inside
+
+
+def _capped_logits(h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, block: slice) -> Tensor:
+    """One tile ``[c, block]`` of the soft-capped logits, at least float32, fresh, for the caller to overwrite."""
+    logits = linear(h, weight[block], None if bias is None else bias[block])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _d_logits(
+    logits: Tensor, softcap: float | None, column: Tensor, inside: Tensor, log_z: Tensor, grad: Tensor
+) -> Tensor:
+    """Gradient in a tile's logits before the soft-cap: ``grad * (onehot(target) - softmax) * (1 - tanh^2)``.
+
+    Overwrites ``logits``.
+    """
+    slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1)
+    d = logits.sub_(log_z[:, None]).exp_().neg_()
+    d.scatter_add_(1, column[:, None], inside[:, None].to(d.dtype))
+    d.mul_(grad[:, None])
+    return d if slope is None else d.mul_(slope)
+
+
+def _project(model: Any, hidden: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
+    """``token_logprobs`` through the model's own head and soft-cap."""
+    head, softcap = model.get_output_embeddings(), _softcap(model.config)
+    if _readable(head):
+        return token_logprobs(hidden, head.weight, targets, bias=head.bias, softcap=softcap, chunk_tokens=chunk_tokens)
+    # A head that is more than its weight (LoRA, quantised, offloaded, or sharded outside ResponseLogprobs) is called
+    # as a module, chunk by chunk, and called again in the backward pass. Where the call is a collective, every rank
+    # must make the same number of calls: another reason to wrap ResponseLogprobs instead. Here chunk_tokens bounds the
+    # memory: a few buffers of [chunk_tokens, vocab].
+    parts = [(hidden[part], targets[part]) for part in _slices(len(hidden), chunk_tokens)]
+    return torch.cat([checkpoint(_through_head, head, h, y, softcap, use_reentrant=False) for h, y in parts])
+
+
+def _readable(head: Any) -> bool:
+    """Whether calling ``head`` is exactly ``linear(h, head.weight, head.bias)`` with a whole weight at hand."""
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) in (Tensor, nn.Parameter)  # not a DTensor, not a quantised tensor
+        and head.weight.shape == (head.out_features, head.in_features)  # ZeRO-3 leaves an empty one
+        and not (head._forward_hooks or head._forward_pre_hooks)
+    )
+
+
+def _through_head(head: nn.Module, h: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    logits: Tensor = head(h)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+
+
+def _softcap(config: Any) -> float | None:
+    """The final soft-cap of a model's text configuration; ValueError for other treatments of the logits."""
+    config = config.get_text_config()
+    for name in ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ValueError(f"{config.model_type} rescales its logits ({name}); mnpo.logprobs knows the soft-cap only")
+    return getattr(config, "final_logit_softcapping", None)
+
+
+# --- rows: which tokens go through the decoder body together --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A prompt and the texts (by index) whose responses follow it, each blind to the others."""
+
+    prompt: list[int]
+    members: list[int]
+    length: int  # tokens through the decoder; a response's last token is only ever predicted, never read
+
+
+def _rows(texts: Sequence[Encoded], share_width: int | None, max_tokens: float = math.inf) -> list[_Row]:
+    """Texts in order -> rows in order of their first text; one row a text when ``share_width`` is None.
+
+    A response joins the last row of its prompt when that costs less than a row of its own and the row stays within
+    ``max_tokens``. ValueError for an empty prompt or response.
+    """
+    rows: list[_Row] = []
+    last: dict[tuple[int, ...], int] = {}
+    for i, text in enumerate(texts):
+        if not text.response:
+            raise ValueError(f"row {i}: the response has no tokens, so it has no log-probability; keep its end of turn")
+        if not text.prompt:
+            raise ValueError(f"row {i}: the prompt has no tokens, so nothing predicts the response; keep its BOS")
+        prompt, reads, key = list(text.prompt), len(text.response) - 1, tuple(text.prompt)
+        row = rows[last[key]] if share_width is not None and key in last else None
+        if row and row.length + reads <= max_tokens and _worth_sharing(row, reads, share_width or 0):
+            rows[last[key]] = _Row(prompt, [*row.members, i], row.length + reads)
+        else:
+            last[key] = len(rows)
+            rows.append(_Row(prompt, [i], len(prompt) + reads))
+    return rows
+
+
+def _worth_sharing(row: _Row, reads: int, width: int) -> bool:
+    """Joining saves the prompt's tokens, but widens the square that attention computes.
+
+    A token costs about ``24 width^2`` operations in a layer's products, a cell of the square about ``4 width``.
+    """
+    saved, others = len(row.prompt), row.length - len(row.prompt)
+    return 2 * reads * others - saved**2 <= 6 * width * saved
+
+
+def _share_width(config: Any) -> int | None:
+    """The hidden size, if rows may share a prompt; else None.
+
+    Sharing needs every path from token to token to obey our mask and positions: rotary positions, and attention that
+    takes a mask as it is given. Flash attention takes no such mask, and other kinds of layers carry their own state.
+    """
+    config = config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    honoured = config._attn_implementation in ("eager", "sdpa") and kinds <= {"full_attention", "sliding_attention"}
+    return config.hidden_size if honoured and getattr(config, "rope_parameters", None) else None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Right-padded rows, and where in them each response token is predicted."""
+
+    ids: Tensor  # [rows, width]
+    positions: Tensor  # [rows, width], restarting after the prompt for every response
+    segment: Tensor  # [rows, width]: 0 prompt, k the row's k-th response, -1 padding
+    source: Tensor  # [tokens] index into the flattened rows of the state that predicts each response token
+    targets: Tensor  # [tokens] the response tokens themselves
+    members: list[int]  # the texts, in the order of their tokens in source and targets
+    lengths: list[int]  # response tokens of each member
+    shared: bool  # whether any row holds more than one response
+
+
+def _lay_out(texts: Sequence[Encoded], rows: Sequence[_Row], pad_id: int, device: torch.device) -> _Batch:
+    width = max(row.length for row in rows)
+    ids, positions, segment, source, targets = [], [], [], [], []
+    for base, row in zip(range(0, width * len(rows), width), rows, strict=True):
+        p = len(row.prompt)
+        row_ids, row_positions, row_segment = list(row.prompt), list(range(p)), [0] * p
+        for k, i in enumerate(row.members, 1):
+            response = list(texts[i].response)
+            start, reads = base + len(row_ids), len(response) - 1
+            source += [base + p - 1, *range(start, start + reads)]
+            targets += response
+            row_ids += response[:-1]
+            row_positions += range(p, p + reads)
+            row_segment += [k] * reads
+        pad = width - row.length
+        ids.append(row_ids + [pad_id] * pad)
+        positions.append(row_positions + [0] * pad)
+        segment.append(row_segment + [-1] * pad)
+    members = [i for row in rows for i in row.members]
+    return _Batch(
+        ids=torch.tensor(ids, device=device),
+        positions=torch.tensor(positions, device=device),
+        segment=torch.tensor(segment, device=device),
+        source=torch.tensor(source, device=device),
+        targets=torch.tensor(targets, device=device),
+        members=members,
+        lengths=[len(texts[i].response) for i in members],
+        shared=len(members) > len(rows),
+    )
+
+
+# --- the decoder body -----------------------------------------------------------------------------------------------
+
+
+def _hidden_states(model: Any, batch: _Batch) -> Tensor:
+    """Last hidden states ``[rows * width, d]`` of a batch.
+
+    Unshared rows need no mask: the padding is on the right, where causal attention never looks.
+    """
+    extra = {}
+    if batch.shared:
+        extra = {"attention_mask": _masks(model, batch), "position_ids": batch.positions}
+    states: Tensor = model.get_decoder()(input_ids=batch.ids, use_cache=False, **extra).last_hidden_state
+    return states.flatten(0, 1)
+
+
+def _masks(model: Any, batch: _Batch) -> Any:
+    """Who attends to whom in shared rows, in the form that the model takes.
+
+    transformers passes a 4-dimensional mask on as it is, and models with several kinds of layers a dictionary of them.
+    Sliding layers measure the window in positions: coming later in its row, a response must not see less of the prompt.
+    """
+    config = model.config.get_text_config()
+    column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    asks, keys = batch.segment[:, :, None], batch.segment[:, None, :]
+    full = (column[None, :, None] >= column[None, None, :]) & ((keys == 0) | (keys == asks))
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return _as_attention_takes_it(full, model, config)
+    near = batch.positions[:, :, None] - batch.positions[:, None, :] < window
+    sliding = _as_attention_takes_it(full & near, model, config)
+    if getattr(config, "layer_types", None) is None:  # as in Mistral: every layer slides
+        return sliding
+    return {"full_attention": _as_attention_takes_it(full, model, config), "sliding_attention": sliding}
+
+
+def _as_attention_takes_it(allowed: Tensor, model: Any, config: Any) -> Tensor:
+    """``[rows, width, width]`` booleans -> ``[rows, 1, width, width]``: booleans for sdpa, numbers to add for eager."""
+    if config._attn_implementation == "sdpa":
+        return allowed[:, None]
+    lowest = torch.finfo(model.dtype).min
+    return torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device).masked_fill_(~allowed, lowest)[:, None]
+
+
+# --- what the stages call -------------------------------------------------------------------------------------------
+
+
+@overload
+def response_logprobs(
+    model: Any,
+    texts: Sequence[Encoded],
+    *,
+    pad_id: int = 0,
+    chunk_tokens: int = 1024,
+    reduction: Literal["sum", "mean"] = "sum",
+    share_prompts: bool = True,
+) -> Tensor: ...
+
+
+@overload
+def response_logprobs(
+    model: Any,
+    texts: Sequence[Encoded],
+    *,
+    pad_id: int = 0,
+    chunk_tokens: int = 1024,
+    reduction: Literal["none"],
+    share_prompts: bool = True,
+) -> list[Tensor]: ...
+
+
+def response_logprobs(
+    model: Any,
+    texts: Sequence[Encoded],
+    *,
+    pad_id: int = 0,
+    chunk_tokens: int = 1024,
+    reduction: Reduction = "sum",
+    share_prompts: bool = True,
+) -> Tensor | list[Tensor]:
+    """Log-probabilities (nats) of the ``n`` responses given their prompts, in one differentiable forward pass.
+
+    Returns float32 ``[n]`` in the order of ``texts``: the sum over a response's tokens, or their mean; with ``none`` a
+    list of ``n`` tensors ``[response tokens]``. ``pad_id`` fills rows and never matters. ``share_prompts`` encodes an
+    equal prompt once where the attention allows it and it is cheaper. ValueError names the row of an empty response or
+    prompt.
+    """
+    if not texts:
+        raise ValueError("no texts to score")
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"reduction must be sum, mean or none, not {reduction!r}")
+    rows = _rows(texts, _share_width(model.config) if share_prompts else None)
+    batch = _lay_out(texts, rows, pad_id, model.device)
+    per_token = _score(model, batch, chunk_tokens)
+    if reduction == "none":
+        return per_token
+    return torch.stack([t.sum() if reduction == "sum" else t.mean() for t in per_token])
+
+
+def _score(model: Any, batch: _Batch, chunk_tokens: int) -> list[Tensor]:
+    """Per-token log-probabilities of a batch's texts, in ascending order of their index."""
+    hidden = _hidden_states(model, batch)[batch.source]
+    pieces = torch.split(_project(model, hidden, batch.targets, chunk_tokens), batch.lengths)
+    return [piece for _, piece in sorted(zip(batch.members, pieces, strict=True), key=lambda pair: pair[0])]
+
+
+class ResponseLogprobs(nn.Module):
+    """``response_logprobs`` as a module's ``forward``: the thing to hand to DDP, FSDP or DeepSpeed (see the top)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, texts: Sequence[Encoded], **settings: Any) -> Tensor | list[Tensor]:
+        """``response_logprobs(model, texts, **settings)``."""
+        values: Tensor | list[Tensor] = response_logprobs(self.model, texts, **settings)
+        return values
+
+
+@dataclass(frozen=True)
+class ScoredTexts:
+    """Scores of ``n`` texts in input order, and what they cost in tokens through the decoder body."""
+
+    sums: Tensor  # [n] float32 nats
+    counts: Tensor  # [n] int64 response tokens
+    computed: int  # padding included
+    needed: int  # without padding
+    separate: int  # without padding, had every text its own copy of the prompt
+
+    @property
+    def means(self) -> Tensor:
+        """``[n]`` float32, nats per token."""
+        return self.sums / self.counts
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed tokens that were padding, in [0, 1)."""
+        return 1 - self.needed / self.computed
+
+    @property
+    def shared(self) -> float:
+        """Share of the tokens that sharing prompts saved, in [0, 1)."""
+        return 1 - self.needed / self.separate
+
+
+def score_texts(
+    model: Any,
+    texts: Sequence[Encoded],
+    *,
+    max_tokens: int,
+    pad_id: int = 0,
+    chunk_tokens: int = 1024,
+    share_prompts: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoredTexts:
+    """Score any number of texts without gradients, longest first, in batches of at most ``max_tokens`` padded tokens.
+
+    A text longer than ``max_tokens`` is a batch of its own. The longest go first, so that running out of memory happens
+    at the start. ``progress(done, total)`` is called with counts of texts after every batch. The model is put in
+    evaluation mode and back. Errors as in ``response_logprobs``.
+    """
+    if not texts:
+        raise ValueError("no texts to score")
+    rows = _rows(texts, _share_width(model.config) if share_prompts else None, max_tokens)
+    sums = torch.empty(len(texts))
+    computed = done = 0
+    was_training = model.training
+    model.eval()
+    try:
+        for chosen in _batches(rows, max_tokens):
+            batch = _lay_out(texts, chosen, pad_id, model.device)
+            with torch.no_grad():
+                pieces = _score(model, batch, chunk_tokens)
+            sums[sorted(batch.members)] = torch.stack([t.sum() for t in pieces]).float().cpu()
+            computed += batch.ids.numel()
+            done += len(batch.members)
+            if progress:
+                progress(done, len(texts))
+    finally:
+        model.train(was_training)
+    return ScoredTexts(
+        sums,
+        torch.tensor([len(text.response) for text in texts]),
+        computed,
+        needed=sum(row.length for row in rows),
+        separate=sum(len(text.prompt) + len(text.response) - 1 for text in texts),
+    )
+
+
+def _batches(rows: list[_Row], max_tokens: int) -> Iterator[list[_Row]]:
+    """Rows by falling length, cut so that ``rows * longest`` stays within the budget."""
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda row: -row.length):
+        if batch and (len(batch) + 1) * batch[0].length > max_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

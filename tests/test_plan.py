@@ -1,0 +1,395 @@
+"""The plan: who exists, who starts from whom, against whom, in which files, and what each job's settings contain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnpo.config import Config, ConfigError, load, read_yaml, validated
+from mnpo.plan import HELDOUT, Plan
+
+Planned = Callable[..., Plan]
+
+
+@pytest.fixture
+def plan(demo: Path) -> Plan:
+    return Plan(load(demo))
+
+
+@pytest.fixture
+def runs(demo: Path) -> dict[str, Any]:
+    """The demo's `runs`, to be changed by a test."""
+    return deepcopy(read_yaml(demo)["runs"])
+
+
+def a_run(iterations: int = 3, preset: str = "paper", **objective: Any) -> dict[str, Any]:
+    rounds = [{"parts": [t]} for t in range(1, iterations + 1)]
+    return {"objective": objective, "oracle": "overall", "iterations": rounds, "preset": preset}
+
+
+SFT_ONLY = {"win_against": ["sft"]}
+
+
+def jobs(plan: Plan) -> dict[str, str]:
+    """What every job of the plan makes -> the settings it reads."""
+    c = plan.config
+    made = {"prompts": plan.settings("prompts"), "tables": plan.settings("tabulate"), "figures": plan.settings("plot")}
+    for policy in plan.prepared:
+        made[plan.policy(policy)] = plan.settings("sft", policy=policy)
+    for policy, fit in plan.fits.items():
+        for part in map(str, fit.parts):
+            for shard in map(str, range(c.sampling.shards)):
+                made[plan.samples(fit.sampler, part, shard)] = plan.settings(
+                    "sample", policy=fit.sampler, part=part, shard=shard
+                )
+                made[plan.scores(fit.sampler, part, fit.oracle, shard)] = plan.settings("score", oracle=fit.oracle)
+            made[plan.pairs(fit.sampler, part, fit.oracle)] = plan.settings("pair")
+        for file in plan.fit_logps(policy):
+            made[file] = plan.settings("logps", text=fit.protocol.opponent_text.tag())
+        made[plan.policy(policy)] = plan.settings("train", policy=policy)
+    for policy in plan.evaluated:
+        made[plan.evaluation(policy, HELDOUT)] = plan.settings("evaluate", policy=policy, benchmark=HELDOUT)
+    return made
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    """Which jobs' settings differ; both plans have the same jobs."""
+    one, other = jobs(before), jobs(after)
+    assert one.keys() == other.keys()
+    return {name for name in one if one[name] != other[name]}
+
+
+def changed_nouns(before: Plan, after: Plan) -> set[str]:
+    """The same by noun: sft for the reference, policies for trained ones."""
+
+    def noun(name: str) -> str:
+        parts = name.split("/")
+        if len(parts) == 1:
+            return name
+        return "sft" if parts[2:] == ["policies", "sft"] else parts[2]
+
+    return {noun(name) for name in changed(before, after)}
+
+
+# ------------------------------------------------------------------------------------------------------ the demo's plan
+
+
+def test_the_demos_policies_start_from_whom_they_should(plan: Plan) -> None:
+    assert plan.prepared == {"sft": "tiny"}
+    assert {p: (fit.start, fit.sampler, fit.parts) for p, fit in plan.fits.items()} == {
+        "dpo.1": ("sft", "sft", (1, 2, 3)),
+        "inpo.1": ("sft", "sft", (1,)),
+        "inpo.2": ("inpo.1", "inpo.1", (2,)),
+        "inpo.3": ("inpo.2", "inpo.2", (3,)),
+        "td-mnpo.1": ("sft", "sft", (1,)),
+        "td-mnpo.2": ("td-mnpo.1", "td-mnpo.1", (2,)),
+        "td-mnpo.3": ("td-mnpo.2", "td-mnpo.2", (3,)),
+    }
+    assert plan.evaluated == ["sft", *plan.fits]
+    assert plan.last("inpo") == "inpo.3" and plan.last("dpo") == "dpo.1"
+
+
+def test_the_demos_opponents_are_those_that_exist_newest_first(plan: Plan) -> None:
+    opponents = {p: dict(fit.opponents) for p, fit in plan.fits.items()}
+    third = pytest.approx(1 / 3)
+    assert opponents == {
+        "dpo.1": {"sft": 1.0},
+        "inpo.1": {"sft": 1.0},
+        "inpo.2": {"inpo.1": 1.0},
+        "inpo.3": {"inpo.2": 1.0},
+        "td-mnpo.1": {"sft": 1.0},
+        "td-mnpo.2": {"td-mnpo.1": pytest.approx(2 / 3), "sft": third},
+        "td-mnpo.3": {"td-mnpo.2": pytest.approx(2 / 3), "td-mnpo.1": third},
+    }
+    assert [name for name, _ in plan.fits["td-mnpo.3"].opponents] == ["td-mnpo.2", "td-mnpo.1"]
+    assert plan.fits["td-mnpo.3"].scorers == ["td-mnpo.2", "td-mnpo.1", "sft"]  # the reference has a share beside them
+    assert plan.fits["td-mnpo.2"].scorers == ["td-mnpo.1", "sft"]  # opponent and reference: one file
+    assert plan.fits["dpo.1"].scorers == ["sft"]
+
+
+def test_file_names_say_what_files_are(plan: Plan) -> None:
+    root = "results/demo"
+    assert plan.prompts(2) == f"{root}/prompts/part2.parquet"
+    assert plan.prompts("heldout") == f"{root}/prompts/heldout.parquet"
+    assert plan.demonstrations == f"{root}/prompts/demonstrations.parquet"
+    assert plan.policy("inpo.2") == f"{root}/policies/inpo.2"
+    assert plan.sample_shards("inpo.1", 2) == [f"{root}/samples/inpo.1/part2/0.parquet"]
+    assert plan.score_shards("inpo.1", 2, "overall") == [f"{root}/scores/inpo.1/part2/overall/0.parquet"]
+    assert plan.fit_pairs("td-mnpo.3") == [f"{root}/pairs/td-mnpo.2/part3/overall.parquet"]
+    assert plan.fit_logps("td-mnpo.3") == [
+        f"{root}/logps/td-mnpo.2/part3/overall/chat/{scorer}.parquet" for scorer in ("td-mnpo.2", "td-mnpo.1", "sft")
+    ]
+    assert plan.fit_logps("dpo.1") == [f"{root}/logps/sft/part{t}/overall/chat/sft.parquet" for t in (1, 2, 3)]
+    assert plan.evaluation("sft", "heldout") == f"{root}/evals/sft/heldout.json"
+    assert plan.evaluation_items("sft", "heldout") == f"{root}/evals/sft/heldout.parquet"
+    assert plan.tables == [f"{root}/tables/{t}.{e}" for t in ("main", "families", "wins") for e in ("csv", "md")]
+
+
+def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
+    assert plan.fit_pairs("inpo.1") == plan.fit_pairs("td-mnpo.1") == plan.fit_pairs("dpo.1")[:1]
+    assert plan.fit_logps("inpo.1") == plan.fit_logps("td-mnpo.1") == plan.fit_logps("dpo.1")[:1]
+    nouns = [file.split("/")[2] for file in plan.artifacts]
+    # Samples of sft on 3 parts, and of iterations 1 and 2 of two runs; log-probabilities: 3 of sft on sft's,
+    # 2 + 2 for inpo.2 and inpo.3, 2 for td-mnpo.2 (its third player, the reference, is its second opponent), 3 for td-mnpo.3.
+    expected = {"samples": 7, "scores": 7, "pairs": 7, "logps": 12, "policies": 8, "evals": 8}
+    assert {noun: nouns.count(noun) for noun in set(nouns)} == expected
+    assert len(set(plan.artifacts)) == len(plan.artifacts)
+
+
+def test_artifacts_come_after_what_they_are_made_from(plan: Plan) -> None:
+    order = {file: i for i, file in enumerate(plan.artifacts)}
+    for policy, fit in plan.fits.items():
+        for part in fit.parts:
+            chain = [
+                plan.policy(fit.sampler),
+                plan.samples(fit.sampler, part, 0),
+                plan.scores(fit.sampler, part, fit.oracle, 0),
+                plan.pairs(fit.sampler, part, fit.oracle),
+                plan.policy(policy),
+            ]
+            assert [order[file] for file in chain] == sorted(order[file] for file in chain)
+        assert all(order[plan.policy(s)] < order[f] for s, f in zip(fit.scorers, plan.fit_logps(policy), strict=False))
+
+
+def test_shards_multiply_samples_and_scores_alone(planned: Planned) -> None:
+    plan = planned(sampling={"shards": 3})
+    nouns = [file.split("/")[2] for file in plan.artifacts]
+    assert (nouns.count("samples"), nouns.count("scores"), nouns.count("pairs")) == (21, 21, 7)
+
+
+@pytest.mark.parametrize("history", [1, 2, 3])
+def test_one_more_player_costs_one_more_log_probability_file(planned: Planned, history: int) -> None:
+    plan = planned(runs={"mine": a_run(name="td-mnpo", eta=0.2, history=history)}, tables=SFT_ONLY)
+    assert len(plan.fit_logps("mine.3")) == history
+    assert [name for name, _ in plan.fits["mine.3"].opponents] == ["mine.2", "mine.1", "sft"][:history]
+    files = {f for f in plan.artifacts if "/logps/" not in f}
+    assert files == {f for f in planned(runs={"mine": a_run(name="inpo", eta=0.2)}, tables=SFT_ONLY).artifacts if "/logps/" not in f}
+
+
+def test_weights_are_scaled_over_the_opponents_that_exist(planned: Planned) -> None:
+    run = a_run(name="td-mnpo", eta=0.2, history=3, weights=[2, 1, 1])
+    fits = planned(runs={"mine": run}, tables=SFT_ONLY).fits
+    assert fits["mine.1"].opponents == (("sft", 1.0),)
+    assert fits["mine.2"].opponents == (("mine.1", pytest.approx(2 / 3)), ("sft", pytest.approx(1 / 3)))
+    assert fits["mine.3"].opponents == (("mine.2", 0.5), ("mine.1", 0.25), ("sft", 0.25))
+
+
+def test_weights_left_out_are_equal(planned: Planned) -> None:
+    fits = planned(runs={"mine": a_run(name="td-mnpo", eta=0.2, history=3)}, tables=SFT_ONLY).fits
+    assert [w for _, w in fits["mine.3"].opponents] == pytest.approx([1 / 3] * 3)
+
+
+def test_members_without_opponents_read_no_log_probabilities(planned: Planned) -> None:
+    plan = planned(runs={"mine": a_run(1, name="simpo", beta=2.0, margin=0.5)}, tables=SFT_ONLY)
+    assert plan.fits["mine.1"].opponents == () and plan.fit_logps("mine.1") == []
+
+
+# ---------------------------------------------------------------------------------------------------- presets and schemes
+
+
+def test_the_official_code_preset_reads_texts_raw_and_ignores_weights(planned: Planned) -> None:
+    settings: dict[str, Any] = {"name": "td-mnpo", "eta": 0.2, "history": 2, "weights": [0.9, 0.1]}
+    paper = planned(runs={"mine": a_run(**settings)}, tables=SFT_ONLY)
+    code = planned(runs={"mine": a_run(preset="official-code", **settings)}, tables=SFT_ONLY)
+    assert paper.fits["mine.2"].opponents == (("mine.1", pytest.approx(0.9)), ("sft", pytest.approx(0.1)))
+    assert code.fits["mine.2"].opponents == (("mine.1", 0.5), ("sft", 0.5))
+    assert code.fit_logps("mine.2")[0] == "results/demo/logps/mine.1/part2/overall/raw-nobos/mine.1.parquet"
+    assert json.loads(code.settings("logps", text="raw-nobos"))["form"] == {"render": "raw", "bos": False}
+    one, other = (json.loads(p.settings("train", policy="mine.2")) for p in (paper, code))
+    assert {k for k in one if one[k] != other[k]} == {"length_normalised", "form", "opponents"}
+    assert other["length_normalised"] is True and other["form"] == {"render": "raw", "bos": True}
+
+
+def test_onpo_fits_an_anchor_and_then_the_policy_on_the_same_pairs(planned: Planned) -> None:
+    plan = planned(runs={"mine": a_run(2, name="onpo", eta_rate=2.0)}, tables=SFT_ONLY)
+    fits = [(f.policy, f.start, f.sampler, f.opponents, f.parts) for f in plan.fits.values()]
+    assert fits == [
+        ("mine.1-anchor", "sft", "sft", (("sft", 1.0),), (1,)),
+        ("mine.1", "mine.1-anchor", "sft", (("mine.1-anchor", 1.0),), (1,)),
+        ("mine.2-anchor", "mine.1-anchor", "mine.1", (("mine.1-anchor", 1.0),), (2,)),
+        ("mine.2", "mine.2-anchor", "mine.1", (("mine.2-anchor", 1.0),), (2,)),
+    ]
+    assert plan.evaluated == ["sft", "mine.1", "mine.2"]
+    assert len([f for f in plan.artifacts if "/pairs/" in f]) == 2
+
+
+def test_egpo_takes_a_half_step_and_then_a_full_one_from_the_same_start(planned: Planned) -> None:
+    plan = planned(runs={"mine": a_run(2, name="egpo", eta=0.2, ratio=0.25)}, tables=SFT_ONLY)
+    fits = [(f.policy, f.start, f.sampler, f.opponents, f.scorers) for f in plan.fits.values()]
+    assert fits == [
+        ("mine.1-half", "sft", "sft", (("sft", 1.0),), ["sft"]),
+        ("mine.1", "sft", "mine.1-half", (("sft", 1.0),), ["sft"]),
+        ("mine.2-half", "mine.1", "mine.1", (("mine.1", 1.0),), ["mine.1", "sft"]),
+        ("mine.2", "mine.1", "mine.2-half", (("mine.1", 1.0),), ["mine.1", "sft"]),
+    ]
+    assert plan.evaluated == ["sft", "mine.1", "mine.2"]
+    assert len([f for f in plan.artifacts if "/pairs/" in f]) == 4
+
+
+def three_players() -> dict[str, Any]:
+    names = ["one", "two", "three"]
+    oracles = ["correctness", "brevity", "courtesy"]
+    runs = {n: a_run(2, name="ht-mnpo", eta=0.2, players=[p for p in names if p != n], weights=[3, 1]) for n in names}
+    return {n: run | {"oracle": oracle} for (n, run), oracle in zip(runs.items(), oracles, strict=True)}
+
+
+def test_ht_mnpo_is_opposed_by_the_other_players_current_policies(planned: Planned) -> None:
+    plan = planned(runs=three_players(), tables=SFT_ONLY)
+    assert plan.fits["two.1"].opponents == (("sft", 1.0),)
+    assert plan.fits["two.2"].opponents == (("one.1", 0.75), ("three.1", 0.25))
+    assert plan.fits["two.2"].start == plan.fits["two.2"].sampler == "two.1"
+    assert plan.fit_logps("two.2") == [f"results/demo/logps/two.1/part2/brevity/chat/{p}.1.parquet" for p in ("one", "three")]
+    assert [plan.fits[f"{p}.1"].oracle for p in ("one", "two", "three")] == ["correctness", "brevity", "courtesy"]
+
+
+def test_a_player_that_no_run_makes_is_refused(planned: Planned) -> None:
+    runs = three_players()
+    runs["one"]["objective"]["players"] = ["too", "three"]
+    with pytest.raises(ConfigError, match=r"runs\.one, iteration 2: opposed by too\.1, which no run makes; did you mean 'two\.1'"):
+        planned(runs=runs, tables=SFT_ONLY)
+
+
+def test_a_player_that_stops_early_is_refused(planned: Planned) -> None:
+    runs = three_players()
+    for name in ("one", "two"):
+        runs[name]["iterations"].append({"parts": [3]})
+    with pytest.raises(ConfigError, match=r"runs\.one, iteration 3: opposed by three\.2|opposed by three"):
+        planned(runs={**runs, "three": a_run(1, name="inpo", eta=1.0)}, tables=SFT_ONLY)
+
+
+def test_eo_mnpo_is_opposed_by_other_models_which_are_prepared(planned: Planned) -> None:
+    changes = {"models": {"tiny": {"path": "a"}, "big": {"path": "b"}}, "tables": SFT_ONLY}
+    plan = planned(runs={"mine": a_run(2, name="eo-mnpo", eta=0.2, players=["big"])}, **changes)
+    assert plan.prepared == {"sft": "tiny", "big": "big"}
+    assert plan.fits["mine.2"].opponents == (("big", 1.0),)
+    assert json.loads(plan.settings("sft", policy="big"))["sft"] is None
+
+
+def test_players_are_needed_by_some_and_read_by_no_other(planned: Planned) -> None:
+    with pytest.raises(ConfigError, match="objective ht-mnpo needs players"):
+        planned(runs={"mine": a_run(name="ht-mnpo", eta=0.2)}, tables=SFT_ONLY)
+    with pytest.raises(ConfigError, match="objective inpo does not read players"):
+        planned(runs={"mine": a_run(name="inpo", eta=0.2, players=["other"])}, tables=SFT_ONLY)
+
+
+def test_a_table_against_an_unknown_policy_is_refused(planned: Planned) -> None:
+    with pytest.raises(ConfigError, match=r"tables\.win_against: unknown policy 'inpo\.4'; did you mean 'inpo\.3'"):
+        planned(tables={"win_against": ["inpo.4"]})
+
+
+def test_labels_name_runs_and_iterations_and_must_differ(plan: Plan, planned: Planned, runs: dict[str, Any]) -> None:
+    assert [plan.label(p) for p in ("sft", "dpo.1", "inpo.2", "td-mnpo.3")] == ["SFT", "DPO", "INPO 2", "TD-MNPO 3"]
+    runs["td-mnpo"]["label"] = "INPO"
+    with pytest.raises(ConfigError, match="inpo.*td-mnpo.*label"):
+        planned(runs=runs)
+
+
+# --------------------------------------------------------------------------------------------------- settings and reruns
+
+
+def test_settings_are_canonical_json(plan: Plan) -> None:
+    for text in jobs(plan).values():
+        assert text == json.dumps(json.loads(text), sort_keys=True)
+
+
+def test_every_jobs_settings_are_what_its_stage_accepts(plan: Plan) -> None:
+    stages = {"prompts": "prompts", "tables": "tabulate", "figures": "plot"}
+    nouns = {"samples": "sample", "scores": "score", "pairs": "pair", "logps": "logps", "policies": "train"}
+    seen = set()
+    for name, text in jobs(plan).items():
+        noun = name.split("/")[2] if "/" in name else name
+        stage = "sft" if name.endswith("policies/sft") else stages.get(noun) or nouns.get(noun) or "evaluate"
+        seen.add(stage)
+        module = import_module("mnpo.benchmarks.heldout" if stage == "evaluate" else f"mnpo.stages.{stage}")
+        validated(module.Settings, json.loads(text), name)
+    assert len(seen) == 10
+
+
+def test_changing_iteration_2s_eta_changes_that_training_alone(planned: Planned, plan: Plan, runs: dict[str, Any]) -> None:
+    runs["td-mnpo"]["iterations"][1]["objective"] = {"eta": 0.1}
+    assert changed(plan, planned(runs=runs)) == {"results/demo/policies/td-mnpo.2"}
+
+
+def test_changing_a_runs_weights_changes_its_trainings_that_weigh_more_than_one(
+    planned: Planned, plan: Plan, runs: dict[str, Any]
+) -> None:
+    runs["td-mnpo"]["objective"]["weights"] = [0.5, 0.5]
+    assert changed(plan, planned(runs=runs)) == {f"results/demo/policies/td-mnpo.{t}" for t in (2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "nouns"),
+    [
+        ({"sampling": {"temperature": 0.7}}, {"samples", "evals"}),
+        ({"evaluation": {"scores": ["correctness", "brevity", "courtesy", "majority"]}}, {"evals", "tables"}),
+        ({"evaluation": {"bootstrap": 200}}, {"tables"}),
+        ({"tables": {"win_against": ["sft"]}}, {"tables"}),
+        ({"pairing": {"min_gap": 0.1}}, {"pairs"}),
+        ({"training": {"epochs": 1}}, {"policies"}),
+        ({"reference": {"sft": {"steps": 10}}}, {"sft"}),
+        ({"prompts": {"part_size": 400}}, {"prompts"}),
+        ({"text": {"max_length": 70}}, {"sft", "samples", "logps", "policies", "evals"}),
+        ({"seed": 1}, {"prompts", "sft", "samples", "policies", "evals", "tables"}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_change_reaches_the_settings_of_those_who_read_it(
+    planned: Planned, plan: Plan, changes: dict[str, Any], nouns: set[str]
+) -> None:
+    assert changed_nouns(plan, planned(**changes)) == nouns
+
+
+def test_a_change_of_an_oracle_reaches_those_who_ask_it(planned: Planned, plan: Plan, demo: Path) -> None:
+    oracles = deepcopy(read_yaml(demo)["oracles"])
+    oracles["overall"]["weights"]["brevity"] = 0.5
+    assert changed_nouns(plan, planned(oracles=oracles)) == {"scores", "evals"}
+    oracles = deepcopy(read_yaml(demo)["oracles"])
+    oracles["unused"] = {"kind": "rule", "rule": "courtesy"}
+    assert changed(plan, planned(oracles=oracles)) == set()
+
+
+def test_a_new_label_changes_tables_and_figures_alone(planned: Planned, plan: Plan, runs: dict[str, Any]) -> None:
+    runs["inpo"]["label"] = "Mine"
+    assert changed(plan, planned(runs=runs)) == {"tables", "figures"}
+
+
+def test_seeds_depend_on_names_and_not_on_who_else_runs(planned: Planned, plan: Plan, runs: dict[str, Any]) -> None:
+    alone = planned(runs={"inpo": runs["inpo"]}, tables=SFT_ONLY)
+    backwards = planned(runs=dict(reversed(runs.items())))
+    everything = jobs(plan)
+    for other in (alone, backwards):
+        for name, text in jobs(other).items():
+            assert name in ("tables", "figures") or everything[name] == text
+
+
+def test_seeds_differ_between_policies_parts_and_runs_seeds(planned: Planned, plan: Plan) -> None:
+    def seeds(of: Plan) -> list[int]:
+        texts = {n: json.loads(t) for n, t in jobs(of).items()}
+        return [t["seed"] for n, t in texts.items() if "seed" in t and "/evals/" not in n and n != "prompts"]
+
+    assert len(seeds(plan)) == 7 + 8 + 1  # samples, policies, tables
+    assert len({*seeds(plan), *seeds(planned(seed=1))}) == 2 * len(seeds(plan))
+    assert all(0 <= seed < 2**63 for seed in seeds(plan))
+
+
+def test_all_policies_are_evaluated_with_the_same_random_numbers(plan: Plan) -> None:
+    texts = [json.loads(plan.settings("evaluate", policy=p, benchmark=HELDOUT)) for p in plan.evaluated]
+    assert len({t.pop("policy") for t in texts}) == 8
+    assert all(t == texts[0] for t in texts)
+
+
+def test_a_stages_source_digest_depends_on_the_oracles_it_uses(plan: Plan) -> None:
+    assert plan.source("score", ["correctness"]) != plan.source("score", ["overall"]) != plan.source("score")
+    assert plan.source("score", ["overall"]) == plan.source("score", ["overall", "brevity"])  # brevity is a part of overall
+    assert len({plan.source(s) for s in ("prompts", "sft", "sample", "pair", "logps", "train", "tabulate", "plot")}) == 8
+
+
+def test_configurations_with_the_same_name_share_a_root(configured: Callable[..., Config]) -> None:
+    assert Plan(configured(name="other")).root == "results/other"
+    assert changed_nouns(Plan(configured()), Plan(configured())) == set()

@@ -1,0 +1,26 @@
+# theory: which algorithms converge in exact games, in which iterate; needs no policy
+
+
+rule theory:
+    output:
+        table=report(
+            PLAN.table("theory") + ".csv",
+            caption="../report/theory_table.rst",
+            category="Theory",
+        ),
+        svg=report(PLAN.figure("theory") + ".svg", caption="../report/theory.rst", category="Theory"),
+        png=PLAN.figure("theory") + ".png",
+    log:
+        f"{LOGS}/theory.log",
+    benchmark:
+        f"{LOGS}/theory.tsv"
+    conda:
+        "../../envs/mnpo.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        source=PLAN.source("game"),
+    shell:
+        "python -m mnpo theory --table {output.table} --figure {output.svg} --figure {output.png} 2>&1 | tee {log}"
