@@ -41,7 +41,7 @@ slurm-profile: ## Let `snakemake --profile slurm` find profiles/slurm (undo: rm 
 	ln -sfn $(CURDIR)/profiles/slurm $(HOME)/.config/snakemake/slurm
 
 seeds: $(VENV)/.demo ## Run the demo with three seeds and remake docs/seeds.md (about 20 minutes)
-	$(BIN)/python -m mnpo.demo.seeds
+	$(BIN)/python benchmarks/seeds.py
 
 schema: $(VENV)/.demo ## Remake configs/schema.json from mnpo/config.py
 	$(BIN)/mnpo schema > configs/schema.json

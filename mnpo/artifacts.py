@@ -94,15 +94,12 @@ def digest(path: str | Path) -> str:
 
 
 def _content_digest(path: Path) -> str:
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        if path.is_dir():
-            if file.name == "manifest.json":
-                continue
-            total.update(str(file.relative_to(path)).encode())
-        with open(file, "rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != "manifest.json")
+        listing = "".join(f"{_content_digest(file)}  {file.relative_to(path)}\n" for file in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -89,8 +89,8 @@ class Chat:
             return int(self.tokenizer.eos_token_id)
         body = self._ids("x")
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-        whole = self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False))
-        after = whole[len(self._render("x")) + len(body) - (0 if self.form.bos else -1) :]
+        whole = self._with_bos(self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False)))
+        after = whole[len(self._render("x")) + len(body) :]
         if not after or after[0] not in self.tokenizer.all_special_ids:
             raise BadInput("the chat template does not end an assistant's turn with a special token")
         return after[0]
@@ -106,6 +106,10 @@ class Chat:
         else:
             turns = [{"role": "user", "content": prompt}]
             ids = self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return self._with_bos(ids)
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """`ids` with exactly one BOS in front, or none where the form has none, whatever the template did."""
         bos = self.tokenizer.bos_token_id
         while bos is not None and ids[:1] == [bos]:
             ids = ids[1:]
@@ -117,7 +121,7 @@ class Chat:
         excess = len(self._render(prompt)) - limit
         while 0 < excess < len(content):
             content = content[excess:]
-            ids = self._render(self.tokenizer.decode(content))
+            ids = self._render(self.tokenizer.decode(content).lstrip("\ufffd"))  # half a character at the cut
             excess = len(ids) - limit
         if excess > 0:
             raise BadInput(f"text.max_prompt_length = {limit} is shorter than the chat template itself")

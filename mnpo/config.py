@@ -37,6 +37,9 @@ Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 AnyBlock = TypeVar("AnyBlock", bound=BaseModel)
+Value = TypeVar("Value")
+# A mapping whose order matters: also given as pairs, which keep their order in canonical JSON.
+Ordered = Annotated[dict[str, Value], BeforeValidator(dict)]
 
 
 class Block(BaseModel):

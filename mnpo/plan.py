@@ -72,6 +72,11 @@ class Plan:
         for policy in config.tables.win_against:
             if policy not in self.evaluated:
                 raise ConfigError(f"tables.win_against: unknown policy {policy!r}{nearest(policy, self.evaluated)}")
+        labels: dict[str, str] = {}
+        for policy in self.evaluated:
+            label = self.label(policy)
+            if (other := labels.setdefault(label, policy)) != policy:
+                raise ConfigError(f"{other} and {policy} have the same label {label!r}; give each run its own label")
 
     # -------------------------------------------------------------------------------------------------------- policies
 
@@ -266,7 +271,7 @@ class Plan:
     def _tabulate_settings(self) -> dict[str, Any]:
         evaluation = self.config.evaluation
         return {
-            "labels": {p: self.label(p) for p in self.evaluated},
+            "labels": [[p, self.label(p)] for p in self.evaluated],
             "win_against": self.config.tables.win_against,
             "oracle": evaluation.oracle,
             "scores": evaluation.scores,
@@ -278,8 +283,8 @@ class Plan:
 
     def _plot_settings(self) -> dict[str, Any]:
         return {
-            "labels": {p: self.label(p) for p in self.evaluated},
-            "runs": {run: [p for p in self.evaluated if p.rpartition(".")[0] == run] for run in self.config.runs},
+            "labels": [[p, self.label(p)] for p in self.evaluated],
+            "runs": [[run, [p for p in self.evaluated if p.rpartition(".")[0] == run]] for run in self.config.runs],
             "run_labels": {run: self.run_label(run) for run in self.config.runs},
             "oracle": self.config.evaluation.oracle,
         }

@@ -19,10 +19,8 @@ def track(items: Iterable[Item], total: int, what: str, unit: str = "it") -> Ite
         yield from tqdm(items, total=total, desc=what, unit=unit, dynamic_ncols=True)
         return
     started = last = time.monotonic()
-    done = 0
-    for item in items:
+    for done, item in enumerate(items, 1):
         yield item
-        done += 1
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done < total:
             last = now

@@ -181,7 +181,7 @@ def _unique(table: Table, rows: pd.DataFrame, where: str) -> None:
     repeated = rows.duplicated(list(table.key))
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
-        key = tuple(rows.iloc[row][list(table.key)])
+        key = tuple(rows[column].tolist()[row] for column in table.key)
         raise RecordError(
             f"{where}: row {row}: {', '.join(table.key)} = {key} stands twice; {table.noun} name each once"
         )
@@ -205,8 +205,12 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
         except pa.ArrowException as error:
             raise RecordError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    rows: list[dict[str, Any]] = []
+    try:
+        content = path.read_bytes().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: byte {error.start} is not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    for number, line in enumerate(content.split("\n") if content else [], 1):  # a row may contain other line separators
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -64,8 +64,8 @@ def _canonical(node: object) -> Iterator[object]:
     if isinstance(node, ast.AST):
         yield type(node).__name__
         for field, value in ast.iter_fields(node):
-            if field == "body" and isinstance(value, list) and _is_docstring(value):
-                value = value[1:]
+            if isinstance(value, list):
+                value = [item for item in value if not _is_docstring(item)]
             if value not in (None, []):
                 yield (field, *_canonical(value))
     elif isinstance(node, list):
@@ -75,6 +75,6 @@ def _canonical(node: object) -> Iterator[object]:
         yield repr(node)
 
 
-def _is_docstring(body: list[ast.stmt]) -> bool:
-    first = body[0] if body else None
-    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+def _is_docstring(node: object) -> bool:
+    """Whether a statement is a text by itself: of a module, class or function, or below an attribute."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -77,7 +77,7 @@ def changed_nouns(before: Plan, after: Plan) -> set[str]:
     return {noun(name) for name in changed(before, after)}
 
 
-# ------------------------------------------------------------------------------------------------------ the demo's plan
+# --------------------------------------------------------------------------------------------------- the demo's plan
 
 
 def test_the_demos_policies_start_from_whom_they_should(plan: Plan) -> None:
@@ -190,7 +190,7 @@ def test_members_without_opponents_read_no_log_probabilities(planned: Planned) -
     assert plan.fits["mine.1"].opponents == () and plan.fit_logps("mine.1") == []
 
 
-# ---------------------------------------------------------------------------------------------------- presets and schemes
+# ------------------------------------------------------------------------------------------------- presets and schemes
 
 
 def test_the_official_code_preset_reads_texts_raw_and_ignores_weights(planned: Planned) -> None:
@@ -290,7 +290,7 @@ def test_labels_name_runs_and_iterations_and_must_differ(plan: Plan, planned: Pl
         planned(runs=runs)
 
 
-# --------------------------------------------------------------------------------------------------- settings and reruns
+# ------------------------------------------------------------------------------------------------ settings and reruns
 
 
 def test_settings_are_canonical_json(plan: Plan) -> None:

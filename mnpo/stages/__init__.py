@@ -1,0 +1,1 @@
+"""One module a stage: paths and settings in, an artifact out."""

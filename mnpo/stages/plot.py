@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mnpo.artifacts import artifact
-from mnpo.config import Block
+from mnpo.config import Block, Ordered
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind
 
@@ -18,9 +18,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 class Settings(Block):
     """What this stage reads."""
 
-    labels: dict[str, str]
+    labels: Ordered[str]
     """Policy -> what figures call it."""
-    runs: dict[str, list[str]]
+    runs: Ordered[list[str]]
     """Run -> its policies, iteration by iteration."""
     run_labels: dict[str, str]
     oracle: str
@@ -59,10 +59,12 @@ def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
         label = settings.run_labels[run_name]
         if len(policies) == 1:
             axes.axhline(rows["win_rate"].iloc[0], color=colour, linestyle="--", label=f"{label} (offline)")
-            axes.axhspan(rows["low"].iloc[0], rows["high"].iloc[0], color=colour, alpha=0.12, linewidth=0)
+            axes.axhspan(
+                rows["win_rate_low"].iloc[0], rows["win_rate_high"].iloc[0], color=colour, alpha=0.12, linewidth=0
+            )
             continue
         shift = 0.04 * (iterative.index(run_name) - (len(iterative) - 1) / 2)
-        spread = [rows["win_rate"] - rows["low"], rows["high"] - rows["win_rate"]]
+        spread = [rows["win_rate"] - rows["win_rate_low"], rows["win_rate_high"] - rows["win_rate"]]
         x = [t + shift for t in range(1, len(policies) + 1)]
         axes.errorbar(x, rows["win_rate"], yerr=spread, color=colour, marker="o", capsize=3, label=label)
     axes.axhline(0.5, color="grey", linewidth=0.8)

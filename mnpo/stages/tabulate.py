@@ -13,7 +13,7 @@ import pandas as pd
 
 from mnpo.artifacts import artifact, manifest
 from mnpo.benchmarks.heldout import GREEDY, SAMPLED
-from mnpo.config import Block
+from mnpo.config import Block, Ordered
 from mnpo.errors import BadInput
 from mnpo.records import JUDGED, read
 from mnpo.seeds import derive
@@ -24,7 +24,7 @@ REFERENCE = "sft"
 class Settings(Block):
     """What this stage reads."""
 
-    labels: dict[str, str]
+    labels: Ordered[str]
     """Policy -> what tables call it, in the order of the rows."""
     win_against: list[str]
     oracle: str
@@ -89,12 +89,12 @@ def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataF
                 "policy": settings.labels[policy],
                 "opponent": settings.labels[opponent],
                 "win_rate": per_prompt.mean(),
-                "low": low,
-                "high": high,
+                "win_rate_low": low,
+                "win_rate_high": high,
                 "prompts": len(per_prompt),
             }
         )
-    return pd.DataFrame(rows, columns=["policy", "opponent", "win_rate", "low", "high", "prompts"])
+    return pd.DataFrame(rows, columns=["policy", "opponent", "win_rate", "win_rate_low", "win_rate_high", "prompts"])
 
 
 def _score_grid(settings: Settings, rows: pd.DataFrame, policy: str) -> dict[str, np.ndarray]:
@@ -146,7 +146,7 @@ def _win_columns(wins: pd.DataFrame, label: str, opponent: str, opponent_label: 
     if label == opponent_label:
         return dict.fromkeys(names)
     found = wins[(wins["policy"] == label) & (wins["opponent"] == opponent_label)].iloc[0]
-    return dict(zip(names, (found["win_rate"], found["low"], found["high"]), strict=True))
+    return dict(zip(names, (found["win_rate"], found["win_rate_low"], found["win_rate_high"]), strict=True))
 
 
 def _accuracy(settings: Settings, rows: pd.DataFrame, mode: str) -> float:
@@ -180,4 +180,11 @@ def cost_table(artifacts: Sequence[Path]) -> pd.DataFrame:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    return table.to_markdown(index=False, floatfmt=".3f", missingval="n/a") + "\n"
+    """The table for reading: three digits, an interval beside its value in one column."""
+    shown = table.map(lambda v: v if isinstance(v, (str, int)) else "n/a" if pd.isna(v) else f"{v:.3f}")
+    for low in [c for c in table.columns if c.endswith("_low")]:
+        column, high = low.removesuffix("_low"), low.removesuffix("_low") + "_high"
+        interval = " [" + shown[low] + ", " + shown[high] + "]"
+        shown[column] = shown[column] + interval.where(table[column].notna(), "")
+        shown = shown.drop(columns=[low, high])
+    return shown.to_markdown(index=False, disable_numparse=True) + "\n"

@@ -188,5 +188,5 @@ def _require_same(now: Pair, before: Pair, settings: Settings, texts: Sequence[A
     if apart > START_TOLERANCE:
         raise BadInput(
             f"{settings.policy}: log-probabilities of {settings.start} differ by {apart:.3f} nats a token between the "
-            "logps stage and training; they read the texts differently (template, BOS, truncation) or in another precision"
+            "logps stage and training; the texts are read differently (template, BOS, truncation) or in other precision"
         )

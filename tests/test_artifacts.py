@@ -1,0 +1,130 @@
+"""Whole or not at all, with a manifest that says what an output was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from mnpo.artifacts import artifact, digest, manifest, manifest_path
+
+
+def make(output: Path, content: str = "content") -> None:
+    with artifact(output, "stage", {}) as made:
+        made.path.write_text(content)
+
+
+def make_directory(output: Path, **files: str) -> None:
+    with artifact(output, "stage", {}, directory=True) as made:
+        for name, content in files.items():
+            (made.path / name).write_text(content)
+
+
+def names(directory: Path) -> set[str]:
+    return {p.name for p in directory.iterdir()}
+
+
+def test_an_output_appears_only_when_the_body_is_done(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "below" / "out.txt"
+    with artifact(output, "stage", {}) as made:
+        made.path.write_text("content")
+        assert not output.exists()
+    assert output.read_text() == "content"
+    assert names(output.parent) == {"out.txt", "out.txt.manifest.json"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("directory", [False, True])
+def test_an_exception_leaves_nothing(tmp_path: Path, error: type[BaseException], directory: bool) -> None:
+    with pytest.raises(error), artifact(tmp_path / "out", "stage", {}, directory=directory) as made:
+        (made.path / "file" if directory else made.path).write_text("half")
+        raise error
+    assert names(tmp_path) == set()
+
+
+def test_an_old_output_survives_a_failed_remake(tmp_path: Path) -> None:
+    make(tmp_path / "file", "old")
+    make_directory(tmp_path / "directory", a="old")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError), artifact(tmp_path / "file", "stage", {}) as made:
+        made.path.write_text("new")
+        raise ValueError
+    with pytest.raises(ValueError), artifact(tmp_path / "directory", "stage", {}, directory=True) as made:
+        (made.path / "a").write_text("new")
+        raise ValueError
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_body_that_writes_nothing_or_an_input_that_is_missing_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), artifact(tmp_path / "out", "stage", {}):
+        pass
+    with pytest.raises(FileNotFoundError, match="nowhere: no such input"), artifact(
+        tmp_path / "out", "stage", {}, [tmp_path / "nowhere"]
+    ) as made:
+        made.path.write_text("content")
+    assert names(tmp_path) == set()
+
+
+def test_what_a_killed_process_left_is_not_taken_up(tmp_path: Path) -> None:
+    (tmp_path / ".partial-out").mkdir()
+    (tmp_path / ".partial-out" / "stale").write_text("half")
+    make_directory(tmp_path / "out", fresh="whole")
+    assert names(tmp_path) == {"out"}
+    assert names(tmp_path / "out") == {"fresh", "manifest.json"}
+
+
+def test_a_remade_directory_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
+    make_directory(tmp_path / "out", old="1", both="1")
+    make_directory(tmp_path / "out", both="2")
+    assert names(tmp_path / "out") == {"both", "manifest.json"}
+    assert (tmp_path / "out" / "both").read_text() == "2"
+
+
+def test_a_manifest_says_what_was_made_of_what_and_how(tmp_path: Path) -> None:
+    source = tmp_path / "input.txt"
+    source.write_text("abc")
+    with artifact(tmp_path / "out.txt", "sample", {"temperature": 0.8}, [source]) as made:
+        made.path.write_text("xyz")
+        made.facts = {"rows": 3}
+    written = json.loads((tmp_path / "out.txt.manifest.json").read_text())
+    assert written == manifest(tmp_path / "out.txt")
+    assert written["stage"] == "sample"
+    assert written["settings"] == {"temperature": 0.8}
+    # SHA-256 of "abc", as published in FIPS 180-2.
+    assert written["inputs"] == {str(source): "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    assert written["digest"] == hashlib.sha256(b"xyz").hexdigest()
+    assert written["rows"] == 3
+    assert written["seconds"] >= 0 and written["started"].endswith("Z")
+    assert {"mnpo", "python"} <= written["versions"].keys()
+    assert {"git_commit", "host", "machine"} <= written.keys()
+
+
+def test_the_digest_depends_on_content_alone(tmp_path: Path) -> None:
+    make(tmp_path / "a", "same")
+    make(tmp_path / "b", "same")
+    make(tmp_path / "c", "other")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+    manifest_path(tmp_path / "a").unlink()
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")  # computed where there is no manifest
+
+
+def test_a_directorys_digest_depends_on_names_and_contents_of_all_files(tmp_path: Path) -> None:
+    make_directory(tmp_path / "1", a="x", b="y")
+    make_directory(tmp_path / "2", b="y", a="x")
+    make_directory(tmp_path / "3", a="y", b="x")
+    make_directory(tmp_path / "4", a="x", c="y")
+    digests = [digest(tmp_path / n) for n in "1234"]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    manifest_path(tmp_path / "1").unlink()
+    assert digest(tmp_path / "1") == digests[0]
+
+
+def test_a_directorys_manifest_lies_in_it(tmp_path: Path) -> None:
+    make_directory(tmp_path / "out", a="x")
+    assert manifest_path(tmp_path / "out") == tmp_path / "out" / "manifest.json"
+    assert manifest(tmp_path / "out")["stage"] == "stage"
+    (tmp_path / "made-elsewhere").mkdir()
+    assert manifest(tmp_path / "made-elsewhere") == {}

@@ -1,0 +1,216 @@
+"""The workflow itself, on a demo scaled down: what runs, what reruns, and that nothing else does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles")
+
+pytestmark = pytest.mark.slow
+
+
+class Checkout:
+    """A copy of the project in which the workflow can run and files can be edited."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "tests/workflow/small.yaml"
+
+    def snakemake(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--configfile", str(self.config), "--cores", "2", *options],
+            cwd=self.path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+            env=os.environ | {"PYTHONPATH": str(self.path)},
+        )
+
+    def planned(self, *options: str) -> set[str]:
+        """The jobs that a dry run names, as `rule` or `rule what-it-makes`."""
+        result = self.snakemake("--dry-run", *options)
+        assert result.returncode == 0, result.stdout + result.stderr
+        jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: (\S+?),?(?: .*)?$", result.stdout, re.M)
+        return {f"{rule} {output.split('results/small/', 1)[1]}" for rule, output in jobs}
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.path / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose run is done."""
+    path = tmp_path_factory.mktemp("finished")
+    for name in COPIED:
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, path / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
+    (path / "tests/workflow").mkdir(parents=True)
+    shutil.copy(ROOT / "tests/workflow/small.yaml", path / "tests/workflow/small.yaml")
+    result = Checkout(path).snakemake()
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return path
+
+
+@pytest.fixture
+def checkout(finished: Path, tmp_path: Path) -> Checkout:
+    """A copy of the finished checkout, times and Snakemake's own records included, free to be edited."""
+    path = tmp_path / "checkout"
+    shutil.copytree(finished, path, symlinks=True)
+    return Checkout(path)
+
+
+def test_the_chain_makes_every_noun(finished: Path) -> None:
+    results = finished / "results/small"
+    for policy in ("sft", "inpo.1", "inpo.2", "td-mnpo.1", "td-mnpo.2"):
+        assert (results / f"policies/{policy}/model.safetensors").is_file()
+        assert (results / f"evals/{policy}/heldout.json").is_file()
+    main = pd.read_csv(results / "tables/main.csv")
+    assert list(main["policy"]) == ["SFT", "INPO 1", "INPO 2", "TD-MNPO 1", "TD-MNPO 2"]
+    assert main["win_vs_sft"].iloc[1:].between(0, 1).all()
+    for figure in ("win_rate", "families", "training", "win_matrix", "theory"):
+        assert (results / f"figures/{figure}.svg").read_text().lstrip().startswith("<?xml")
+        assert (results / f"figures/{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_logps_file_for_each_pairs_and_scorer(finished: Path) -> None:
+    found = sorted(str(p.relative_to(finished / "results/small/logps")) for p in finished.rglob("logps/**/*.parquet"))
+    assert found == [
+        "inpo.1/part2/overall/chat/inpo.1.parquet",
+        "inpo.1/part2/overall/chat/sft.parquet",
+        "sft/part1/overall/chat/sft.parquet",  # shared by both runs: opponent and reference of iteration 1
+        "td-mnpo.1/part2/overall/chat/sft.parquet",  # opponent pi_1's predecessor and the reference are one file
+        "td-mnpo.1/part2/overall/chat/td-mnpo.1.parquet",
+    ]
+
+
+def test_every_artifact_has_a_manifest_and_none_is_half_written(finished: Path) -> None:
+    results = finished / "results/small"
+    for file in results.rglob("*.parquet"):
+        manifest = json.loads(file.with_name(f"{file.name}.manifest.json").read_text())
+        assert {"stage", "settings", "inputs", "digest", "versions", "seconds", "git_commit"} <= set(manifest)
+    assert not list(results.rglob(".partial*"))
+
+
+def test_a_second_run_has_nothing_to_do(checkout: Checkout) -> None:
+    result = checkout.snakemake()
+    assert result.returncode == 0
+    assert "Nothing to be done" in result.stdout + result.stderr
+    assert checkout.planned() == set()
+
+
+TABLES = {"tabulate tables/main.csv", "costs tables/costs.csv"}
+PLOTS = {f"plot figures/{f}.svg" for f in ("win_rate", "families", "training", "win_matrix")}
+
+
+def shards(noun: str, policy: str, part: int) -> set[str]:
+    if noun == "sample":
+        return {f"sample samples/{policy}/part{part}/{s}.parquet" for s in (0, 1)}
+    return {f"score scores/{policy}/part{part}/overall/{s}.parquet" for s in (0, 1)}
+
+
+def following(policy: str) -> set[str]:
+    """Evaluation of a run's last policy, and what is printed."""
+    return {f"evaluate evals/{policy}/heldout.json"} | TABLES | PLOTS
+
+
+CONFIG = "tests/workflow/small.yaml"
+EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
+    "a comment in the configuration": (lambda c: c.edit(CONFIG, "# iteration 2", "# two"), set()),
+    "iteration 2's eta of one run": (
+        lambda c: c.edit(CONFIG, "- parts: [2] # iteration 2", "- {parts: [2], objective: {eta: 0.1}}"),
+        {"train policies/td-mnpo.2"} | following("td-mnpo.2"),
+    ),
+    "the weight of an opponent": (
+        lambda c: c.edit(CONFIG, "weights: [2/3, 1/3]", "weights: [0.9, 0.1]"),
+        {"train policies/td-mnpo.2"} | following("td-mnpo.2"),
+    ),
+    "iteration 1's learning rate of one run": (
+        lambda c: c.edit(
+            CONFIG, "      - parts: [1]\n      - parts: [2]\n", "      - {parts: [1], training: {learning_rate: 1e-5}}\n      - parts: [2]\n"
+        ),
+        {
+            "train policies/inpo.1",
+            "train policies/inpo.2",
+            "pair pairs/inpo.1/part2/overall.parquet",
+            "logps logps/inpo.1/part2/overall/chat/inpo.1.parquet",
+            "logps logps/inpo.1/part2/overall/chat/sft.parquet",
+            "evaluate evals/inpo.1/heldout.json",
+        }
+        | shards("sample", "inpo.1", 2)
+        | shards("score", "inpo.1", 2)
+        | following("inpo.2"),
+    ),
+    "a plot's code": (lambda c: c.edit("mnpo/stages/plot.py", "capsize=3", "capsize=4"), PLOTS),
+    "a comment in a stage's code": (
+        lambda c: c.edit("mnpo/stages/train.py", "import annotations\n", "import annotations\n\n# hello\n"),
+        set(),
+    ),
+    "the code of the tables": (
+        lambda c: c.edit("mnpo/stages/tabulate.py", "0.5 * (difference == 0)", "0.25 * (difference == 0)"),
+        TABLES | PLOTS,
+    ),
+    "the resamples of the bootstrap": (
+        lambda c: c.edit(CONFIG, "bootstrap: 100", "bootstrap: 200"),
+        {"tabulate tables/main.csv"} | PLOTS,
+    ),
+    "one more run that shares the reference and part 1": (
+        lambda c: c.edit(
+            CONFIG,
+            "evaluation:",
+            "  dpo: {objective: {name: dpo, beta: 0.1}, oracle: overall, iterations: [{parts: [1]}]}\nevaluation:",
+        ),
+        {"train policies/dpo.1"} | following("dpo.1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_only_what_changed_reruns(checkout: Checkout, edit: str) -> None:
+    change, expected = EDITS[edit]
+    change(checkout)
+    assert checkout.planned() == expected
+
+
+def test_a_touched_but_unchanged_input_reruns_nothing(checkout: Checkout) -> None:
+    os.utime(checkout.path / "results/small/prompts/heldout.parquet")
+    assert checkout.planned() == set()
+
+
+def test_the_same_seed_gives_the_same_bytes(checkout: Checkout, finished: Path) -> None:
+    """Remake iteration 2 of one run from its inputs: weights, evaluation and its table agree to the last byte."""
+    result = checkout.snakemake("--forcerun", "train", "--until", "evaluate", "--allowed-rules", "train", "evaluate")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    for file in ("policies/td-mnpo.2/model.safetensors", "evals/td-mnpo.2/heldout.json", "evals/td-mnpo.2/heldout.parquet"):
+        first, second = (tree / "results/small" / file for tree in (finished, checkout.path))
+        assert first.stat().st_mtime_ns != second.stat().st_mtime_ns
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_two_configurations_at_once_are_refused(finished: Path) -> None:
+    checkout = Checkout(finished)
+    result = checkout.snakemake("--dry-run", "--configfile", str(checkout.config), str(finished / "config.yaml"))
+    assert result.returncode != 0
+    assert "one --configfile at a time" in result.stdout + result.stderr
+
+
+def test_a_mistake_in_the_configuration_is_one_message(checkout: Checkout) -> None:
+    checkout.edit(CONFIG, "history: 2", "histroy: 2")
+    result = checkout.snakemake("--dry-run")
+    assert result.returncode != 0
+    assert "runs.td-mnpo.objective.histroy: unknown key; did you mean 'history'?" in result.stdout + result.stderr
