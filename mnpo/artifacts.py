@@ -117,11 +117,10 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _git_commit() -> str | None:
-    here = Path(__file__).parent
-    result = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--match", ""],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The package's commit, `-dirty` when files differ from it; None outside git or without it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--match", ""]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return result.stdout.strip() or None

@@ -2,7 +2,7 @@
 
 A game has one prompt and `actions` responses; `preference[a, b]` is P(a > b), so P + P^T = 1. Policies are softmax
 policies with full support: updates take and return LOG-probabilities `[actions]`, gaps take probabilities (an average
-of policies is an average of probabilities). Section numbers are those of docs/method.md, papers are arXiv ids.
+of policies is an average of probabilities). Equation numbers are those of docs/method.md, papers are arXiv ids.
 
 Two forms of eta. Everything here takes `learning_rate`: updates `exp(learning_rate * P)`, target of the pair loss
 `learning_rate / 2`. The `inverse` form of INPO and of the trained loss has updates `exp(P / eta)` and target
@@ -193,7 +193,7 @@ def _tau(tau: float) -> float:
 
 
 def _weights(weights: Weights | None, count: int, what: str = "weights") -> Array:
-    """[count], summing to 1; None is uniform. Of more than `count`, those of opponents that exist yet (section 3)."""
+    """[count], summing to 1; None is uniform. Of more than `count`, those of opponents that exist yet (eq. 4)."""
     if weights is None:
         return np.full(count, 1 / count)
     values = np.asarray(weights, float)
@@ -218,7 +218,7 @@ def log_softmax(logits: Array) -> Array:
 def multiplicative_weights(
     preference: Array, opponents: Array, learning_rate: float, weights: Weights | None = None
 ) -> Array:
-    """n-player multiplicative weights: section 2; MNPO, 2509.23102. Opponents [n-1, actions] -> [actions].
+    """n-player multiplicative weights: eq. 3; MNPO, 2509.23102. Opponents [n-1, actions] -> [actions].
 
     `pi' ∝ prod_j pi_j^w_j * exp(learning_rate * sum_j w_j P(y > pi_j))`, w uniform when None.
     """
@@ -227,7 +227,7 @@ def multiplicative_weights(
 
 
 def ipo(preference: Array, policy: Array, reference: Array, learning_rate: float) -> Array:
-    """IPO: section 4; 2310.12036, online 2403.08635. `pi' ∝ pi_ref * exp(learning_rate * P(y > policy))`, rate 1/tau.
+    """IPO: eq. 15; 2310.12036, online 2403.08635. `pi' ∝ pi_ref * exp(learning_rate * P(y > policy))`, rate 1/tau.
 
     `policy` made the pairs: the reference itself (offline), or pi_t (online: the regularised best response to pi_t).
     """
@@ -235,7 +235,7 @@ def ipo(preference: Array, policy: Array, reference: Array, learning_rate: float
 
 
 def inpo(preference: Array, policy: Array, reference: Array, learning_rate: float, ratio: float) -> Array:
-    """INPO: section 4; 2407.00617. `pi' ∝ pi_ref^ratio * pi_t^(1 - ratio) * exp(learning_rate * P(y > pi_t))`."""
+    """INPO: eq. 15; 2407.00617. `pi' ∝ pi_ref^ratio * pi_t^(1 - ratio) * exp(learning_rate * P(y > pi_t))`."""
     anchor = ratio * reference + (1 - ratio) * policy
     return log_softmax(anchor + learning_rate * preference @ np.exp(policy))
 
@@ -249,11 +249,11 @@ def td_mnpo(
     ratio: float,
     comparisons: str = "policy",
 ) -> Array:
-    """TD-MNPO: section 3; 2509.23102. History [n-1, actions], newest first -> [actions].
+    """TD-MNPO: eq. 15; 2509.23102. History [n-1, actions], newest first -> [actions].
 
     `pi' ∝ pi_ref^ratio * (prod_j pi_{t-j}^lambda_j)^(1 - ratio) * exp(learning_rate * P(y > q))`, with
     comparisons "policy": q = pi_t, pairs from pi_t as the trained loss has them;
-    comparisons "opponents": q = sum_j lambda_j pi_{t-j}, the update of section 2 (ledger, point 8), pairs from q.
+    comparisons "opponents": q = sum_j lambda_j pi_{t-j}, the update of eq. 3, pairs from q.
     The reference regularises but is nobody to compare with: that would move the equilibrium.
     """
     weights = _weights(weights, len(history))
@@ -273,7 +273,7 @@ def ht_mnpo(
     ratio: float = 0.0,
     comparisons: str = "policy",
 ) -> Array:
-    """HT-MNPO: section 3; 2509.23102. Preferences [n, actions, actions], policies [n, actions] -> [n, actions].
+    """HT-MNPO: eq. 15; 2509.23102. Preferences [n, actions, actions], policies [n, actions] -> [n, actions].
 
     `pi_i' ∝ pi_ref^ratio * (prod_{j != i} pi_j^w_ij)^(1 - ratio) * exp(learning_rate * P_i(y > q_i))`, with
     comparisons "policy": q_i = pi_i, pairs from player i's own policy as the paper has them;
@@ -299,7 +299,7 @@ def onpo(
     reference: Array | None = None,
     ratio: float = 0.0,
 ) -> tuple[Array, Array]:
-    """ONPO: section 4; 2502.16852. -> (pi_{t+1}, base_{t+1}): two fits on the pairs of pi_t, base is the paper's pi'.
+    """ONPO: eq. 16; 2502.16852. -> (pi_{t+1}, base_{t+1}): two fits on the pairs of pi_t, base is the paper's pi'.
 
     `base' ∝ base * exp(learning_rate * P(y > pi_t))`, then `pi' ∝ base' * exp(learning_rate * P(y > pi_t))`: the second
     bets that the next advantage is this one. The paper has ratio 0; with a ratio both fits are INPO's (our extension).
@@ -311,7 +311,7 @@ def onpo(
 
 
 def egpo(preference: Array, policy: Array, reference: Array, learning_rate: float, ratio: float) -> tuple[Array, Array]:
-    """EGPO: section 4; 2503.08942. -> (pi_{t+1}, pi_half): extragradient, both steps FROM pi_t.
+    """EGPO: eq. 17; 2503.08942. -> (pi_{t+1}, pi_half): extragradient, both steps FROM pi_t.
 
     `∝ pi_ref^ratio * pi_t^(1 - ratio) * exp(learning_rate * P(y > q))`: q = pi_t for pi_half, q = pi_half for pi_{t+1}.
     """
@@ -321,7 +321,7 @@ def egpo(preference: Array, policy: Array, reference: Array, learning_rate: floa
 
 
 def nash_md(preference: Array, policy: Array, reference: Array, learning_rate: float, ratio: float) -> Array:
-    """Nash-MD: section 4; 2312.00886. `mix ∝ pi_t^(1 - ratio) * pi_ref^ratio`, `pi' ∝ mix * exp(rate * P(y > mix))`.
+    """Nash-MD: eq. 18; 2312.00886. `mix ∝ pi_t^(1 - ratio) * pi_ref^ratio`, `pi' ∝ mix * exp(rate * P(y > mix))`.
 
     The mixture is the opponent too, so at a fixed rate the fixed point is NEAR the regularised equilibrium, not at it.
     """
@@ -384,7 +384,7 @@ def regularised_equilibrium(preference: Array, reference: Array, tau: float, tol
 def player_gap(
     preference: Array, policy: Array, opposed: Array, tau: float = 0.0, reference: Array | None = None
 ) -> Array:
-    """What a player could gain alone: `max_pi' J(pi', O) - J(pi, O)`, section 2. Probabilities [..., actions] -> [...].
+    """What a player could gain alone: `max_pi' J(pi', O) - J(pi, O)`, eq. 19. Probabilities [..., actions] -> [...].
 
     `J(pi, O) = pi P opposed - tau KL(pi || pi_ref)`, `opposed` the opponents' mixture, `reference` log-probabilities.
     """
@@ -402,7 +402,7 @@ def player_gap(
 
 
 def duality_gap(preference: Array, policy: Array, tau: float = 0.0, reference: Array | None = None) -> Array:
-    """`max_a J(a, pi) - min_b J(pi, b)`, section 2's two-player form: what both gain, so twice the `player_gap`."""
+    """`max_a J(a, pi) - min_b J(pi, b)`, eq. 19's two-player form: what both gain, so twice the `player_gap`."""
     return 2 * player_gap(preference, policy, policy, tau, reference)
 
 

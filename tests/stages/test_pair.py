@@ -1,0 +1,158 @@
+"""Pairs: best against worst, never from a tie or from one text; whatever makes no pair is counted by its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnpo.errors import BadInput
+from mnpo.records import PAIRS, SAMPLES, SCORES, read, write
+from mnpo.stages.pair import Settings, best_against_worst, run
+
+Answers = list[tuple[str, float]]
+
+
+@pytest.fixture
+def paired(tmp_path: Path, manifest_of: Callable[[Path], Any]) -> Callable[..., tuple[pd.DataFrame, dict[str, Any]]]:
+    """Pairs and manifest for prompts given as lists of (response, score); win is score / 10."""
+
+    def _paired(prompts: dict[str, Answers], min_gap: float = 0.0, shuffle: bool = False) -> tuple[pd.DataFrame, dict[str, Any]]:
+        samples, scores = [], []
+        for name, answers in prompts.items():
+            for k, (response, score) in enumerate(answers):
+                samples.append(
+                    {"prompt_id": name, "family": "", "prompt": f"Prompt {name}", "truth": "", "k": k, "response": response}
+                    | {"tokens": 1, "finish": "stop", "seed": k}
+                )
+                scores.append({"prompt_id": name, "k": k, "score": score, "win": score / 10})
+        if shuffle:
+            samples, scores = samples[::-1], scores[1::2] + scores[::2]
+        files = [tmp_path / "samples.parquet", tmp_path / "scores.parquet", tmp_path / "pairs.parquet"]
+        write(SAMPLES, samples, files[0])
+        write(SCORES, scores, files[1])
+        run(Settings(pairing={"min_gap": min_gap}), [files[0]], [files[1]], files[2])
+        return read(PAIRS, files[2]), manifest_of(files[2])
+
+    return _paired
+
+
+Paired = Callable[..., tuple[pd.DataFrame, dict[str, Any]]]
+GOOD: Answers = [("fair", 2.0), ("best", 3.0), ("worst", 1.0)]
+
+
+def test_the_best_is_chosen_over_the_worst(paired: Paired) -> None:
+    pairs, facts = paired({"p": GOOD})
+    assert pairs.to_dict("records") == [
+        {
+            "pair_id": "p",
+            "prompt_id": "p",
+            "prompt": "Prompt p",
+            "chosen": "best",
+            "rejected": "worst",
+            "chosen_score": 3.0,
+            "rejected_score": 1.0,
+            "chosen_win": 0.3,
+            "rejected_win": 0.1,
+        }
+    ]
+    assert (facts["rows"], facts["prompts"]) == (1, 1)
+
+
+REASONS = ("empty_responses", "fewer_than_two_responses", "identical_responses", "tied_scores")
+
+
+@pytest.mark.parametrize(
+    ("answers", "counts"),
+    [
+        ([("a", 1.0), ("b", 1.0), ("c", 1.0)], {"tied_scores": 1}),
+        ([("a", 1.0), ("a", 1.0), ("a", 1.0)], {"identical_responses": 1}),
+        ([("a", 1.0)], {"fewer_than_two_responses": 1}),
+        ([("a", 1.0), ("", 0.0), (" \n", 0.0)], {"empty_responses": 2, "fewer_than_two_responses": 1}),
+        ([("", 1.0), ("", 0.0)], {"empty_responses": 2, "fewer_than_two_responses": 1}),
+        # The same text twice, scored apart by rounding, around another: a pair of a text and itself is none.
+        ([("a", 1.0), ("a", 1.2), ("b", 1.1)], {"tied_scores": 1}),
+    ],
+)
+def test_what_makes_no_pair_is_counted_by_its_reason(paired: Paired, answers: Answers, counts: dict[str, int]) -> None:
+    pairs, facts = paired({"good": GOOD, "bad": answers})
+    assert pairs["prompt_id"].tolist() == ["good"]
+    assert {r: facts[r] for r in REASONS} == {**dict.fromkeys(REASONS, 0), **counts}
+    assert (facts["rows"], facts["prompts"]) == (1, 2)
+
+
+def test_empty_responses_are_left_out_and_the_others_make_the_pair(paired: Paired) -> None:
+    pairs, facts = paired({"p": [("", 9.0), ("good", 2.0), ("bad", 1.0), (" ", -9.0)]})
+    assert pairs[["chosen", "rejected"]].to_numpy().tolist() == [["good", "bad"]]
+    assert facts["empty_responses"] == 2
+
+
+@pytest.mark.parametrize(("min_gap", "made"), [(0.0, 3), (0.25, 2), (0.5, 1), (0.75, 1)])
+def test_a_gap_of_no_more_than_the_smallest_is_a_tie(paired: Paired, min_gap: float, made: int) -> None:
+    prompts = {f"p{gap}": [("a", 1.0), ("b", 1.0 + gap)] for gap in (0.25, 0.5, 1.0)}
+    pairs, facts = paired(prompts, min_gap)
+    assert len(pairs) == made
+    assert facts["tied_scores"] == 3 - made
+
+
+def test_equal_scores_are_decided_by_the_smallest_k_in_any_order_of_rows(paired: Paired) -> None:
+    answers = [("low 0", 1.0), ("high 1", 2.0), ("low 2", 1.0), ("high 3", 2.0)]
+    for shuffle in (False, True):
+        pairs, _ = paired({"p": answers, "q": GOOD}, shuffle=shuffle)
+        pairs = pairs.set_index("prompt_id")
+        assert pairs.loc["p", ["chosen", "rejected"]].tolist() == ["high 1", "low 0"]
+        assert pairs.loc["q", ["chosen", "rejected"]].tolist() == ["best", "worst"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3).map(float)), max_size=6),
+    st.sampled_from([0.0, 1.0]),
+    st.randoms(use_true_random=False),
+)
+def test_a_pair_is_two_texts_a_gap_apart_whatever_the_order(answers: Answers, min_gap: float, random: Any) -> None:
+    rows = [{"prompt_id": "p", "prompt": "P", "k": k, "response": r, "score": s, "win": 0.5} for k, (r, s) in enumerate(answers)]
+    pair = best_against_worst(rows, min_gap)
+    random.shuffle(rows)
+    assert best_against_worst(rows, min_gap) == pair
+    if isinstance(pair, dict):
+        scores = [s for _, s in answers]
+        assert pair["chosen"] != pair["rejected"]
+        assert (pair["chosen_score"], pair["rejected_score"]) == (max(scores), min(scores))
+        assert max(scores) - min(scores) > min_gap
+    elif pair == "identical_responses":
+        assert len(answers) > 1 and len({r for r, _ in answers}) == 1
+    elif pair == "fewer_than_two_responses":
+        assert len(answers) < 2
+
+
+def test_no_pair_at_all_is_refused_with_the_counts(paired: Paired, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no pair can be made of 2 prompts \(.*'identical_responses': 1, 'tied_scores': 1"):
+        paired({"p": [("a", 1.0), ("a", 1.0)], "q": [("a", 1.0), ("b", 1.0)]})
+    assert not (tmp_path / "pairs.parquet").exists()
+
+
+def test_a_sample_without_a_score_is_refused(paired: Paired, tmp_path: Path) -> None:
+    paired({"p": GOOD})
+    scores = read(SCORES, tmp_path / "scores.parquet")
+    write(SCORES, scores.iloc[:2], tmp_path / "scores.parquet")
+    with pytest.raises(BadInput, match="no score for prompt p, k = 2; score these samples again"):
+        run(Settings(pairing={}), [tmp_path / "samples.parquet"], [tmp_path / "scores.parquet"], tmp_path / "again.parquet")
+
+
+def test_shards_give_the_same_pairs_as_the_whole(chain: dict[str, Path], tmp_path: Path) -> None:
+    samples, scores = read(SAMPLES, chain["samples"]), read(SCORES, chain["scores"])
+    files: dict[str, list[Path]] = {"samples": [], "scores": []}
+    for shard in range(2):
+        mine = samples["prompt_id"].isin(samples["prompt_id"].unique()[shard::2])
+        for noun, table, rows in (("samples", SAMPLES, samples[mine]), ("scores", SCORES, scores[mine])):
+            files[noun].append(tmp_path / f"{noun}-{shard}.parquet")
+            write(table, rows, files[noun][-1])
+    run(Settings(pairing={}), files["samples"], files["scores"][::-1], tmp_path / "pairs.parquet")
+    whole = read(PAIRS, chain["pairs"]).set_index("pair_id")
+    together = read(PAIRS, tmp_path / "pairs.parquet").set_index("pair_id").loc[whole.index]
+    pd.testing.assert_frame_equal(together, whole)

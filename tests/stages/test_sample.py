@@ -1,0 +1,130 @@
+"""Samples: K responses a prompt, and the same ones however the prompts are spread over jobs and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mnpo.config import Sampling, Text
+from mnpo.errors import BadInput
+from mnpo.records import PROMPTS, SAMPLES, read, write
+from mnpo.stages.sample import Settings, run
+
+
+@pytest.fixture
+def sample(tmp_path: Path, sampling: Sampling, text: Text, sft_policy: Path, prompts_directory: Path) -> Callable[..., pd.DataFrame]:
+    """Samples of the tiny policy; settings and inputs can be replaced."""
+
+    def _sample(shard: int = 0, seed: int = 5, policy: Path = sft_policy, prompts: Path | None = None, **changes: Any) -> pd.DataFrame:
+        limits = changes.pop("text", text)
+        asked = Sampling(**sampling.model_dump() | changes)
+        output = tmp_path / f"samples-{shard}.parquet"
+        run(Settings(sampling=asked, text=limits, shard=shard, seed=seed), policy, prompts or prompts_directory / "part1.parquet", output)
+        return read(SAMPLES, output)
+
+    return _sample
+
+
+def test_every_prompt_gets_k_responses_with_their_own_seeds(
+    chain: dict[str, Path], manifest_of: Callable[[Path], Any]
+) -> None:
+    prompts, samples = read(PROMPTS, chain["prompts"]), read(SAMPLES, chain["samples"])
+    assert len(samples) == 14 * 4
+    assert samples["prompt_id"].tolist() == [p for p in prompts["prompt_id"] for _ in range(4)]
+    assert samples["k"].tolist() == [0, 1, 2, 3] * 14
+    assert samples["seed"].nunique() == len(samples)
+    merged = samples.merge(prompts, on="prompt_id", suffixes=("", "_given"))
+    assert all((merged[c] == merged[f"{c}_given"]).all() for c in ("family", "prompt", "truth"))
+    facts = manifest_of(chain["samples"])
+    assert facts["rows"] == 56
+    assert facts["tokens"] == samples["tokens"].sum()
+    assert facts["cut_responses"] == (samples["finish"] == "length").sum()
+    assert facts["empty_responses"] == (samples["response"].str.strip() == "").sum()
+    assert facts["prompts_cut"] == 0
+    assert set(samples["finish"]) <= {"stop", "length"} and samples["tokens"].between(1, 12).all()
+    assert (samples.loc[samples["finish"] == "length", "tokens"] == 12).all()
+
+
+def test_shards_partition_the_prompts_and_agree_with_the_whole_row_for_row(
+    sample: Callable[..., pd.DataFrame], chain: dict[str, Path]
+) -> None:
+    whole = read(SAMPLES, chain["samples"])
+    shards = [sample(shard, shards=3, batch_size=5) for shard in range(3)]
+    assert [s["prompt_id"].nunique() for s in shards] == [5, 5, 4]
+    together = pd.concat(shards).set_index(["prompt_id", "k"]).loc[whole.set_index(["prompt_id", "k"]).index]
+    pd.testing.assert_frame_equal(together.reset_index()[list(whole.columns)], whole)
+
+
+def test_another_seed_draws_other_responses(sample: Callable[..., pd.DataFrame], chain: dict[str, Path]) -> None:
+    again, other = sample(seed=5), sample(seed=6)
+    pd.testing.assert_frame_equal(again, read(SAMPLES, chain["samples"]))
+    assert (again["response"] != other["response"]).mean() > 0.5
+
+
+def test_the_order_of_the_prompts_does_not_matter(
+    sample: Callable[..., pd.DataFrame], chain: dict[str, Path], tmp_path: Path
+) -> None:
+    prompts = read(PROMPTS, chain["prompts"])
+    write(PROMPTS, prompts.iloc[::-1].iloc[3:], tmp_path / "prompts.parquet")
+    some = sample(prompts=tmp_path / "prompts.parquet")
+    whole = read(SAMPLES, chain["samples"]).set_index(["prompt_id", "k"])
+    assert len(some) == 11 * 4
+    assert all(whole.loc[(r["prompt_id"], r["k"]), "response"] == r["response"] for r in some.to_dict("records"))
+
+
+def test_long_prompts_are_cut_and_counted_or_refused(
+    sample: Callable[..., pd.DataFrame], tmp_path: Path, manifest_of: Callable[[Path], Any]
+) -> None:
+    rows = [
+        {"prompt_id": name, "family": "", "prompt": prompt, "truth": ""}
+        for name, prompt in (("long", "cat dog " * 60), ("short", "Say cat"))
+    ]
+    write(PROMPTS, rows, tmp_path / "prompts.parquet")
+    samples = sample(prompts=tmp_path / "prompts.parquet")
+    assert samples["prompt"].tolist()[0] == "cat dog " * 60  # the table keeps the prompt as it is
+    assert manifest_of(tmp_path / "samples-0.parquet")["prompts_cut"] == 1
+    with pytest.raises(BadInput, match="long: a prompt of"):
+        sample(prompts=tmp_path / "prompts.parquet", text=Text(max_length=80, max_prompt_length=48, overflow="error"))
+
+
+def test_a_shard_without_prompts_is_refused(sample: Callable[..., pd.DataFrame]) -> None:
+    with pytest.raises(BadInput, match="no prompts for shard 14 of 15; use fewer shards"):
+        sample(14, shards=15)
+
+
+@pytest.mark.parametrize(
+    ("removed", "problem"),
+    [
+        ("model.safetensors", "a checkpoint without weights"),
+        ("config.json", "no model here"),
+        ("tokenizer_config.json", "no tokenizer_config.json"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_refused_and_nothing_is_written(
+    sample: Callable[..., pd.DataFrame], sft_policy: Path, tmp_path: Path, removed: str, problem: str
+) -> None:
+    import shutil
+
+    policy = shutil.copytree(sft_policy, tmp_path / "policy")
+    (policy / removed).unlink()
+    with pytest.raises(BadInput, match=f"{policy}: .*{problem}"):
+        sample(policy=policy)
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+
+
+def test_weights_of_another_architecture_are_refused(
+    sample: Callable[..., pd.DataFrame], sft_policy: Path, tmp_path: Path
+) -> None:
+    import json
+    import shutil
+
+    policy = shutil.copytree(sft_policy, tmp_path / "policy")
+    config = json.loads((policy / "config.json").read_text())
+    layers = {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    (policy / "config.json").write_text(json.dumps(config | layers))
+    with pytest.raises(BadInput, match=r"weights are missing or have the wrong shape, such as model\.layers\.2\."):
+        sample(policy=policy)

@@ -1,0 +1,109 @@
+"""The reference policy: made from nothing or from a directory, and better on the demonstrations afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnpo.chat import Chat
+from mnpo.checkpoints import load_model, load_tokenizer
+from mnpo.config import Text
+from mnpo.errors import BadInput
+from mnpo.records import DEMONSTRATIONS, read, write
+from mnpo.stages.sft import Settings, run
+
+
+def metrics(policy: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (policy / "metrics.jsonl").read_text().splitlines()]
+
+
+def loss_per_token(policy: Path, demonstrations: Path, text: Text) -> float:
+    """Mean negative log-likelihood of the demonstrations' response tokens, from full logits, one row at a time."""
+    chat, model = Chat(load_tokenizer(policy), text), load_model(policy)
+    total = tokens = 0.0
+    for row in read(DEMONSTRATIONS, demonstrations).iloc[:40].to_dict("records"):
+        encoded = chat.encode(row["prompt"], row["response"])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([encoded.prompt + encoded.response])).logits[0].double()
+        log = logits.log_softmax(-1)[len(encoded.prompt) - 1 : -1]
+        total -= float(log.gather(1, torch.tensor(encoded.response)[:, None]).sum())
+        tokens += len(encoded.response)
+    return total / tokens
+
+
+@pytest.fixture
+def demonstrations(prompts_directory: Path) -> Path:
+    return prompts_directory / "demonstrations.parquet"
+
+
+def test_fine_tuning_reduces_the_loss_of_the_demonstrations(
+    random_policy: Path, sft_policy: Path, demonstrations: Path, text: Text
+) -> None:
+    before, after = (loss_per_token(p, demonstrations, text) for p in (random_policy, sft_policy))
+    assert before == pytest.approx(5.83, abs=0.3)  # log 340, all tokens alike
+    assert after < 4.0
+    history = metrics(sft_policy)
+    assert len(history) == 40
+    assert history[0]["loss"] == pytest.approx(before, abs=0.3)
+    assert history[-1]["loss"] == pytest.approx(after, abs=1.0)
+
+
+def test_a_policy_is_a_checkpoint_that_transformers_loads(sft_policy: Path, manifest_of: Callable[[Path], Any]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoModelForCausalLM.from_pretrained(sft_policy).config.model_type == "gemma2"
+    assert AutoTokenizer.from_pretrained(sft_policy).chat_template
+    facts = manifest_of(sft_policy)
+    assert facts["stage"] == "sft" and facts["rows"] == 140 and facts["steps"] == 40
+    assert facts["final_loss"] == metrics(sft_policy)[-1]["loss"]
+    assert facts["prompts_cut"] == facts["responses_cut"] == 0
+
+
+def test_the_same_seed_gives_identical_weights_and_another_does_not(
+    tmp_path: Path, sft_policy: Path, sft_settings: dict[str, Any], demonstrations: Path
+) -> None:
+    files = ("model.safetensors", "metrics.jsonl", "tokenizer.json")
+    run(Settings.model_validate(sft_settings), demonstrations, tmp_path / "again")
+    assert all((tmp_path / "again" / f).read_bytes() == (sft_policy / f).read_bytes() for f in files)
+    short = sft_settings | {"sft": sft_settings["sft"] | {"steps": 1}}
+    for seed in (3, 4):
+        run(Settings.model_validate(short | {"seed": seed}), demonstrations, tmp_path / str(seed))
+    one, other = ((tmp_path / s / "model.safetensors").read_bytes() for s in "34")
+    assert one != other
+
+
+def test_without_fine_tuning_a_model_directory_is_taken_as_it_is(
+    tmp_path: Path, random_policy: Path, demonstrations: Path, text: Text
+) -> None:
+    settings = Settings.model_validate(
+        {"policy": "big", "model": {"path": str(random_policy)}, "sft": None, "text": text.model_dump(), "seed": 0}
+    )
+    run(settings, demonstrations, tmp_path / "big")
+    one, other = (load_model(p).state_dict() for p in (random_policy, tmp_path / "big"))
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("model", ["architecture", "path"])
+def test_no_demonstrations_to_learn_from_is_refused(
+    tmp_path: Path, sft_settings: dict[str, Any], random_policy: Path, model: str
+) -> None:
+    write(DEMONSTRATIONS, [], tmp_path / "none.parquet")
+    given = {"architecture": sft_settings["model"], "path": {"path": str(random_policy)}}[model]
+    with pytest.raises(BadInput, match="no demonstrations"):
+        run(Settings.model_validate(sft_settings | {"model": given}), tmp_path / "none.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_directory_without_weights_is_refused(
+    tmp_path: Path, sft_settings: dict[str, Any], demonstrations: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    settings = Settings.model_validate(sft_settings | {"model": {"path": str(tmp_path / "model")}})
+    with pytest.raises(BadInput, match="a checkpoint without weights"):
+        run(settings, demonstrations, tmp_path / "out")
