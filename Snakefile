@@ -10,7 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-# Rules call `python -m mnpo`: this package, in the Python that runs Snakemake unless a rule's environment brings another.
+# Plan and rules use the package beside this file, in the Python that runs Snakemake unless a rule's environment brings
+# another.
+sys.path.insert(0, str(workflow.basedir))
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
     PYTHONPATH=str(workflow.basedir),

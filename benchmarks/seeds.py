@@ -25,7 +25,7 @@ seed), nothing tuned between them; how the settings were chosen is said below. W
 
 def run(seed: int) -> pd.DataFrame:
     """The main table of one seed; what is made already is not made again."""
-    name = f"demo-seed-{seed}"
+    name = f"demo-seed-{seed}" if seed else "demo"  # seed 0 is the demo itself
     command = ["snakemake", "--profile", "profiles/demo", "--config", f"name={name}", f"seed={seed}"]
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
     return pd.read_csv(ROOT / f"results/{name}/tables/main.csv").set_index("policy")

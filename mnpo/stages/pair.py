@@ -64,7 +64,8 @@ def best_against_worst(responses: Sequence[dict[str, Any]], min_gap: float) -> d
     if len({r["response"] for r in responses}) == 1:
         return "identical_responses"
     best = min(responses, key=lambda r: (-r["score"], r["k"]))
-    worst = min(responses, key=lambda r: (r["score"], r["k"]))
+    others = (r for r in responses if r["response"] != best["response"])  # its own text may score apart by rounding
+    worst = min(others, key=lambda r: (r["score"], r["k"]))
     if best["score"] - worst["score"] <= min_gap:
         return "tied_scores"
     return {

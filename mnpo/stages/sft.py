@@ -41,6 +41,8 @@ def _start(settings: Settings, rows: pd.DataFrame, directory: Path) -> None:
 
     model = settings.model
     if model.architecture is not None:
+        if rows.empty:
+            raise BadInput("a tokenizer is trained on demonstrations, and there are no demonstrations; set prompts.demonstrations")
         from mnpo.demo.model import build
 
         texts = (f"{prompt} {response}" for prompt, response in zip(rows["prompt"], rows["response"], strict=True))

@@ -89,7 +89,7 @@ def test_the_demos_rules_disagree_into_a_condorcet_cycle(oracle_settings: dict[s
     def votes(a: int, b: int) -> float:
         return sum((s[a] > s[b]) - (s[a] < s[b]) for s in scores)
 
-    expected = [[0.5 if votes(a, b) == 0 else float(votes(a, b) > 0) for b in range(3)] for a in range(3)]
-    assert judgement.preferences == expected
+    assert [votes(0, 1), votes(1, 2), votes(2, 0)] == [1, 1, 1]
+    assert judgement.preferences == [[0.5, 1.0, 0.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.5]]
     overall = oracles.load("overall", settings, {}).judge([Question("Say cat 3 times", truth, responses)])[0].scores
     assert overall == pytest.approx([c + 0.4 * b + 0.2 * p for c, b, p in zip(*scores, strict=True)])

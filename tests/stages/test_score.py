@@ -37,23 +37,20 @@ def test_scores_are_the_rules_own_and_wins_are_counted_against_the_others(
 def test_condorcet_cycles_of_a_majority_are_counted(
     tmp_path: Path, oracle_settings: dict[str, Any], manifest_of: Callable[[Path], Any]
 ) -> None:
-    """Right and wordy beats nearly right and polite, that beats wrong and curt, and that beats the first; by two rules each."""
+    """Right and wordy, nearly right and curt, wrong and polite: each beats the next by two rules of three."""
     truth = '{"answer": "cat cat cat", "family": "repeat"}'
-    responses = ["I think it is cat cat cat. I hope this helps.", "cat cat cat dog dog", "Of course: cat, cat, cow."]
-    judged = [[RULES[r](truth, y) for y in responses] for r in ("correctness", "brevity", "courtesy")]
-
-    def beats(a: int, b: int) -> bool:
-        return sum((s[a] > s[b]) - (s[a] < s[b]) for s in judged) > 0
-
-    circle = any(beats(a, b) and beats(b, c) and beats(c, a) for a, b, c in ((0, 1, 2), (0, 2, 1)))
+    circle = ["I think it is cat cat cat. I hope this helps.", "cat cat", "Of course: dog, dog, dog."]
+    ranked = ["cat cat cat", "cat cat cat.", "cat dog dog dog"]
     rows = [
-        {"prompt_id": "p", "family": "repeat", "prompt": "Say cat 3 times", "truth": truth}
+        {"prompt_id": prompt, "family": "repeat", "prompt": "Say cat 3 times", "truth": truth}
         | {"k": k, "response": r, "tokens": 5, "finish": "stop", "seed": k}
+        for prompt, responses in (("circle", circle), ("ranked", ranked))
         for k, r in enumerate(responses)
     ]
     write(SAMPLES, rows, tmp_path / "samples.parquet")
     run(Settings(oracle="majority", oracles=oracle_settings), tmp_path / "samples.parquet", tmp_path / "scores.parquet")
-    assert manifest_of(tmp_path / "scores.parquet")["prompts_with_a_cycle"] == int(circle)
+    assert manifest_of(tmp_path / "scores.parquet")["prompts_with_a_cycle"] == 1
+    assert read(SCORES, tmp_path / "scores.parquet")["win"].tolist()[:3] == [0.5, 0.5, 0.5]
 
 
 def test_rules_refuse_prompts_that_are_not_of_their_world(tmp_path: Path, oracle_settings: dict[str, Any]) -> None:

@@ -1,0 +1,77 @@
+"""Log-probabilities of pairs, against full logits computed one text at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnpo.chat import Chat
+from mnpo.checkpoints import load_tokenizer
+from mnpo.config import Text, TextForm
+from mnpo.errors import BadInput
+from mnpo.records import LOGPS, PAIRS, read, write
+from mnpo.stages.logps import Settings, run
+
+
+def by_full_logits(policy: Path, text: Text, form: TextForm, prompt: str, response: str) -> tuple[float, int]:
+    """Sum of log softmax over the response's tokens, and their number."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float64).eval()
+    encoded = Chat(load_tokenizer(policy), text, form).encode(prompt, response)
+    ids = torch.tensor([[*encoded.prompt, *encoded.response]])
+    with torch.no_grad():
+        log = model(input_ids=ids).logits[0].log_softmax(-1)
+    first = len(encoded.prompt)
+    return sum(float(log[i - 1, ids[0, i]]) for i in range(first, ids.shape[1])), len(encoded.response)
+
+
+@pytest.mark.parametrize("form", [TextForm(), TextForm(render="raw", bos=False)], ids=["chat", "raw-nobos"])
+def test_sums_and_counts_are_those_of_full_logits(
+    tmp_path: Path, chain: dict[str, Path], text: Text, form: TextForm, manifest_of: Callable[[Path], Any]
+) -> None:
+    output = tmp_path / "logps.parquet"
+    run(Settings(form=form, text=text), chain["policy"], chain["pairs"], output)
+    pairs, logps = read(PAIRS, chain["pairs"]), read(LOGPS, output)
+    assert logps["pair_id"].tolist() == pairs["pair_id"].tolist()
+    assert len(pairs) >= 10
+    for pair, row in list(zip(pairs.to_dict("records"), logps.to_dict("records"), strict=True))[:4]:
+        for side in ("chosen", "rejected"):
+            value, tokens = by_full_logits(chain["policy"], text, form, pair["prompt"], pair[side])
+            assert row[side] == pytest.approx(value, abs=1e-4)
+            assert row[f"{side}_tokens"] == tokens
+    facts = manifest_of(output)
+    assert facts["rows"] == len(pairs) and facts["responses_cut"] == 0
+
+
+def test_another_policy_gives_other_numbers_of_the_same_tokens(
+    tmp_path: Path, chain: dict[str, Path], random_policy: Path, text: Text
+) -> None:
+    run(Settings(form={}, text=text), random_policy, chain["pairs"], tmp_path / "logps.parquet")
+    own, other = read(LOGPS, chain["logps"]), read(LOGPS, tmp_path / "logps.parquet")
+    assert own["chosen_tokens"].tolist() == other["chosen_tokens"].tolist()
+    assert ((own["chosen"] - other["chosen"]).abs() > 0.1).all()
+
+
+def test_a_response_over_the_limit_is_cut_and_counted(
+    tmp_path: Path, chain: dict[str, Path], manifest_of: Callable[[Path], Any]
+) -> None:
+    pairs = read(PAIRS, chain["pairs"])
+    pairs.loc[0, "chosen"] = "cat dog " * 50
+    write(PAIRS, pairs, tmp_path / "pairs.parquet")
+    run(Settings(form={}, text=Text(max_length=80, max_prompt_length=48)), chain["policy"], tmp_path / "pairs.parquet", tmp_path / "l")
+    assert manifest_of(tmp_path / "l")["responses_cut"] == 1
+    tokenizer = load_tokenizer(chain["policy"])
+    prompt = Chat(tokenizer, Text(max_length=80, max_prompt_length=48)).prompt(pairs.loc[0, "prompt"])
+    assert read(LOGPS, tmp_path / "l").loc[0, "chosen_tokens"] == 80 - len(prompt)
+
+
+def test_a_prompt_that_is_too_long_is_named_with_its_pair(tmp_path: Path, chain: dict[str, Path]) -> None:
+    limits = Text(max_length=80, max_prompt_length=12, overflow="error")
+    with pytest.raises(BadInput, match=f"{chain['pairs']}: pair .*, chosen: a prompt of .* tokens, the limit is 12"):
+        run(Settings(form={}, text=limits), chain["policy"], chain["pairs"], tmp_path / "logps.parquet")
+    assert not list(tmp_path.iterdir())

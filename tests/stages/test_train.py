@@ -1,0 +1,220 @@
+"""Training: the first step by hand, and every way in which pairs and log-probabilities can fail to fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnpo.checkpoints import load_model
+from mnpo.config import Text
+from mnpo.errors import BadInput, Diverged
+from mnpo.records import LOGPS, PAIRS, read, write
+from mnpo.stages import logps as logps_stage
+from mnpo.stages.train import Settings, run
+
+ETA = 0.2
+INPO = {"name": "inpo", "eta": ETA, "ratio": 1 / 3}
+
+
+@pytest.fixture
+def settings(text: Text) -> Callable[..., Settings]:
+    """INPO's first iteration: start, opponent and reference are one policy."""
+
+    def _settings(training: dict[str, Any] | None = None, **changes: Any) -> Settings:
+        optimisation = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "schedule": "constant"}
+        values = {
+            "policy": "inpo.1",
+            "start": "sft",
+            "objective": INPO,
+            "opponents": [("sft", 1.0)],
+            "scorers": ["sft"],
+            "training": optimisation | (training or {}),
+            "form": {},
+            "text": text.model_dump(),
+            "seed": 1,
+        }
+        return Settings.model_validate(values | changes)
+
+    return _settings
+
+
+Make = Callable[..., Settings]
+
+
+def metrics(policy: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (policy / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(policy: Path) -> bytes:
+    return (policy / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, chain: dict[str, Path]) -> Callable[..., Path]:
+    """A policy trained on the chain's pairs."""
+
+    def _trained(asked: Settings, name: str = "out", logps: list[Path] | None = None, pairs: Path | None = None) -> Path:
+        files = [chain["logps"]] if logps is None else logps
+        run(asked, chain["policy"], [pairs or chain["pairs"]], files, tmp_path / name)
+        return tmp_path / name
+
+    return _trained
+
+
+# -------------------------------------------------------------------------------------------------------------- by hand
+
+
+def test_where_start_opponent_and_reference_are_one_the_first_margin_is_zero(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], manifest_of: Callable[[Path], Any]
+) -> None:
+    """h = m - (1 - ratio) m - ratio m = 0, so the first loss is (0 - 1/(2 eta))^2 = 6.25."""
+    policy = trained(settings())
+    history = metrics(policy)
+    assert history[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert history[0]["loss"] == pytest.approx((1 / (2 * ETA)) ** 2, abs=1e-3)
+    assert history[-1]["margin"] > 0.1 and history[-1]["loss"] < 6
+    rows = len(read(PAIRS, chain["pairs"]))
+    assert len(history) == -(-2 * rows // 4)
+    facts = manifest_of(policy)
+    assert (facts["rows"], facts["steps"]) == (rows, len(history))
+    assert facts["final_loss"] == history[-1]["loss"]
+    assert facts["tokens"] > 0
+
+
+def test_the_first_step_of_dpo_has_the_loss_of_a_coin(settings: Make, trained: Callable[..., Path]) -> None:
+    policy = trained(settings(objective={"name": "dpo", "beta": 0.3}, training={"epochs": 1}))
+    assert metrics(policy)[0]["loss"] == pytest.approx(0.693147, abs=1e-4)  # -log s(0)
+
+
+def test_length_normalised_margins_are_of_means(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path]
+) -> None:
+    """With no opponent at its own log-probabilities, SimPO's first margin is beta times the gap of means per token."""
+    table = read(LOGPS, chain["logps"])
+    gap = table["chosen"] / table["chosen_tokens"] - table["rejected"] / table["rejected_tokens"]
+    asked = settings(
+        objective={"name": "simpo", "beta": 2.0},
+        opponents=[],
+        scorers=[],
+        training={"batch_size": len(table), "epochs": 1},
+    )
+    first = metrics(trained(asked, logps=[]))[0]
+    assert first["margin"] == pytest.approx(2 * gap.mean(), abs=1e-4)
+    expected = -torch.nn.functional.logsigmoid(torch.tensor((2 * gap).tolist())).mean()
+    assert first["loss"] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_opponents_count_by_their_weights(
+    settings: Make,
+    trained: Callable[..., Path],
+    chain: dict[str, Path],
+    random_policy: Path,
+    text: Text,
+    tmp_path: Path,
+) -> None:
+    """Against sft with 3/4 and another with 1/4, h = m - 3/4 m - 1/4 m_other = (m - m_other) / 4 at the first step."""
+    logps_stage.run(logps_stage.Settings(form={}, text=text), random_policy, chain["pairs"], tmp_path / "other.parquet")
+    own, other = read(LOGPS, chain["logps"]), read(LOGPS, tmp_path / "other.parquet")
+    asked = settings(
+        objective={"name": "td-mnpo", "eta": ETA},
+        opponents=[("sft", 0.75), ("other", 0.25)],
+        scorers=["sft", "other"],
+        training={"batch_size": len(own), "epochs": 1},
+    )
+    first = metrics(trained(asked, logps=[chain["logps"], tmp_path / "other.parquet"]))[0]
+    margins = ((own["chosen"] - own["rejected"]) - (other["chosen"] - other["rejected"])) / 4
+    assert first["margin"] == pytest.approx(margins.mean(), abs=1e-4)
+    assert first["loss"] == pytest.approx(((margins - 2.5) ** 2).mean(), abs=1e-3)
+    assert first["accuracy"] == pytest.approx((margins > 0).mean(), abs=1e-6)
+
+
+def test_two_trainings_with_one_seed_give_identical_weights(settings: Make, trained: Callable[..., Path]) -> None:
+    one, same, other = (trained(settings(seed=s), name) for s, name in ((1, "1"), (1, "2"), (2, "3")))
+    assert weights(one) == weights(same) != weights(other)
+    assert (one / "metrics.jsonl").read_bytes() == (same / "metrics.jsonl").read_bytes()
+
+
+def test_cutting_the_batch_smaller_does_not_change_the_weights(settings: Make, trained: Callable[..., Path]) -> None:
+    asked = {"epochs": 1, "learning_rate": 1e-4}
+    whole = load_model(trained(settings(asked), "whole")).state_dict()
+    cut = load_model(trained(settings({**asked, "micro_batch_tokens": 1}), "cut")).state_dict()
+    assert all(torch.allclose(whole[k], cut[k], rtol=0, atol=1e-6) for k in whole)
+
+
+def test_fewer_pairs_than_a_batch_still_train_for_as_many_epochs(settings: Make, trained: Callable[..., Path]) -> None:
+    assert len(metrics(trained(settings({"batch_size": 64, "epochs": 5})))) == 5
+
+
+def test_parts_are_trained_on_together(
+    settings: Make, chain: dict[str, Path], tmp_path: Path, manifest_of: Callable[[Path], Any]
+) -> None:
+    pairs, scored = read(PAIRS, chain["pairs"]), read(LOGPS, chain["logps"])
+    for half, rows in (("a", slice(0, 4)), ("b", slice(4, None))):
+        write(PAIRS, pairs.iloc[rows], tmp_path / f"pairs-{half}")
+        write(LOGPS, scored.iloc[rows], tmp_path / f"logps-{half}")
+    files = {noun: [tmp_path / f"{noun}-{half}" for half in "ab"] for noun in ("pairs", "logps")}
+    asked = settings(training={"epochs": 1})
+    run(asked, chain["policy"], files["pairs"], files["logps"], tmp_path / "both")
+    run(asked, chain["policy"], [chain["pairs"]], [chain["logps"]], tmp_path / "one")
+    assert weights(tmp_path / "both") == weights(tmp_path / "one")
+    assert manifest_of(tmp_path / "both")["rows"] == len(pairs)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_log_probabilities_of_texts_read_otherwise_are_refused(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], text: Text, tmp_path: Path
+) -> None:
+    form = {"render": "raw", "bos": False}
+    logps_stage.run(logps_stage.Settings(form=form, text=text), chain["policy"], chain["pairs"], tmp_path / "raw.parquet")
+    with pytest.raises(BadInput, match=r"inpo\.1: log-probabilities of sft differ by .* nats a token"):
+        trained(settings(), logps=[tmp_path / "raw.parquet"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_log_probabilities_of_another_policy_are_refused(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], random_policy: Path, text: Text, tmp_path: Path
+) -> None:
+    logps_stage.run(logps_stage.Settings(form={}, text=text), random_policy, chain["pairs"], tmp_path / "other.parquet")
+    with pytest.raises(BadInput, match="log-probabilities of sft differ by"):
+        trained(settings(), logps=[tmp_path / "other.parquet"])
+
+
+def test_pairs_without_log_probabilities_are_refused(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], tmp_path: Path
+) -> None:
+    table = read(LOGPS, chain["logps"])
+    write(LOGPS, table.iloc[2:], tmp_path / "some.parquet")
+    missing = table["pair_id"].iloc[0]
+    with pytest.raises(BadInput, match=f"some.parquet: no log-probabilities of 2 pairs, such as {missing}"):
+        trained(settings(), logps=[tmp_path / "some.parquet"])
+
+
+def test_the_order_of_the_log_probabilities_rows_does_not_matter(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], tmp_path: Path
+) -> None:
+    write(LOGPS, read(LOGPS, chain["logps"]).iloc[::-1], tmp_path / "backwards.parquet")
+    asked = settings({"epochs": 1})
+    assert weights(trained(asked, "1")) == weights(trained(asked, "2", [tmp_path / "backwards.parquet"]))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_wrong_number_of_log_probability_files_is_refused(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], count: int
+) -> None:
+    with pytest.raises(BadInput, match=rf"1 scorers \(sft\) of 1 pair files need 1 log-probability files, got {count}"):
+        trained(settings(), logps=[chain["logps"]] * count)
+
+
+def test_a_training_that_diverges_names_its_rows_and_leaves_nothing(
+    settings: Make, trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(Diverged, match=r"^train inpo\.1: step [1-9]\d*: the (loss|gradient).* pair [a-z]+-[0-9a-f]+"):
+        trained(settings({"learning_rate": 1e30, "epochs": 3}))
+    assert not list(tmp_path.iterdir())
