@@ -13,6 +13,7 @@ help: ## List the targets
 
 demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main table
 	$(BIN)/snakemake --profile profiles/demo
+	@$(BIN)/snakemake --profile profiles/demo --quiet all --report results/demo/report.html
 	@$(BIN)/mnpo show --config configs/demo.yaml
 
 test: $(VENV)/.dev ## Run the tests

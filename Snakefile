@@ -19,7 +19,7 @@ os.environ.update(
 )
 
 from mnpo.config import ConfigError, load
-from mnpo.plan import FIGURES, HELDOUT, REFERENCE, TABLES, Plan
+from mnpo.plan import FIGURES, HELDOUT, REFERENCE, Plan
 
 if len(workflow.configfiles) > 1:
     raise WorkflowError("one --configfile at a time: a configuration that builds on another says `extends:`")

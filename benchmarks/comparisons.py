@@ -1,4 +1,4 @@
-"""TD-MNPO with pairs from pi_t alone against comparisons with every opponent, on random games: docs/theory.md quotes it."""
+"""TD-MNPO with pairs from pi_t alone against comparisons with every opponent, on random games (docs/theory.md)."""
 
 from __future__ import annotations
 

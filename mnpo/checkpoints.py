@@ -33,7 +33,6 @@ def load_model(path: str | Path, kind: str = "causal") -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    torch.set_flush_denormal(True)
     logging.disable_progress_bar()
     directory = _checkpoint(path)
     loader = {"causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}[kind]

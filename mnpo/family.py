@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from mnpo.config import nearest
 
 Distance = Literal["squared", "bernoulli-kl"]
 Opponents = Literal["none", "reference", "policy", "history", "players", "external"]
@@ -20,7 +22,7 @@ class Objective:
     """One member of the family; every difference between two members is a field.
 
     The loss of a pair is ``D(h, delta) - nll_weight * log pi(y_w)`` with
-    ``h = beta * (m_pi - ratio * m_ref - (1 - ratio) * sum_j lambda_j m_j) - margin``   (docs/method.md, eq. 4 and 5).
+    ``h = beta * (m_pi - ratio * m_ref - (1 - ratio) * sum_j lambda_j m_j) - margin`` (docs/method.md, eq. 4, 5 and 11).
     """
 
     opponents: Opponents  # whom the plan puts on the other side
@@ -38,7 +40,7 @@ class Objective:
 # The paper's Table 1 and its neighbours. What a member fixes is written here; what it leaves open comes from the run.
 FAMILY: dict[str, Objective] = {
     "simpo": Objective("none", "bernoulli-kl", length_normalised=True),
-    "cpo": Objective("none", "bernoulli-kl"),
+    "cpo": Objective("none", "bernoulli-kl", nll_weight=1.0),
     "dpo": Objective("reference", "bernoulli-kl"),
     "distill-dpo": Objective("reference", "squared", reward_scale=1.0),
     "ipo": Objective("reference", "squared"),
@@ -53,7 +55,7 @@ FAMILY: dict[str, Objective] = {
     "eo-mnpo": Objective("external", "squared"),
 }
 
-# Which open settings each member reads, beside those all n-player members read.
+# Which settings each member leaves open; everything else about it is fixed above.
 _MNPO = frozenset({"beta", "ratio", "distance", "reward_scale", "eta", "eta_rate"})
 SETTINGS: dict[str, frozenset[str]] = {
     "simpo": frozenset({"beta", "margin"}),
@@ -81,39 +83,50 @@ def member(name: str, *, eta: float | None = None, eta_rate: float | None = None
     ``eta_rate / 2`` (ONPO; eq. 7). Settings given as None are left at the member's own value.
 
     Raises:
-        ValueError: unknown member, a setting that the member does not read, both forms of eta or none where one
-            is needed, or a value out of range.
+        ValueError: unknown member, a setting that the member does not read, two target gaps or none where one is
+            needed, or a value out of range.
     """
     if name not in FAMILY:
-        raise ValueError(f"unknown objective {name!r}; known: {', '.join(FAMILY)}")
+        raise ValueError(f"unknown objective {name!r}{nearest(name, FAMILY)}")
     given = {k: v for k, v in {"eta": eta, "eta_rate": eta_rate, **settings}.items() if v is not None}
     if unread := sorted(set(given) - SETTINGS[name]):
         reads = ", ".join(sorted(SETTINGS[name]))
         raise ValueError(f"objective {name!r} does not read {', '.join(unread)}; it reads {reads}")
-    if eta is not None and eta_rate is not None:
+    gaps = {k: given[k] for k in ("eta", "eta_rate", "reward_scale") if k in given}
+    if len(gaps) > 1:
         raise ValueError(
-            f"objective {name!r} got eta={eta} and eta_rate={eta_rate}: they are two conventions for one number; "
-            "give eta (target 1/(2 eta)) or eta_rate (target eta_rate/2)"
+            f"objective {name!r} got {' and '.join(f'{k}={v}' for k, v in gaps.items())} but has one target gap: give "
+            "eta (gap 1/(2 eta)) or, in the other convention, eta_rate (gap eta_rate/2), or else reward_scale"
         )
     objective = replace(FAMILY[name], **{k: v for k, v in given.items() if k not in ("eta", "eta_rate")})
-    if eta is not None or eta_rate is not None:
-        target = 1 / (2 * _positive("eta", eta)) if eta is not None else _positive("eta_rate", eta_rate) / 2
-        objective = replace(objective, target=target)
+    if eta is not None:
+        objective = replace(objective, target=1 / (2 * _positive("eta", eta)))
+    if eta_rate is not None:
+        objective = replace(objective, target=_positive("eta_rate", eta_rate) / 2)
     return _checked(name, objective)
 
 
-def _positive(key: str, value: float | None) -> float:
-    if value is None or not (math.isfinite(value) and value > 0):
+def _positive(key: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{key} = {value}: must be a positive number")
     return value
 
 
 def _checked(name: str, objective: Objective) -> Objective:
     _positive("beta", objective.beta)
+    if objective.reward_scale is not None:
+        _positive("reward_scale", objective.reward_scale)
     if not 0 <= objective.ratio <= 1:
         raise ValueError(f"ratio = {objective.ratio}: the reference's share must lie in [0, 1]")
+    if not math.isfinite(objective.margin):
+        raise ValueError(f"margin = {objective.margin}: must be a number")
+    if not (math.isfinite(objective.nll_weight) and objective.nll_weight >= 0):
+        raise ValueError(f"nll_weight = {objective.nll_weight}: must be a number >= 0")
+    if objective.distance not in get_args(Distance):
+        raise ValueError(f"unknown distance {objective.distance!r}{nearest(objective.distance, get_args(Distance))}")
     if objective.distance == "squared" and objective.reward_scale is None and math.isinf(objective.target):
-        raise ValueError(f"objective {name!r} regresses on a target gap: give eta, eta_rate or reward_scale")
+        remedy = " or ".join(sorted({"eta", "eta_rate", "reward_scale"} & SETTINGS[name]))
+        raise ValueError(f"objective {name!r} regresses on a target gap: give {remedy}")
     return objective
 
 

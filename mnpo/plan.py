@@ -18,6 +18,7 @@ from mnpo.seeds import derive
 REFERENCE = "sft"
 HELDOUT = "heldout"
 TABLES = ("main", "families", "wins")
+TABLE_ENDINGS = ("csv", "md", "html")
 FIGURES = ("win_rate", "families", "training", "win_matrix")
 
 
@@ -154,7 +155,7 @@ class Plan:
     @property
     def tables(self) -> list[str]:
         """The printed tables."""
-        return [f"{self.table(name)}.{ending}" for name in TABLES for ending in ("csv", "md")]
+        return [f"{self.table(name)}.{ending}" for name in TABLES for ending in TABLE_ENDINGS]
 
     def table(self, name: str) -> str:
         """A printed table, without its ending."""

@@ -76,7 +76,13 @@ def optimise(
                 "lower learning_rate, or look at these rows"
             )
         history.append(
-            {"step": len(history), **sums, "gradient_norm": norm, "learning_rate": float(rate.get_last_lr()[0])}
+            {
+                "step": len(history),
+                "tokens": sum(lengths[r] for r in rows),
+                **sums,
+                "gradient_norm": norm,
+                "learning_rate": float(rate.get_last_lr()[0]),
+            }
         )
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

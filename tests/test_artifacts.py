@@ -60,9 +60,10 @@ def test_an_old_output_survives_a_failed_remake(tmp_path: Path) -> None:
 def test_a_body_that_writes_nothing_or_an_input_that_is_missing_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), artifact(tmp_path / "out", "stage", {}):
         pass
-    with pytest.raises(FileNotFoundError, match="nowhere: no such input"), artifact(
-        tmp_path / "out", "stage", {}, [tmp_path / "nowhere"]
-    ) as made:
+    with (
+        pytest.raises(FileNotFoundError, match="nowhere: no such input"),
+        artifact(tmp_path / "out", "stage", {}, [tmp_path / "nowhere"]) as made,
+    ):
         made.path.write_text("content")
     assert names(tmp_path) == set()
 

@@ -36,7 +36,9 @@ def template(plain: Callable[[str], list[int]]) -> tuple[list[int], list[int]]:
     return [BOS, START, *plain("user\n")], [END, *plain("\n"), START, *plain("model\n")]
 
 
-def test_a_prompt_is_rendered_to_the_exact_tokens_of_its_template(tokenizer: Any, plain: Callable[[str], list[int]]) -> None:
+def test_a_prompt_is_rendered_to_the_exact_tokens_of_its_template(
+    tokenizer: Any, plain: Callable[[str], list[int]]
+) -> None:
     ids = Chat(tokenizer, ROOM).prompt("Say cat 3 times")
     assert ids == [BOS, START, *plain("user\nSay cat 3 times"), END, *plain("\n"), START, *plain("model\n")]
     assert tokenizer.decode(ids) == "<bos><start_of_turn>user\nSay cat 3 times<end_of_turn>\n<start_of_turn>model\n"
@@ -90,7 +92,7 @@ def test_the_chat_form_without_bos_is_the_same_less_bos(tokenizer: Any) -> None:
     assert Chat(tokenizer, ROOM, form).prompt("Say cat") == Chat(tokenizer, ROOM).prompt("Say cat")[1:]
 
 
-# ------------------------------------------------------------------------------------------------------------ truncation
+# ----------------------------------------------------------------------------------------------------------- truncation
 
 
 def test_a_prompt_over_the_limit_keeps_its_end_and_the_whole_template_and_is_counted(
@@ -148,7 +150,7 @@ def test_a_response_that_does_not_fit_is_cut_at_the_end_and_counted(
         assert chat.counts["responses_cut"] == spare
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t "])

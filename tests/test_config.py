@@ -41,7 +41,7 @@ def message(call: Callable[..., Any], *arguments: Any, **named: Any) -> str:
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------- it is read
+# ----------------------------------------------------------------------------------------------------------- it is read
 
 
 def test_the_demo_loads(demo: Path) -> None:
@@ -75,7 +75,7 @@ def test_yaml_anchors_and_merges_are_understood(write: Callable[..., Path]) -> N
     assert read_yaml(path)["other"] == {"a": 1, "c": 3}
 
 
-# ----------------------------------------------------------------------------------------------------------- mistakes
+# ------------------------------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ extends
+# -------------------------------------------------------------------------------------------------------------- extends
 
 
 def test_blocks_merge_key_by_key_and_runs_are_replaced_whole(write: Callable[..., Path]) -> None:
@@ -290,7 +290,7 @@ def test_changes_of_a_command_line_come_last(demo: Path) -> None:
     assert (config.seed, config.sampling.temperature, config.sampling.top_p) == (7, 0.5, 0.95)
 
 
-# ------------------------------------------------------------------------------------------ objectives, by iteration
+# --------------------------------------------------------------------------------------------- objectives, by iteration
 
 
 def with_objective(run: str, iterations: list[dict[str, Any]] | None = None, **objective: Any) -> dict[str, Any]:
@@ -377,7 +377,7 @@ def test_an_unknown_key_in_an_iterations_overrides_is_named_with_run_and_iterati
     assert text == "runs.mine, iteration 1, training: epoch: unknown key; did you mean 'epochs'?"
 
 
-# -------------------------------------------------------------------------------------------------- schema and weight
+# ---------------------------------------------------------------------------------------------------- schema and weight
 
 
 def test_the_committed_schema_is_current(root: Path) -> None:

@@ -77,7 +77,7 @@ def changed_nouns(before: Plan, after: Plan) -> set[str]:
     return {noun(name) for name in changed(before, after)}
 
 
-# --------------------------------------------------------------------------------------------------- the demo's plan
+# ------------------------------------------------------------------------------------------------------ the demo's plan
 
 
 def test_the_demos_policies_start_from_whom_they_should(plan: Plan) -> None:
@@ -128,7 +128,9 @@ def test_file_names_say_what_files_are(plan: Plan) -> None:
     assert plan.fit_logps("dpo.1") == [f"{root}/logps/sft/part{t}/overall/chat/sft.parquet" for t in (1, 2, 3)]
     assert plan.evaluation("sft", "heldout") == f"{root}/evals/sft/heldout.json"
     assert plan.evaluation_items("sft", "heldout") == f"{root}/evals/sft/heldout.parquet"
-    assert plan.tables == [f"{root}/tables/{t}.{e}" for t in ("main", "families", "wins") for e in ("csv", "md")]
+    assert plan.tables == [
+        f"{root}/tables/{t}.{e}" for t in ("main", "families", "wins") for e in ("csv", "md", "html")
+    ]
 
 
 def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
@@ -136,7 +138,7 @@ def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
     assert plan.fit_logps("inpo.1") == plan.fit_logps("td-mnpo.1") == plan.fit_logps("dpo.1")[:1]
     nouns = [file.split("/")[2] for file in plan.artifacts]
     # Samples of sft on 3 parts, and of iterations 1 and 2 of two runs; log-probabilities: 3 of sft on sft's,
-    # 2 + 2 for inpo.2 and inpo.3, 2 for td-mnpo.2 (its third player, the reference, is its second opponent), 3 for td-mnpo.3.
+    # 2 + 2 for inpo.2 and inpo.3, 2 for td-mnpo.2 (whose second opponent is the reference), 3 for td-mnpo.3.
     expected = {"samples": 7, "scores": 7, "pairs": 7, "logps": 12, "policies": 8, "evals": 8}
     assert {noun: nouns.count(noun) for noun in set(nouns)} == expected
     assert len(set(plan.artifacts)) == len(plan.artifacts)
@@ -169,7 +171,9 @@ def test_one_more_player_costs_one_more_log_probability_file(planned: Planned, h
     assert len(plan.fit_logps("mine.3")) == history
     assert [name for name, _ in plan.fits["mine.3"].opponents] == ["mine.2", "mine.1", "sft"][:history]
     files = {f for f in plan.artifacts if "/logps/" not in f}
-    assert files == {f for f in planned(runs={"mine": a_run(name="inpo", eta=0.2)}, tables=SFT_ONLY).artifacts if "/logps/" not in f}
+    assert files == {
+        f for f in planned(runs={"mine": a_run(name="inpo", eta=0.2)}, tables=SFT_ONLY).artifacts if "/logps/" not in f
+    }
 
 
 def test_weights_are_scaled_over_the_opponents_that_exist(planned: Planned) -> None:
@@ -190,7 +194,7 @@ def test_members_without_opponents_read_no_log_probabilities(planned: Planned) -
     assert plan.fits["mine.1"].opponents == () and plan.fit_logps("mine.1") == []
 
 
-# ------------------------------------------------------------------------------------------------- presets and schemes
+# -------------------------------------------------------------------------------------------------- presets and schemes
 
 
 def test_the_official_code_preset_reads_texts_raw_and_ignores_weights(planned: Planned) -> None:
@@ -244,14 +248,18 @@ def test_ht_mnpo_is_opposed_by_the_other_players_current_policies(planned: Plann
     assert plan.fits["two.1"].opponents == (("sft", 1.0),)
     assert plan.fits["two.2"].opponents == (("one.1", 0.75), ("three.1", 0.25))
     assert plan.fits["two.2"].start == plan.fits["two.2"].sampler == "two.1"
-    assert plan.fit_logps("two.2") == [f"results/demo/logps/two.1/part2/brevity/chat/{p}.1.parquet" for p in ("one", "three")]
+    assert plan.fit_logps("two.2") == [
+        f"results/demo/logps/two.1/part2/brevity/chat/{p}.1.parquet" for p in ("one", "three")
+    ]
     assert [plan.fits[f"{p}.1"].oracle for p in ("one", "two", "three")] == ["correctness", "brevity", "courtesy"]
 
 
 def test_a_player_that_no_run_makes_is_refused(planned: Planned) -> None:
     runs = three_players()
     runs["one"]["objective"]["players"] = ["too", "three"]
-    with pytest.raises(ConfigError, match=r"runs\.one, iteration 2: opposed by too\.1, which no run makes; did you mean 'two\.1'"):
+    with pytest.raises(
+        ConfigError, match=r"runs\.one, iteration 2: opposed by too\.1, which no run makes; did you mean 'two\.1'"
+    ):
         planned(runs=runs, tables=SFT_ONLY)
 
 
@@ -290,7 +298,7 @@ def test_labels_name_runs_and_iterations_and_must_differ(plan: Plan, planned: Pl
         planned(runs=runs)
 
 
-# ------------------------------------------------------------------------------------------------ settings and reruns
+# -------------------------------------------------------------------------------------------------- settings and reruns
 
 
 def test_settings_are_canonical_json(plan: Plan) -> None:
@@ -311,7 +319,23 @@ def test_every_jobs_settings_are_what_its_stage_accepts(plan: Plan) -> None:
     assert len(seen) == 10
 
 
-def test_changing_iteration_2s_eta_changes_that_training_alone(planned: Planned, plan: Plan, runs: dict[str, Any]) -> None:
+def test_tables_and_figures_keep_the_configurations_order(plan: Plan) -> None:
+    from mnpo.stages import plot, tabulate
+
+    for stage, module in (("tabulate", tabulate), ("plot", plot)):
+        settings = module.Settings.model_validate_json(plan.settings(stage))
+        assert list(settings.labels) == plan.evaluated == ["sft", *plan.fits]
+    figures = plot.Settings.model_validate_json(plan.settings("plot"))
+    assert list(figures.runs.items()) == [
+        ("dpo", ["dpo.1"]),
+        ("inpo", ["inpo.1", "inpo.2", "inpo.3"]),
+        ("td-mnpo", ["td-mnpo.1", "td-mnpo.2", "td-mnpo.3"]),
+    ]
+
+
+def test_changing_iteration_2s_eta_changes_that_training_alone(
+    planned: Planned, plan: Plan, runs: dict[str, Any]
+) -> None:
     runs["td-mnpo"]["iterations"][1]["objective"] = {"eta": 0.1}
     assert changed(plan, planned(runs=runs)) == {"results/demo/policies/td-mnpo.2"}
 
@@ -386,8 +410,12 @@ def test_all_policies_are_evaluated_with_the_same_random_numbers(plan: Plan) -> 
 
 def test_a_stages_source_digest_depends_on_the_oracles_it_uses(plan: Plan) -> None:
     assert plan.source("score", ["correctness"]) != plan.source("score", ["overall"]) != plan.source("score")
-    assert plan.source("score", ["overall"]) == plan.source("score", ["overall", "brevity"])  # brevity is a part of overall
-    assert len({plan.source(s) for s in ("prompts", "sft", "sample", "pair", "logps", "train", "tabulate", "plot")}) == 8
+    assert plan.source("score", ["overall"]) == plan.source(
+        "score", ["overall", "brevity"]
+    )  # brevity is a part of overall
+    assert (
+        len({plan.source(s) for s in ("prompts", "sft", "sample", "pair", "logps", "train", "tabulate", "plot")}) == 8
+    )
 
 
 def test_configurations_with_the_same_name_share_a_root(configured: Callable[..., Config]) -> None:

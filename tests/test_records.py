@@ -43,7 +43,7 @@ def message(call: Callable[..., Any], *arguments: Any) -> str:
     return str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------------- round trip
+# ----------------------------------------------------------------------------------------------------------- round trip
 
 
 def test_what_is_written_is_read_with_values_types_and_order(tmp_path: Path) -> None:
@@ -90,14 +90,16 @@ def test_an_empty_table_keeps_its_columns(tmp_path: Path) -> None:
     assert table.empty and list(table.columns) == ["prompt_id", "family", "prompt", "truth"]
 
 
-def test_columns_of_others_are_dropped_and_whole_floats_are_integers(parquet: Callable[..., Path], tmp_path: Path) -> None:
+def test_columns_of_others_are_dropped_and_whole_floats_are_integers(
+    parquet: Callable[..., Path], tmp_path: Path
+) -> None:
     path = parquet([score(1, k=2.0) | {"note": "x"}])
     assert list(read(SCORES, path).columns) == ["prompt_id", "k", "score", "win"]
     write(SCORES, read(SCORES, path), tmp_path / "again")
     assert read(SCORES, tmp_path / "again")["k"].tolist() == [2]
 
 
-# ----------------------------------------------------------------------------------------------------- broken promises
+# ------------------------------------------------------------------------------------------------------ broken promises
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,9 @@ def test_a_bad_value_is_refused_on_reading_and_on_writing(
     expected = f"row 1, column {column}: {problem} (got {value}); mend or remove the row"
     assert message(read, table, path) == f"{path}: {expected}"
     target = tmp_path / "target.parquet"
-    assert message(write, table, pd.DataFrame([good, bad]), target).startswith(f"{target}: row 1, column {column}: {problem}")
+    assert message(write, table, pd.DataFrame([good, bad]), target).startswith(
+        f"{target}: row 1, column {column}: {problem}"
+    )
     assert not target.exists()
 
 
@@ -138,7 +142,12 @@ def test_a_bad_value_is_refused_on_reading_and_on_writing(
         (PROMPTS, prompt(1, prompt=7), "prompt", "expected a text (got 7)"),
         (SCORES, score(1, score="high"), "score", "expected a number (got 'high')"),
         (SCORES, score(1, k=True), "k", "expected a number (got True)"),
-        (LOGPS, {"pair_id": "a", "chosen": "x", "rejected": 0.0, "chosen_tokens": 1, "rejected_tokens": 1}, "chosen", "expected"),
+        (
+            LOGPS,
+            {"pair_id": "a", "chosen": "x", "rejected": 0.0, "chosen_tokens": 1, "rejected_tokens": 1},
+            "chosen",
+            "expected",
+        ),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(
@@ -168,7 +177,9 @@ def test_a_truncated_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
     write(SCORES, [score(n) for n in range(100)], path)
     path.write_bytes(path.read_bytes()[:-50])
     text = message(read, SCORES, path)
-    assert text.startswith(f"{path}: not a readable Parquet file of scores (") and text.endswith("delete it to have it remade")
+    assert text.startswith(f"{path}: not a readable Parquet file of scores (") and text.endswith(
+        "delete it to have it remade"
+    )
 
 
 def test_damage_in_the_middle_of_a_file_is_refused(tmp_path: Path) -> None:
@@ -184,13 +195,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert message(read, SCORES, tmp_path / "none.parquet").startswith(f"{tmp_path / 'none.parquet'}: ")
 
 
-# ------------------------------------------------------------------------------------------------------ users' files
+# --------------------------------------------------------------------------------------------------------- users' files
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"prompt": "a"', 'line 2 is not JSON (Expecting \',\' delimiter): \'{"prompt": "a"\''),
+        ('{"prompt": "a"', "line 2 is not JSON (Expecting ',' delimiter): '{\"prompt\": \"a\"'"),
         ("plain text", "line 2 is not JSON (Expecting value): 'plain text'"),
         ("", "line 2 is not JSON (Expecting value): ''"),
         ("[1, 2]", "line 2 is not an object: '[1, 2]'"),

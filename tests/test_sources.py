@@ -97,14 +97,24 @@ def test_comments_docstrings_and_formatting_rerun_nothing(package: Path, digests
     before = digests()
     path.write_text(
         '"""New."""\n# A comment.\nclass A:\n    x = 1  # another\n    """New, of x."""\n'
-        "    def f(self, y):\n        return (\n            y,\n            1,\n        )\n    def g(self):\n        '''New.'''\n"
+        "    def f(self, y):\n        return (\n            y,\n            1,\n        )\n"
+        "    def g(self):\n        '''New.'''\n"
     )
     assert reruns(before, digests()) == set()
 
 
 @pytest.mark.parametrize(
     "body",
-    ["return (y, 2)", "return (y, 1.0)", "return (y, True)", "return [y, 1]", "return (y, '1')", "return", "return (x, 1)", "pass"],
+    [
+        "return (y, 2)",
+        "return (y, 1.0)",
+        "return (y, True)",
+        "return [y, 1]",
+        "return (y, '1')",
+        "return",
+        "return (x, 1)",
+        "pass",
+    ],
 )
 def test_a_change_of_meaning_changes_the_digest(package: Path, body: str) -> None:
     path = package / "stages" / "pair.py"

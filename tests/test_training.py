@@ -51,7 +51,7 @@ def train(
     return model.w.detach(), history
 
 
-# -------------------------------------------------------------------------------------------------------------- schedule
+# ------------------------------------------------------------------------------------------------------------- schedule
 
 
 def test_the_schedule_rises_then_falls_as_a_cosine() -> None:
@@ -82,11 +82,11 @@ def test_the_rate_in_the_metrics_is_the_schedules(tmp_path: Path) -> None:
     assert [row["step"] for row in history] == list(range(10))
 
 
-# ------------------------------------------------------------------------------------------------------------- the steps
+# ------------------------------------------------------------------------------------------------------------ the steps
 
 
 def adamw_by_hand(steps: int, rate: float, betas: tuple[float, float], decay: float, clip: float) -> Tensor:
-    """Full-batch AdamW of the mean square error, decoupled weight decay, gradient clipped by its norm, constant rate."""
+    """Full-batch AdamW of the mean square error: decoupled weight decay, the gradient clipped by its norm."""
     w, m, v = START.clone(), torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for t in range(1, steps + 1):
         gradient = 2 * ((X @ w - Y)[:, None] * X).mean(0)
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert torch.equal(one, same)
 
 
-# ------------------------------------------------------------------------------------------------------------ divergence
+# ----------------------------------------------------------------------------------------------------------- divergence
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from mnpo.artifacts import artifact
-from mnpo.config import Block, Ordered
+from mnpo.config import Block, Ordered, nearest
+from mnpo.errors import BadInput
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind
 
@@ -28,6 +29,8 @@ class Settings(Block):
 
 def run(settings: Settings, figure: str, tables: Path, policies: Sequence[Path], output: Path) -> None:
     """Draw `figure` (a key of FIGURES) into `output`.svg and `output`.png."""
+    if figure not in FIGURES:
+        raise BadInput(f"unknown figure {figure!r}{nearest(figure, FIGURES)}")
     import matplotlib
 
     matplotlib.use("agg")

@@ -42,7 +42,7 @@ def _start(settings: Settings, rows: pd.DataFrame, directory: Path) -> None:
     model = settings.model
     if model.architecture is not None:
         if rows.empty:
-            raise BadInput("a tokenizer is trained on demonstrations, and there are no demonstrations; set prompts.demonstrations")
+            raise BadInput("a tokenizer is trained on demonstrations, and there are no demonstrations")
         from mnpo.demo.model import build
 
         texts = (f"{prompt} {response}" for prompt, response in zip(rows["prompt"], rows["response"], strict=True))
@@ -70,7 +70,7 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
     chat = Chat(tokenizer, settings.text)
     names = [f"demonstration {row}" for row in rows["row"]]
     texts = [chat.encode(p, r, n) for p, r, n in zip(rows["prompt"], rows["response"], names, strict=True)]
-    tokens = [float(len(text.response)) for text in texts]
+    response_tokens = [float(len(text.response)) for text in texts]
 
     def losses(batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean negative log-likelihood of each row's response tokens, nats (docs/method.md, eq. 1)."""
@@ -85,11 +85,18 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
         losses,
         [len(t) for t in texts],
         sft.steps,
-        weights=tokens,
+        weights=response_tokens,
         names=names,
         seed=settings.seed,
         what="sft",
     )
     save(model, tokenizer, directory)
     write_metrics(history, directory / "metrics.jsonl")
-    return {"rows": len(texts), "steps": len(history), "final_loss": history[-1]["loss"], **chat.counts}
+    tokens = sum(step["tokens"] for step in history)
+    return {
+        "rows": len(texts),
+        "steps": len(history),
+        "tokens": tokens,
+        "final_loss": history[-1]["loss"],
+        **chat.counts,
+    }

@@ -1,4 +1,4 @@
-"""Stage `tabulate`: evaluations -> printed tables, as CSV (all digits) and Markdown (rounded)."""
+"""Stage `tabulate`: evaluations -> printed tables: CSV (all digits), Markdown and HTML (rounded)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from mnpo.errors import BadInput
 from mnpo.records import JUDGED, read
 from mnpo.seeds import derive
 
-REFERENCE = "sft"
+STYLE = """\
+<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<style>
+body { font: 14px sans-serif; overflow-x: auto } table { border-collapse: collapse }
+th, td { padding: .3em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: white }
+</style>
+"""
 
 
 class Settings(Block):
@@ -59,12 +66,18 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
 
 
 def costs(artifacts: Sequence[Path], output: Path) -> None:
-    """Write what each stage cost to make `artifacts`, as the table `output`.csv and .md, from their manifests."""
+    """Write what each stage cost to make `artifacts`, from their manifests, as the table `output`."""
     _write(cost_table(artifacts), output, {}, artifacts)
 
 
 def _write(table: pd.DataFrame, output: Path, settings: Mapping[str, Any], inputs: Sequence[Path]) -> None:
-    for ending, text in (("csv", table.to_csv(index=False)), ("md", _markdown(table))):
+    shown = readable(table)
+    texts = {
+        "csv": table.to_csv(index=False),
+        "md": shown.to_markdown(index=False, disable_numparse=True) + "\n",
+        "html": STYLE + shown.to_html(index=False, border=0) + "\n",
+    }
+    for ending, text in texts.items():
         with artifact(output.with_suffix(f".{ending}"), "tabulate", settings, inputs) as made:
             made.path.write_text(text, encoding="utf-8")
 
@@ -179,7 +192,7 @@ def cost_table(artifacts: Sequence[Path]) -> pd.DataFrame:
     return costs
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table for reading: three digits, an interval beside its value in one column."""
     shown = table.map(lambda v: v if isinstance(v, (str, int)) else "n/a" if pd.isna(v) else f"{v:.3f}")
     for low in [c for c in table.columns if c.endswith("_low")]:
@@ -187,4 +200,4 @@ def _markdown(table: pd.DataFrame) -> str:
         interval = " [" + shown[low] + ", " + shown[high] + "]"
         shown[column] = shown[column] + interval.where(table[column].notna(), "")
         shown = shown.drop(columns=[low, high])
-    return shown.to_markdown(index=False, disable_numparse=True) + "\n"
+    return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,7 @@ def _train(
             _require_same(
                 policy(first), _rows(fixed[settings.start], first), settings, [chosen[i] for i in first], by_mean
             )
-    steps = -(-len(rows) * settings.training.epochs // settings.training.batch_size)
+    steps = math.ceil(len(rows) * settings.training.epochs / min(settings.training.batch_size, len(rows)))
     model.train()
     history = optimise(
         model,

@@ -23,5 +23,7 @@ def test_a_rule_scores_every_response_by_the_prompts_truth() -> None:
 
 def test_a_prompt_without_truth_is_refused() -> None:
     questions = [Question("Opposite of hot?", TRUTH, ["cold"]), Question("Who are you?", "", ["me"])]
-    with pytest.raises(BadInput, match=r"the rule brevity judges .* 'Who are you\?' has none; use an oracle of another kind"):
+    with pytest.raises(
+        BadInput, match=r"the rule brevity judges .* 'Who are you\?' has none; use an oracle of another kind"
+    ):
         Rule("brevity", RULES["brevity"]).judge(questions)

@@ -19,7 +19,15 @@ from mnpo.config import Decoding, Text
 from mnpo.samplers import Request, Response
 from mnpo.samplers.transformers import _choose, draw
 
-PROMPTS = ("Say cat", "List 3 animals", "Hi. What is rum?", "Count words: cow cow pig", "Sort 3 1 2", "Not hot but", "Name 2 fruits")
+PROMPTS = (
+    "Say cat",
+    "List 3 animals",
+    "Hi. What is rum?",
+    "Count words: cow cow pig",
+    "Sort 3 1 2",
+    "Not hot but",
+    "Name 2 fruits",
+)
 STOPS = (1, 5)
 
 
@@ -39,7 +47,7 @@ def decode(model: Any, requests: list[Request], batch_size: int = 64, **settings
     return draw(model, requests, asked, STOPS, batch_size, "test")
 
 
-# ------------------------------------------------------------------------------------------------------------ one choice
+# ----------------------------------------------------------------------------------------------------------- one choice
 
 # Tokens 2, 0, 3, 1 in order of probability.
 PROBABILITIES = torch.tensor([[0.3, 0.05, 0.5, 0.15]], dtype=torch.float64)
@@ -114,7 +122,7 @@ def test_drawn_tokens_have_the_frequencies_of_the_exact_distribution(
     assert chisquare(cells, np.array(means) * draws / np.sum(means)).pvalue > 1e-3
 
 
-# ----------------------------------------------------------------------------------------------------------------- company
+# -------------------------------------------------------------------------------------------------------------- company
 
 
 def test_what_is_drawn_does_not_depend_on_batch_size_or_order(model: Any, prompts: list[list[int]]) -> None:
@@ -138,7 +146,7 @@ def test_no_requests_give_no_responses(model: Any) -> None:
     assert decode(model, []) == []
 
 
-# ------------------------------------------------------------------------------------------------------------------ greedy
+# --------------------------------------------------------------------------------------------------------------- greedy
 
 
 def generated(model: Any, prompt: list[int], max_new_tokens: int) -> list[int]:
@@ -173,7 +181,7 @@ def test_greedy_is_what_transformers_generates_beyond_the_sliding_window(
     assert [r.tokens for r in drawn] == expected
 
 
-# ------------------------------------------------------------------------------------------------------------------ endings
+# -------------------------------------------------------------------------------------------------------------- endings
 
 
 def test_responses_end_with_a_stop_token_or_at_the_limit(model: Any, prompts: list[list[int]]) -> None:

@@ -61,7 +61,12 @@ def test_there_is_a_row_for_each_prompt_response_and_oracle(evaluated: Path, pro
 def test_the_summary_is_of_the_rows(evaluated: Path) -> None:
     summary = json.loads(evaluated.read_text())
     rows = read(JUDGED, evaluated.with_suffix(".parquet"))
-    assert (summary["policy"], summary["benchmark"], summary["prompts"], summary["responses"]) == ("sft", "heldout", 7, 3)
+    assert (summary["policy"], summary["benchmark"], summary["prompts"], summary["responses"]) == (
+        "sft",
+        "heldout",
+        7,
+        3,
+    )
     for mode in ("greedy", "sampled"):
         mine = rows[rows["mode"] == mode]
         assert summary["tokens"][mode] == pytest.approx(mine["tokens"].mean())
@@ -78,7 +83,12 @@ def test_a_policys_divergence_from_itself_is_exactly_zero(evaluated: Path) -> No
 
 
 def test_a_policys_divergence_from_another_is_positive_and_nothing_else_depends_on_the_reference(
-    tmp_path: Path, settings: dict[str, Any], evaluated: Path, sft_policy: Path, random_policy: Path, prompts_directory: Path
+    tmp_path: Path,
+    settings: dict[str, Any],
+    evaluated: Path,
+    sft_policy: Path,
+    random_policy: Path,
+    prompts_directory: Path,
 ) -> None:
     run(settings, sft_policy, random_policy, prompts_directory / "heldout.parquet", tmp_path / "heldout.json")
     one, other = (json.loads(p.read_text()) for p in (evaluated, tmp_path / "heldout.json"))
@@ -97,4 +107,10 @@ def test_settings_that_the_benchmark_does_not_know_are_refused(
     tmp_path: Path, settings: dict[str, Any], sft_policy: Path, prompts_directory: Path
 ) -> None:
     with pytest.raises(ConfigError, match="^settings: respones: unknown key; did you mean 'responses'"):
-        run({**settings, "respones": 1}, sft_policy, sft_policy, prompts_directory / "heldout.parquet", tmp_path / "o.json")
+        run(
+            {**settings, "respones": 1},
+            sft_policy,
+            sft_policy,
+            prompts_directory / "heldout.parquet",
+            tmp_path / "o.json",
+        )

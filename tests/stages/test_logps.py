@@ -63,7 +63,12 @@ def test_a_response_over_the_limit_is_cut_and_counted(
     pairs = read(PAIRS, chain["pairs"])
     pairs.loc[0, "chosen"] = "cat dog " * 50
     write(PAIRS, pairs, tmp_path / "pairs.parquet")
-    run(Settings(form={}, text=Text(max_length=80, max_prompt_length=48)), chain["policy"], tmp_path / "pairs.parquet", tmp_path / "l")
+    run(
+        Settings(form={}, text=Text(max_length=80, max_prompt_length=48)),
+        chain["policy"],
+        tmp_path / "pairs.parquet",
+        tmp_path / "l",
+    )
     assert manifest_of(tmp_path / "l")["responses_cut"] == 1
     tokenizer = load_tokenizer(chain["policy"])
     prompt = Chat(tokenizer, Text(max_length=80, max_prompt_length=48)).prompt(pairs.loc[0, "prompt"])

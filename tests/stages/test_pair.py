@@ -22,12 +22,21 @@ Answers = list[tuple[str, float]]
 def paired(tmp_path: Path, manifest_of: Callable[[Path], Any]) -> Callable[..., tuple[pd.DataFrame, dict[str, Any]]]:
     """Pairs and manifest for prompts given as lists of (response, score); win is score / 10."""
 
-    def _paired(prompts: dict[str, Answers], min_gap: float = 0.0, shuffle: bool = False) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def _paired(
+        prompts: dict[str, Answers], min_gap: float = 0.0, shuffle: bool = False
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
         samples, scores = [], []
         for name, answers in prompts.items():
             for k, (response, score) in enumerate(answers):
                 samples.append(
-                    {"prompt_id": name, "family": "", "prompt": f"Prompt {name}", "truth": "", "k": k, "response": response}
+                    {
+                        "prompt_id": name,
+                        "family": "",
+                        "prompt": f"Prompt {name}",
+                        "truth": "",
+                        "k": k,
+                        "response": response,
+                    }
                     | {"tokens": 1, "finish": "stop", "seed": k}
                 )
                 scores.append({"prompt_id": name, "k": k, "score": score, "win": score / 10})
@@ -118,7 +127,10 @@ def test_a_text_is_never_paired_with_itself_though_its_copies_score_apart(paired
     st.randoms(use_true_random=False),
 )
 def test_a_pair_is_two_texts_a_gap_apart_whatever_the_order(answers: Answers, min_gap: float, random: Any) -> None:
-    rows = [{"prompt_id": "p", "prompt": "P", "k": k, "response": r, "score": s, "win": 0.5} for k, (r, s) in enumerate(answers)]
+    rows = [
+        {"prompt_id": "p", "prompt": "P", "k": k, "response": r, "score": s, "win": 0.5}
+        for k, (r, s) in enumerate(answers)
+    ]
     pair = best_against_worst(rows, min_gap)
     random.shuffle(rows)
     assert best_against_worst(rows, min_gap) == pair
@@ -135,7 +147,9 @@ def test_a_pair_is_two_texts_a_gap_apart_whatever_the_order(answers: Answers, mi
 
 
 def test_no_pair_at_all_is_refused_with_the_counts(paired: Paired, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no pair can be made of 2 prompts \(.*'identical_responses': 1, 'tied_scores': 1"):
+    with pytest.raises(
+        BadInput, match=r"no pair can be made of 2 prompts \(.*'identical_responses': 1, 'tied_scores': 1"
+    ):
         paired({"p": [("a", 1.0), ("a", 1.0)], "q": [("a", 1.0), ("b", 1.0)]})
     assert not (tmp_path / "pairs.parquet").exists()
 
@@ -145,7 +159,12 @@ def test_a_sample_without_a_score_is_refused(paired: Paired, tmp_path: Path) -> 
     scores = read(SCORES, tmp_path / "scores.parquet")
     write(SCORES, scores.iloc[:2], tmp_path / "scores.parquet")
     with pytest.raises(BadInput, match="no score for prompt p, k = 2; score these samples again"):
-        run(Settings(pairing={}), [tmp_path / "samples.parquet"], [tmp_path / "scores.parquet"], tmp_path / "again.parquet")
+        run(
+            Settings(pairing={}),
+            [tmp_path / "samples.parquet"],
+            [tmp_path / "scores.parquet"],
+            tmp_path / "again.parquet",
+        )
 
 
 def test_shards_give_the_same_pairs_as_the_whole(chain: dict[str, Path], tmp_path: Path) -> None:

@@ -16,14 +16,23 @@ from mnpo.stages.sample import Settings, run
 
 
 @pytest.fixture
-def sample(tmp_path: Path, sampling: Sampling, text: Text, sft_policy: Path, prompts_directory: Path) -> Callable[..., pd.DataFrame]:
+def sample(
+    tmp_path: Path, sampling: Sampling, text: Text, sft_policy: Path, prompts_directory: Path
+) -> Callable[..., pd.DataFrame]:
     """Samples of the tiny policy; settings and inputs can be replaced."""
 
-    def _sample(shard: int = 0, seed: int = 5, policy: Path = sft_policy, prompts: Path | None = None, **changes: Any) -> pd.DataFrame:
+    def _sample(
+        shard: int = 0, seed: int = 5, policy: Path = sft_policy, prompts: Path | None = None, **changes: Any
+    ) -> pd.DataFrame:
         limits = changes.pop("text", text)
         asked = Sampling(**sampling.model_dump() | changes)
         output = tmp_path / f"samples-{shard}.parquet"
-        run(Settings(sampling=asked, text=limits, shard=shard, seed=seed), policy, prompts or prompts_directory / "part1.parquet", output)
+        run(
+            Settings(sampling=asked, text=limits, shard=shard, seed=seed),
+            policy,
+            prompts or prompts_directory / "part1.parquet",
+            output,
+        )
         return read(SAMPLES, output)
 
     return _sample

@@ -58,5 +58,9 @@ def test_rules_refuse_prompts_that_are_not_of_their_world(tmp_path: Path, oracle
     rows = [row | {"k": k, "response": "me", "tokens": 1, "finish": "stop", "seed": k} for k in range(2)]
     write(SAMPLES, rows, tmp_path / "samples.parquet")
     with pytest.raises(BadInput, match=r"'Who are you\?' has none"):
-        run(Settings(oracle="overall", oracles=oracle_settings), tmp_path / "samples.parquet", tmp_path / "scores.parquet")
+        run(
+            Settings(oracle="overall", oracles=oracle_settings),
+            tmp_path / "samples.parquet",
+            tmp_path / "scores.parquet",
+        )
     assert not (tmp_path / "scores.parquet").exists()

@@ -58,7 +58,9 @@ def weights(policy: Path) -> bytes:
 def trained(tmp_path: Path, chain: dict[str, Path]) -> Callable[..., Path]:
     """A policy trained on the chain's pairs."""
 
-    def _trained(asked: Settings, name: str = "out", logps: list[Path] | None = None, pairs: Path | None = None) -> Path:
+    def _trained(
+        asked: Settings, name: str = "out", logps: list[Path] | None = None, pairs: Path | None = None
+    ) -> Path:
         files = [chain["logps"]] if logps is None else logps
         run(asked, chain["policy"], [pairs or chain["pairs"]], files, tmp_path / name)
         return tmp_path / name
@@ -172,14 +174,21 @@ def test_log_probabilities_of_texts_read_otherwise_are_refused(
     settings: Make, trained: Callable[..., Path], chain: dict[str, Path], text: Text, tmp_path: Path
 ) -> None:
     form = {"render": "raw", "bos": False}
-    logps_stage.run(logps_stage.Settings(form=form, text=text), chain["policy"], chain["pairs"], tmp_path / "raw.parquet")
+    logps_stage.run(
+        logps_stage.Settings(form=form, text=text), chain["policy"], chain["pairs"], tmp_path / "raw.parquet"
+    )
     with pytest.raises(BadInput, match=r"inpo\.1: log-probabilities of sft differ by .* nats a token"):
         trained(settings(), logps=[tmp_path / "raw.parquet"])
     assert not (tmp_path / "out").exists()
 
 
 def test_log_probabilities_of_another_policy_are_refused(
-    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], random_policy: Path, text: Text, tmp_path: Path
+    settings: Make,
+    trained: Callable[..., Path],
+    chain: dict[str, Path],
+    random_policy: Path,
+    text: Text,
+    tmp_path: Path,
 ) -> None:
     logps_stage.run(logps_stage.Settings(form={}, text=text), random_policy, chain["pairs"], tmp_path / "other.parquet")
     with pytest.raises(BadInput, match="log-probabilities of sft differ by"):

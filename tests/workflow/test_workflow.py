@@ -114,7 +114,7 @@ def test_a_second_run_has_nothing_to_do(checkout: Checkout) -> None:
     assert checkout.planned() == set()
 
 
-TABLES = {"tabulate tables/main.csv", "costs tables/costs.csv"}
+TABLES = {"tabulate tables/main.html", "costs tables/costs.html"}
 PLOTS = {f"plot figures/{f}.svg" for f in ("win_rate", "families", "training", "win_matrix")}
 
 
@@ -142,7 +142,9 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "iteration 1's learning rate of one run": (
         lambda c: c.edit(
-            CONFIG, "      - parts: [1]\n      - parts: [2]\n", "      - {parts: [1], training: {learning_rate: 1e-5}}\n      - parts: [2]\n"
+            CONFIG,
+            "      - parts: [1]\n      - parts: [2]\n",
+            "      - {parts: [1], training: {learning_rate: 1e-5}}\n      - parts: [2]\n",
         ),
         {
             "train policies/inpo.1",
@@ -167,7 +169,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "the resamples of the bootstrap": (
         lambda c: c.edit(CONFIG, "bootstrap: 100", "bootstrap: 200"),
-        {"tabulate tables/main.csv"} | PLOTS,
+        {"tabulate tables/main.html"} | PLOTS,
     ),
     "one more run that shares the reference and part 1": (
         lambda c: c.edit(
@@ -196,7 +198,11 @@ def test_the_same_seed_gives_the_same_bytes(checkout: Checkout, finished: Path) 
     """Remake iteration 2 of one run from its inputs: weights, evaluation and its table agree to the last byte."""
     result = checkout.snakemake("--forcerun", "train", "--until", "evaluate", "--allowed-rules", "train", "evaluate")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    for file in ("policies/td-mnpo.2/model.safetensors", "evals/td-mnpo.2/heldout.json", "evals/td-mnpo.2/heldout.parquet"):
+    for file in (
+        "policies/td-mnpo.2/model.safetensors",
+        "evals/td-mnpo.2/heldout.json",
+        "evals/td-mnpo.2/heldout.parquet",
+    ):
         first, second = (tree / "results/small" / file for tree in (finished, checkout.path))
         assert first.stat().st_mtime_ns != second.stat().st_mtime_ns
         assert first.read_bytes() == second.read_bytes()

@@ -6,10 +6,19 @@ rule tabulate:
         evaluations=[PLAN.evaluation(policy, HELDOUT) for policy in PLAN.evaluated],
         rows=[PLAN.evaluation_items(policy, HELDOUT) for policy in PLAN.evaluated],
     output:
-        main=report(PLAN.table("main") + ".csv", caption="../report/main.rst", category="Tables"),
-        families=report(PLAN.table("families") + ".csv", caption="../report/families_table.rst", category="Tables"),
-        wins=report(PLAN.table("wins") + ".csv", caption="../report/wins.rst", category="Tables"),
-        markdown=[f"{PLAN.table(name)}.md" for name in TABLES],
+        main=report(
+            PLAN.table("main") + ".html", caption="../report/main.rst", category="Tables", labels={"table": "main"}
+        ),
+        families=report(
+            PLAN.table("families") + ".html",
+            caption="../report/families.rst",
+            category="Tables",
+            labels={"table": "families"},
+        ),
+        wins=report(
+            PLAN.table("wins") + ".html", caption="../report/wins.rst", category="Tables", labels={"table": "wins"}
+        ),
+        others=[file for file in PLAN.tables if not file.endswith(".html")],
     log:
         f"{LOGS}/tabulate.log",
     benchmark:
@@ -34,7 +43,10 @@ rule costs:
     input:
         PLAN.artifacts,
     output:
-        csv=report(PLAN.table("costs") + ".csv", caption="../report/costs.rst", category="Tables"),
+        html=report(
+            PLAN.table("costs") + ".html", caption="../report/costs.rst", category="Tables", labels={"table": "costs"}
+        ),
+        csv=PLAN.table("costs") + ".csv",
         md=PLAN.table("costs") + ".md",
     log:
         f"{LOGS}/costs.log",
@@ -58,7 +70,12 @@ rule plot:
         tables=PLAN.tables,
         policies=lambda w: [PLAN.policy(p) for p in PLAN.fits] if w.figure == "training" else [],
     output:
-        svg=report(PLAN.figure("{figure}") + ".svg", caption="../report/{figure}.rst", category="Figures"),
+        svg=report(
+            PLAN.figure("{figure}") + ".svg",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
         png=PLAN.figure("{figure}") + ".png",
     log:
         f"{LOGS}/plot/{{figure}}.log",

@@ -7,8 +7,14 @@ rule theory:
             PLAN.table("theory") + ".csv",
             caption="../report/theory_table.rst",
             category="Theory",
+            labels={"what": "table"},
         ),
-        svg=report(PLAN.figure("theory") + ".svg", caption="../report/theory.rst", category="Theory"),
+        svg=report(
+            PLAN.figure("theory") + ".svg",
+            caption="../report/theory.rst",
+            category="Theory",
+            labels={"what": "figure"},
+        ),
         png=PLAN.figure("theory") + ".png",
     log:
         f"{LOGS}/theory.log",

@@ -1,0 +1,60 @@
+"""Promises that the repository's own files make to each other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(file: str) -> set[str]:
+    return set((ROOT / file).read_text().split())
+
+
+def test_the_conda_environment_has_the_pins_of_pyproject() -> None:
+    dependencies = yaml.safe_load((ROOT / "envs/mnpo.yaml").read_text())["dependencies"]
+    (pip,) = [d["pip"] for d in dependencies if isinstance(d, dict)]
+    assert pip == PROJECT["dependencies"]
+
+
+@pytest.mark.parametrize("extras", [("demo", ()), ("dev", ("dev", "slurm"))])
+def test_the_lock_has_every_pin_of_pyproject(extras: tuple[str, tuple[str, ...]]) -> None:
+    lock, names = extras
+    wanted = PROJECT["dependencies"] + [d for n in names for d in PROJECT["optional-dependencies"][n]]
+    exact = {d for d in wanted if "==" in d}
+    assert len(exact) > 10
+    assert exact <= pins(f"envs/{lock}.txt")
+
+
+def test_the_development_lock_agrees_with_the_demos() -> None:
+    assert pins("envs/demo.txt") <= pins("envs/dev.txt")
+
+
+def test_every_equation_that_code_cites_is_on_the_methods_page() -> None:
+    numbered = set(re.findall(r"^\((\d+)\)", (ROOT / "docs/method.md").read_text(), re.M))
+    cited: set[str] = set()
+    for file in (ROOT / "mnpo").rglob("*.py"):
+        for first, last in re.findall(r"\beq\. (\d+)(?:(?: to | and |, )(\d+))?", file.read_text()):
+            cited |= set(map(str, range(int(first), int(last or first) + 1)))
+    assert {"4", "9", "13"} <= cited
+    assert cited <= numbered
+
+
+def test_every_link_in_the_documentation_leads_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_make_help_lists_the_targets_that_the_readme_names() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()):
+        assert f"make {target} " in shown
