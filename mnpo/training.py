@@ -60,8 +60,10 @@ def optimise(
     for rows in track(order, steps, what, "steps"):
         total = sum(weight[r] for r in rows)
         sums: dict[str, float] = {}
+        padded = 0
         for part in batches.by_tokens([lengths[r] for r in rows], optimisation.micro_batch_tokens):
             micro = [rows[i] for i in part]
+            padded += len(micro) * max(lengths[r] for r in micro)
             with _precision(optimisation, model):
                 loss, metrics = losses(micro)
             _require_finite(loss, [names[r] for r in micro], what, len(history))
@@ -79,6 +81,7 @@ def optimise(
             {
                 "step": len(history),
                 "tokens": sum(lengths[r] for r in rows),
+                "padded_tokens": padded,
                 **sums,
                 "gradient_norm": norm,
                 "learning_rate": float(rate.get_last_lr()[0]),
@@ -98,6 +101,17 @@ def schedule(optimisation: Optimisation, step: int, steps: int) -> float:
     if optimisation.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What a manifest says of a training: steps, tokens, the share of padding in what was computed, the last loss."""
+    tokens, padded = (sum(step[k] for step in history) for k in ("tokens", "padded_tokens"))
+    return {
+        "steps": len(history),
+        "tokens": tokens,
+        "padding_share": round(1 - tokens / padded, 4),
+        "final_loss": history[-1]["loss"],
+    }
 
 
 def write_metrics(history: Iterable[Mapping[str, float]], path: Path) -> None:

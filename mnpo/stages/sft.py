@@ -61,7 +61,7 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
     from mnpo.chat import Chat
     from mnpo.checkpoints import load_model, load_tokenizer, save
     from mnpo.logprobs import response_logprobs
-    from mnpo.training import optimise, write_metrics
+    from mnpo.training import optimise, summary, write_metrics
 
     if rows.empty:
         raise BadInput("reference.sft is given, but the prompts' source has no demonstrations to learn from")
@@ -92,11 +92,4 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
     )
     save(model, tokenizer, directory)
     write_metrics(history, directory / "metrics.jsonl")
-    tokens = sum(step["tokens"] for step in history)
-    return {
-        "rows": len(texts),
-        "steps": len(history),
-        "tokens": tokens,
-        "final_loss": history[-1]["loss"],
-        **chat.counts,
-    }
+    return {"rows": len(texts), **summary(history), **chat.counts}

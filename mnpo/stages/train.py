@@ -91,7 +91,7 @@ def _train(
     from mnpo.checkpoints import load_model, load_tokenizer, save
     from mnpo.logprobs import response_logprobs
     from mnpo.objectives import Pair, preference_loss
-    from mnpo.training import optimise, write_metrics
+    from mnpo.training import optimise, summary, write_metrics
 
     objective = family.member(**settings.objective.model_dump(exclude={"history", "weights", "players"}))
     by_mean = settings.length_normalised or objective.length_normalised
@@ -130,7 +130,8 @@ def _train(
             "rejected_logp": log_policy.rejected,
         }
 
-    lengths = [max(len(c), len(r)) for c, r in zip(chosen, rejected, strict=True)]
+    # The prompt is encoded once for both responses (mnpo/logprobs.py).
+    lengths = [len(c) + len(r.response) for c, r in zip(chosen, rejected, strict=True)]
     torch.manual_seed(settings.seed)
     first = next(shuffled(lengths, settings.training.batch_size, settings.seed))
     if settings.start in fixed:
@@ -152,8 +153,7 @@ def _train(
     )
     save(model, tokenizer, directory)
     write_metrics(history, directory / "metrics.jsonl")
-    tokens = sum(len(t) for t in (*chosen, *rejected)) * settings.training.epochs
-    return {"rows": len(rows), "steps": steps, "tokens": tokens, "final_loss": history[-1]["loss"], **chat.counts}
+    return {"rows": len(rows), **summary(history), **chat.counts}
 
 
 def _pair(table: pd.DataFrame, by_mean: bool, device: Any) -> Pair:
