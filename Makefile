@@ -12,7 +12,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main table
-	$(BIN)/snakemake --profile profiles/demo
+	$(BIN)/snakemake --profile profiles/demo --quiet host reason rules
 	@$(BIN)/snakemake --profile profiles/demo --quiet all --report results/demo/report.html
 	@$(BIN)/mnpo show --config configs/demo.yaml
 

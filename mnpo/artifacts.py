@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mnpo import __version__
+from mnpo.progress import say
 
 
 class Artifact:
@@ -49,28 +50,31 @@ def artifact(
     made, started, clock = Artifact(partial), time.time(), time.monotonic()
     try:
         yield made
-        manifest = {
-            "stage": stage,
-            "settings": dict(settings),
-            "inputs": {str(p): digest(p) for p in inputs},
-            "digest": _content_digest(partial),
-            **made.facts,
-            "seconds": round(time.monotonic() - clock, 3),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "versions": _versions(),
-            "git_commit": _git_commit(),
-            "host": platform.node(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        seconds = time.monotonic() - clock
+        text = json.dumps(
+            {
+                "stage": stage,
+                "settings": dict(settings),
+                "inputs": {str(p): digest(p) for p in inputs},
+                "digest": _content_digest(partial),
+                **made.facts,
+                **_cost(seconds, made.facts.get("tokens")),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                **_surroundings(),
+            },
+            indent=1,
+            ensure_ascii=False,
+        )
         target = manifest_path(partial) if directory else manifest_path(output)
-        target.write_text(text, encoding="utf-8")
+        target.write_text(text + "\n", encoding="utf-8")
         if directory:
             _remove(output)
         os.replace(partial, output)
     except BaseException:
         _remove(partial)
         raise
+    facts = "".join(f", {name} {value}" for name, value in made.facts.items())
+    say(f"{stage}: {output} in {seconds:.1f} s{facts}")
 
 
 def manifest_path(artifact_path: str | Path) -> Path:
@@ -109,10 +113,24 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _versions() -> dict[str, str]:
+def _cost(seconds: float, tokens: float | None) -> dict[str, float]:
+    rate = {"tokens_per_second": round(tokens / seconds, 1)} if tokens and seconds > 0 else {}
+    return {"seconds": round(seconds, 3), **rate}
+
+
+def _surroundings() -> dict[str, Any]:
+    """What a result may depend on beside its inputs: versions of the libraries in use, commit, device, host."""
     libraries = ("torch", "transformers", "pandas", "numpy")
-    used: dict[str, str] = {n: str(sys.modules[n].__version__) for n in libraries if n in sys.modules}
-    return {"mnpo": __version__, "python": platform.python_version(), **used}
+    versions: dict[str, str] = {n: str(sys.modules[n].__version__) for n in libraries if n in sys.modules}
+    torch = sys.modules.get("torch")
+    gpu = torch is not None and torch.cuda.is_available()
+    return {
+        "versions": {"mnpo": __version__, "python": platform.python_version(), **versions},
+        "git_commit": _git_commit(),
+        "device": torch.cuda.get_device_name() if torch is not None and gpu else "cpu",
+        "host": platform.node(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
 @cache

@@ -55,7 +55,11 @@ def run(settings: Settings, start: Path, pairs: Sequence[Path], logps: Sequence[
     rows = read(PAIRS, *pairs)
     scored = _log_probabilities(settings, rows, pairs, logps)
     with artifact(
-        output, "train", settings.model_dump(exclude_none=True), [start, *pairs, *logps], directory=True
+        output,
+        "train",
+        settings.model_dump(exclude_none=True, exclude={"objective": {"history"}}),
+        [start, *pairs, *logps],
+        directory=True,
     ) as made:
         made.facts = _train(settings, rows, scored, start, made.path)
 
