@@ -56,5 +56,5 @@ def test_every_link_in_the_documentation_leads_somewhere() -> None:
 
 def test_make_help_lists_the_targets_that_the_readme_names() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()):
+    for target in re.findall(r"(?:`|^ +)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
         assert f"make {target} " in shown
