@@ -34,7 +34,7 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-bench: $(VENV)/.dev ## Remake the measurements in benchmarks/README.md
+bench: $(VENV)/.dev ## Measure log-probabilities against the plain way, and print the table
 	$(BIN)/python benchmarks/logprobs.py
 
 slurm-profile: ## Let `snakemake --profile slurm` find profiles/slurm (undo: rm ~/.config/snakemake/slurm)
@@ -57,7 +57,8 @@ lock: $(VENV)/.dev ## Resolve the dependencies in pyproject.toml again into envs
 clean: ## Remove the demo's results and logs (not the environment)
 	rm -rf results/demo logs/demo
 
-# Installed when the lock is newer than the last installation; --no-deps after it, so that nothing outside the lock comes.
+# Installed when the lock is newer than the last installation. The package index's torch for Linux brings its own pins of
+# CUDA libraries beside the lock.
 $(VENV)/.demo: envs/demo.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet -r envs/demo.txt
 	$(PIP) install --quiet --no-deps --editable .

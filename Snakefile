@@ -40,6 +40,7 @@ report: "workflow/report/workflow.rst"
 
 localrules:
     all,
+    prompts,  # reads the hub, which compute nodes often cannot
 
 
 wildcard_constraints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+SCORING_TOKENS = 16384  # padded tokens of a batch that needs no gradients
 WINDOW = 50  # batches that are sorted by length together: long enough to pad little, short enough to stay shuffled
 
 

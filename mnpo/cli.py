@@ -213,6 +213,8 @@ def check(config: Config = Path("config.yaml")) -> None:
     plan = Plan(load(config))
     for fit in plan.fits.values():
         opponents = ", ".join(f"{name} {weight:.3g}" for name, weight in fit.opponents) or "nobody"
+        if fit.objective.ratio:
+            opponents += f", and the reference with a share of {fit.objective.ratio:.3g}"
         typer.echo(
             f"{fit.policy}: from {fit.start}, pairs of {fit.sampler} on part {list(fit.parts)}, against {opponents}"
         )
@@ -230,7 +232,8 @@ def show(config: Config = Path("config.yaml")) -> None:
     typer.echo(main_table.read_text(encoding="utf-8"))
     typer.echo(f"tables   {plan.root}/tables/   (CSV and Markdown)")
     typer.echo(f"figures  {plan.root}/figures/  (SVG and PNG)")
-    typer.echo(f"report   {plan.root}/report.html")
+    report = Path(f"{plan.root}/report.html")
+    typer.echo(f"report   {report}" if report.is_file() else f"report   snakemake --report {report} makes it")
 
 
 @app.command("schema")

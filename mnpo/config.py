@@ -19,6 +19,8 @@ from pydantic_core import ErrorDetails
 
 from mnpo.errors import BadInput
 
+REFERENCE = "sft"  # the policy that every run starts from
+
 
 class ConfigError(BadInput):
     """A configuration that cannot be run; the message names file, key, value and remedy."""
@@ -65,7 +67,7 @@ class Prompts(Block):
     column: str = "prompt"
     """The column that holds the prompt's text."""
     seed: int = 42
-    """Seed of the shuffle before the cut."""
+    """`file` and `hub`: seed of the shuffle before the cut. The demo's world follows the configuration's seed."""
     parts: int = Field(3, ge=1)
     """How many disjoint train parts (T)."""
     part_size: int | None = Field(None, ge=1)
@@ -248,6 +250,10 @@ class Objective(Block):
     players: list[Name] | None = None
     """ht-mnpo: the runs whose current policies oppose; eo-mnpo: the models that do."""
 
+    def member_settings(self) -> dict[str, Any]:
+        """What of it `family.member` takes: all that does not say who opposes."""
+        return self.model_dump(exclude={"history", "weights", "players"})
+
 
 class TextForm(Block):
     """How a scored text becomes tokens."""
@@ -328,7 +334,7 @@ class Evaluation(Block):
 class Tables(Block):
     """What the printed tables show."""
 
-    win_against: list[str] = ["sft"]
+    win_against: list[str] = [REFERENCE]
     """Policies that every policy is compared with in the main table."""
 
 
@@ -354,8 +360,8 @@ class Config(Block):
     @field_validator("runs")
     @classmethod
     def _reserved(cls, runs: dict[str, Run]) -> dict[str, Run]:
-        if "sft" in runs:
-            raise ValueError("a run cannot be called sft: that is the reference's name")
+        if REFERENCE in runs:
+            raise ValueError(f"a run cannot be called {REFERENCE}: that is the reference's name")
         return runs
 
     @model_validator(mode="after")
@@ -380,6 +386,13 @@ class Config(Block):
         for oracle_name in (e.oracle, *e.scores, e.accuracy, e.majority):
             if oracle_name is not None:
                 _known("evaluation", oracle_name, known_oracles, "oracle")
+        for oracle_name in filter(None, (e.oracle, *e.scores, e.accuracy)):
+            parts = _closure(oracle_name, self.oracles)
+            if voting := [m for m in parts if self.oracles[m].kind == "majority"]:
+                raise ValueError(
+                    f"evaluation: {oracle_name} rests on the majority vote {voting[0]}: its score compares a policy's "
+                    "responses with each other, not with those of another; name an oracle that scores"
+                )
         if e.majority and self.oracles[e.majority].kind != "majority":
             raise ValueError(f"evaluation.majority: {e.majority} is not an oracle of kind majority")
         return self
@@ -388,6 +401,11 @@ class Config(Block):
 def _known(where: str, name: str, known: list[str], noun: str) -> None:
     if name not in known:
         raise ValueError(f"{where}: unknown {noun} {name!r}{nearest(name, known)}")
+
+
+def _closure(name: str, oracles: Mapping[str, Oracle]) -> list[str]:
+    """An oracle and all that it is made of."""
+    return [name, *(inner for member in oracles[name].members() for inner in _closure(member, oracles))]
 
 
 def _acyclic(edges: Mapping[str, list[str]]) -> None:

@@ -11,11 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnpo import family, sources
-from mnpo.config import PRESETS, Block, Config, ConfigError, Objective, Protocol, Run, Training, nearest, validated
+from mnpo.config import (
+    PRESETS,
+    REFERENCE,
+    Block,
+    Config,
+    ConfigError,
+    Objective,
+    Protocol,
+    Run,
+    Training,
+    nearest,
+    validated,
+)
 from mnpo.oracles import MODULES as ORACLE_MODULES
 from mnpo.seeds import derive
 
-REFERENCE = "sft"
 HELDOUT = "heldout"
 TABLES = ("main", "families", "wins")
 TABLE_ENDINGS = ("csv", "md", "html")
@@ -84,13 +95,9 @@ class Plan:
     @property
     def prepared(self) -> dict[str, str]:
         """Policies that are not trained by a run, and the model each is: the reference, and external opponents."""
-        external = (
-            name
-            for run in self.config.runs.values()
-            if run.objective.name == "eo-mnpo"
-            for name in run.objective.players or []
-        )
-        return {REFERENCE: self.config.reference.model, **{name: name for name in external}}
+        fits = [fit for fit in self.fits.values() if fit.objective.name == "eo-mnpo"]
+        external = [name for fit in fits for name, _ in fit.opponents]
+        return {**{name: name for name in external}, REFERENCE: self.config.reference.model}
 
     @property
     def evaluated(self) -> list[str]:
@@ -235,7 +242,7 @@ class Plan:
 
     def _train_settings(self, policy: str) -> dict[str, Any]:
         fit = self.fits[policy]
-        chosen = {k: v for k, v in member_settings(fit.objective).items() if v is not None}
+        chosen = {k: v for k, v in fit.objective.member_settings().items() if v is not None}
         return {
             "policy": policy,
             "start": fit.start,
@@ -245,6 +252,7 @@ class Plan:
             "training": fit.training,
             "length_normalised": fit.protocol.length_normalised,
             "form": fit.protocol.policy_text,
+            "opponent_form": fit.protocol.opponent_text,
             "text": self.config.text,
             "seed": derive(self.config.seed, "train", policy),
         }
@@ -288,6 +296,7 @@ class Plan:
             "runs": [[run, [p for p in self.evaluated if p.rpartition(".")[0] == run]] for run in self.config.runs],
             "run_labels": {run: self.run_label(run) for run in self.config.runs},
             "oracle": self.config.evaluation.oracle,
+            "family_value": "accuracy, sampled" if self.config.evaluation.accuracy else "mean score, sampled",
         }
 
     def _oracles(self, names: Iterable[str]) -> dict[str, Any]:
@@ -308,10 +317,12 @@ class Plan:
     def source(self, stage: str, oracles: Iterable[str] = ()) -> str:
         """The digest of the code behind a stage; `oracles` adds the modules of the kinds of oracle it uses."""
         kinds = {spec["kind"] for spec in self._oracles(oracles)["oracles"].values()}
-        world = ["mnpo.demo.world"] if stage == "prompts" and self.config.prompts.source == "demo" else []
-        return sources.digest(
-            f"mnpo.stages.{stage}", *(f"mnpo.oracles.{ORACLE_MODULES[k]}" for k in sorted(kinds)), *world
-        )
+        chosen = [f"mnpo.oracles.{ORACLE_MODULES[kind]}" for kind in sorted(kinds)]
+        if stage == "prompts" and self.config.prompts.source == "demo":
+            chosen.append("mnpo.demo.world")
+        if stage == "sft" and any(m.architecture is not None for m in self.config.models.values()):
+            chosen.append("mnpo.demo.model")
+        return sources.digest(f"mnpo.stages.{stage}", *chosen)
 
 
 def _plain(value: Any) -> Any:
@@ -375,9 +386,9 @@ def _fit(
     )
     protocol = PRESETS[run.preset]
     if opponents is None:
-        opponents = _opponents(name, objective, t, where)
+        opponents = _opponents(config, name, objective, t)
     try:
-        _checked_objective(objective)
+        family.member(**objective.member_settings())
         weights = _weights(objective, len(opponents), protocol, where)
     except ValueError as error:
         raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
@@ -396,20 +407,34 @@ def _fit(
     )
 
 
-def _opponents(name: str, objective: Objective, t: int, where: str) -> list[str]:
+def _opponents(config: Config, name: str, objective: Objective, t: int) -> list[str]:
     """Who opposes at iteration `t`, newest first: those that exist."""
     kind = family.FAMILY[objective.name].opponents
-    if kind != "history" and "history" in objective.model_fields_set:
-        raise ConfigError(f"{where}: objective {objective.name} does not read history; td-mnpo does")
-    if (kind in ("players", "external")) != (objective.players is not None):
-        verb = "needs" if objective.players is None else "does not read"
-        raise ConfigError(f"{where}: objective {objective.name} {verb} players")
+    _require_readers(config, name, objective, kind, f"runs.{name}, iteration {t}")
     if kind == "players":
         return [_policy(player, t - 1) for player in objective.players or []] if t > 1 else [REFERENCE]
     if kind == "external":
         return list(objective.players or [])
     past = [_policy(name, s) for s in range(t - 1, -1, -1)]
     return {"none": [], "reference": [REFERENCE], "policy": past[:1], "history": past[: objective.history]}[kind]
+
+
+def _require_readers(config: Config, name: str, objective: Objective, kind: str, where: str) -> None:
+    """Whether the keys that say who opposes are the ones that `objective` reads, and name someone who can."""
+    readers = {"history": ["history"], "weights": ["history", "players", "external"]}
+    for key, kinds in readers.items():
+        if kind not in kinds and key in objective.model_fields_set and getattr(objective, key) is not None:
+            raise ConfigError(f"{where}: objective {objective.name} does not read {key}; td-mnpo does")
+    if (kind in ("players", "external")) != (objective.players is not None):
+        verb = "needs" if objective.players is None else "does not read"
+        raise ConfigError(f"{where}: objective {objective.name} {verb} players")
+    for player in objective.players or []:
+        known = (
+            [r for r in config.runs if r != name] if kind == "players" else [m for m in config.models if m != REFERENCE]
+        )
+        if player not in known:
+            noun = "another run" if kind == "players" else "a model"
+            raise ConfigError(f"{where}: player {player!r} is not {noun}{nearest(player, known)}")
 
 
 def _weights(objective: Objective, opponents: int, protocol: Protocol, where: str) -> list[float]:
@@ -423,13 +448,3 @@ def _weights(objective: Objective, opponents: int, protocol: Protocol, where: st
             f"{where}: weights {given} for {opponents} opponents (history {players}); give one weight for each"
         )
     return family.normalised(given, opponents, where)
-
-
-def member_settings(objective: Objective | dict[str, Any]) -> dict[str, Any]:
-    """What of a configured objective the family's `member` takes."""
-    values = objective.model_dump() if isinstance(objective, Objective) else dict(objective)
-    return {k: v for k, v in values.items() if k not in ("history", "weights", "players")}
-
-
-def _checked_objective(objective: Objective) -> None:
-    family.member(**member_settings(objective))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,8 +24,26 @@ def track(items: Iterable[Item], total: int, what: str, unit: str = "it") -> Ite
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done < total:
             last = now
-            rate = done / (now - started)
-            say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left")
+            _line(what, unit, done, total, now - started)
+
+
+def counter(what: str, unit: str) -> Callable[[int, int], None]:
+    """A callback `(done, total)` that shows progress as `track` does, for loops that are not ours."""
+    started = last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            _line(what, unit, done, total, now - started)
+
+    return show
+
+
+def _line(what: str, unit: str, done: int, total: int, seconds: float) -> None:
+    rate = done / seconds
+    say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left")
 
 
 def say(line: str) -> None:

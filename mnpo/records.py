@@ -93,12 +93,13 @@ LOGPS = Table(
     ("pair_id",),
     ("pair_id",),
 )
+GREEDY, SAMPLED = "greedy", "sampled"  # how a judged response was decoded
 JUDGED = Table(
     "judged responses",
     {
         "prompt_id": "string",
         "family": "string",
-        "mode": "string",  # greedy, sampled
+        "mode": "string",  # GREEDY or SAMPLED
         "k": "int",
         "response": "string",
         "tokens": "int",

@@ -64,7 +64,7 @@ def optimise(
         for part in batches.by_tokens([lengths[r] for r in rows], optimisation.micro_batch_tokens):
             micro = [rows[i] for i in part]
             padded += len(micro) * max(lengths[r] for r in micro)
-            with _precision(optimisation, model):
+            with precision(optimisation, model):
                 loss, metrics = losses(micro)
             _require_finite(loss, [names[r] for r in micro], what, len(history))
             share = torch.tensor([weight[r] / total for r in micro], device=loss.device, dtype=loss.dtype)
@@ -94,7 +94,7 @@ def optimise(
 
 
 def schedule(optimisation: Optimisation, step: int, steps: int) -> float:
-    """The learning rate at `step` as a share of its peak: a linear rise, then a cosine to zero (or constant)."""
+    """The learning rate at `step` as a share of its peak: a rise, then a cosine to zero (eq. 20), or constant."""
     rise = round(optimisation.warmup * steps)
     if step < rise:
         return (step + 1) / rise
@@ -119,7 +119,8 @@ def write_metrics(history: Iterable[Mapping[str, float]], path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
 
 
-def _precision(optimisation: Optimisation, model: Any) -> torch.autocast:
+def precision(optimisation: Optimisation, model: Any) -> torch.autocast:
+    """The context that forward passes of a training run in: autocast, unless it is float32."""
     dtype = getattr(torch, optimisation.dtype)
     return torch.autocast(next(model.parameters()).device.type, dtype=dtype, enabled=dtype != torch.float32)
 

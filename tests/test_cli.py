@@ -53,9 +53,8 @@ def test_check_says_what_a_configuration_amounts_to(mnpo: Call, demo: Path) -> N
     assert code == 0
     lines = out.splitlines()
     assert len(lines) == 7
-    assert (
-        "td-mnpo.3: from td-mnpo.2, pairs of td-mnpo.2 on part [3], against td-mnpo.2 0.667, td-mnpo.1 0.333" in lines
-    )
+    opponents = "td-mnpo.2 0.667, td-mnpo.1 0.333, and the reference with a share of 0.333"
+    assert f"td-mnpo.3: from td-mnpo.2, pairs of td-mnpo.2 on part [3], against {opponents}" in lines
 
 
 def test_schema_prints_the_committed_schema(mnpo: Call, root: Path) -> None:

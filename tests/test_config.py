@@ -401,3 +401,8 @@ def test_reading_a_configuration_and_planning_import_no_heavy_library(root: Path
     heavy, seconds = result.stdout.rsplit(" ", 1)
     assert heavy == "[]"
     assert float(seconds) < 2, f"{seconds} s of CPU, {time.monotonic() - started:.1f} s of wall clock"
+
+
+def test_wins_cannot_be_decided_by_a_majority_vote(planned: Callable[..., Plan]) -> None:
+    for key, value in (("oracle", "majority"), ("scores", ["majority"])):
+        assert "rests on the majority vote majority" in message(planned, evaluation={key: value})

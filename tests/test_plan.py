@@ -206,7 +206,7 @@ def test_the_official_code_preset_reads_texts_raw_and_ignores_weights(planned: P
     assert code.fit_logps("mine.2")[0] == "results/demo/logps/mine.1/part2/overall/raw-nobos/mine.1.parquet"
     assert json.loads(code.settings("logps", text="raw-nobos"))["form"] == {"render": "raw", "bos": False}
     one, other = (json.loads(p.settings("train", policy="mine.2")) for p in (paper, code))
-    assert {k for k in one if one[k] != other[k]} == {"length_normalised", "form", "opponents"}
+    assert {k for k in one if one[k] != other[k]} == {"length_normalised", "form", "opponent_form", "opponents"}
     assert other["length_normalised"] is True and other["form"] == {"render": "raw", "bos": True}
 
 
@@ -258,7 +258,7 @@ def test_a_player_that_no_run_makes_is_refused(planned: Planned) -> None:
     runs = three_players()
     runs["one"]["objective"]["players"] = ["too", "three"]
     with pytest.raises(
-        ConfigError, match=r"runs\.one, iteration 2: opposed by too\.1, which no run makes; did you mean 'two\.1'"
+        ConfigError, match=r"runs\.one, iteration 1: player 'too' is not another run; did you mean 'two'"
     ):
         planned(runs=runs, tables=SFT_ONLY)
 
@@ -351,7 +351,7 @@ def test_changing_a_runs_weights_changes_its_trainings_that_weigh_more_than_one(
     ("changes", "nouns"),
     [
         ({"sampling": {"temperature": 0.7}}, {"samples", "evals"}),
-        ({"evaluation": {"scores": ["correctness", "brevity", "courtesy", "majority"]}}, {"evals", "tables"}),
+        ({"evaluation": {"scores": ["correctness", "brevity"]}}, {"evals", "tables"}),
         ({"evaluation": {"bootstrap": 200}}, {"tables"}),
         ({"tables": {"win_against": ["sft"]}}, {"tables"}),
         ({"pairing": {"min_gap": 0.1}}, {"pairs"}),
@@ -421,3 +421,41 @@ def test_a_stages_source_digest_depends_on_the_oracles_it_uses(plan: Plan) -> No
 def test_configurations_with_the_same_name_share_a_root(configured: Callable[..., Config]) -> None:
     assert Plan(configured(name="other")).root == "results/other"
     assert changed_nouns(Plan(configured()), Plan(configured())) == set()
+
+
+def test_the_demos_own_code_is_part_of_the_demos_digests_only(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The world behind the prompts and the tiny model behind SFT count where the configuration uses them."""
+    seen: list[tuple[str, ...]] = []
+    monkeypatch.setattr("mnpo.plan.sources.digest", lambda *modules: seen.append(modules) or "")
+    local = {"prompts": {"source": "file", "path": "p.jsonl"}, "models": {"tiny": {"path": "here"}}}
+    for plan in (planned(), planned(**local)):
+        for stage in ("prompts", "sft", "pair"):
+            plan.source(stage)
+    assert seen == [
+        ("mnpo.stages.prompts", "mnpo.demo.world"),
+        ("mnpo.stages.sft", "mnpo.demo.model"),
+        ("mnpo.stages.pair",),
+        ("mnpo.stages.prompts",),
+        ("mnpo.stages.sft",),
+        ("mnpo.stages.pair",),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"name": "inpo", "eta": 0.2, "weights": [1]}, "does not read weights"),
+        ({"name": "simpo", "weights": [5]}, "does not read weights"),
+        ({"name": "inpo", "eta": 0.2, "history": 2}, "does not read history"),
+        ({"name": "eo-mnpo", "eta": 0.2, "players": ["tinny"]}, "player 'tinny' is not a model; did you mean 'tiny'"),
+        ({"name": "ht-mnpo", "eta": 0.2, "players": ["mine"]}, "player 'mine' is not another run"),
+    ],
+)
+def test_who_opposes_is_read_by_the_objective_and_exists(
+    planned: Planned, objective: dict[str, Any], message: str
+) -> None:
+    runs = {"mine": {"objective": objective, "oracle": "overall", "iterations": [{"parts": [1]}]}}
+    with pytest.raises(ConfigError, match=message):
+        planned(runs=runs, tables=SFT_ONLY)

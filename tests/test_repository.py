@@ -21,7 +21,7 @@ def pins(file: str) -> set[str]:
 def test_the_conda_environment_has_the_pins_of_pyproject() -> None:
     dependencies = yaml.safe_load((ROOT / "envs/mnpo.yaml").read_text())["dependencies"]
     (pip,) = [d["pip"] for d in dependencies if isinstance(d, dict)]
-    assert pip == PROJECT["dependencies"]
+    assert pip == PROJECT["dependencies"] + PROJECT["optional-dependencies"]["hub"]
 
 
 @pytest.mark.parametrize("extras", [("demo", ()), ("dev", ("dev", "slurm"))])

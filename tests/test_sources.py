@@ -59,11 +59,11 @@ def reruns(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("stages/train.py", {"train"}),
         ("objectives.py", {"train"}),  # imported inside a function
         ("training.py", {"sft", "train"}),
-        ("logprobs.py", {"sft", "logps", "train", "evaluate", "tabulate"}),
-        ("samplers/transformers.py", {"sample", "evaluate", "tabulate"}),
-        ("benchmarks/heldout.py", {"evaluate", "tabulate"}),
-        ("demo/world.py", {"prompts"}),
-        ("demo/model.py", {"sft"}),
+        ("logprobs.py", {"sft", "logps", "train", "evaluate"}),
+        ("samplers/transformers.py", {"sample", "evaluate"}),
+        ("benchmarks/heldout.py", {"evaluate"}),
+        ("demo/world.py", set()),  # named by the plan, where the configuration is the demo's
+        ("demo/model.py", set()),
         ("games.py", {"game"}),
         ("oracles/rules.py", set()),  # named by the plan, with the configuration's oracles
         ("cli.py", set()),

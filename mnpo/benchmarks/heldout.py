@@ -12,11 +12,14 @@ from statistics import fmean
 from typing import Any
 
 from mnpo import oracles
+from mnpo.batches import SCORING_TOKENS
 from mnpo.config import Block, Decoding, Model, Oracle, Text
 from mnpo.oracles import Question
+from mnpo.progress import counter
+from mnpo.records import GREEDY, SAMPLED
 from mnpo.seeds import derive
 
-GREEDY, SAMPLED = "greedy", "sampled"
+MODES = (GREEDY, SAMPLED)
 
 
 class Settings(Block):
@@ -66,9 +69,6 @@ def evaluate(
         "kl_to_reference": _kl(settings, chat, model, reference, prompts),
     }
     return summary, judged
-
-
-MODES = (GREEDY, SAMPLED)
 
 
 def _respond(
@@ -143,5 +143,8 @@ def _kl(settings: Settings, chat: Any, model: Any, reference: Path, prompts: Seq
     plain = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=settings.decoding.max_new_tokens)
     rows = _respond(settings, chat, model, prompts, "kl", plain, 1)
     texts = [Encoded(row["request"].prompt, row["drawn"].tokens) for row in rows]
-    under = [score_texts(m, texts, max_tokens=16384).sums for m in (model, load_model(reference))]
+    progress = counter(f"evaluate {settings.policy}, kl", "texts")
+    under = [
+        score_texts(m, texts, max_tokens=SCORING_TOKENS, progress=progress).sums for m in (model, load_model(reference))
+    ]
     return float((under[0] - under[1]).mean())

@@ -65,7 +65,7 @@ def preferences_from_scores(scores: Sequence[float]) -> list[list[float]]:
 
 
 def win_rates(preferences: Sequence[Sequence[float]]) -> list[float]:
-    """P(y > pi) of each response, over the prompt's other responses (1/2 when there are none)."""
+    """P(y > pi) of each response, over the prompt's other responses (eq. 21); 1/2 when there are none."""
     others = len(preferences) - 1
     return [(sum(row) - row[i]) / others if others else 0.5 for i, row in enumerate(preferences)]
 

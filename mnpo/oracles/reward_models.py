@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mnpo.batches import SCORING_TOKENS, by_tokens
 from mnpo.config import Model
 from mnpo.config import Oracle as OracleSettings
 from mnpo.errors import BadInput
 from mnpo.oracles import Oracle, Question, Scorer
 from mnpo.progress import track
-
-BATCH_TOKENS = 16384
 
 
 class RewardModel(Scorer):
@@ -43,10 +42,8 @@ class RewardModel(Scorer):
     def _rewards(self, ids: list[list[int]]) -> list[float]:
         import torch
 
-        from mnpo.batches import by_tokens
-
         rewards = [math.nan] * len(ids)
-        batches = by_tokens([len(i) for i in ids], BATCH_TOKENS)
+        batches = by_tokens([len(i) for i in ids], SCORING_TOKENS)
         for batch in track(batches, len(batches), "reward model", "batches"):
             width = max(len(ids[i]) for i in batch)
             pad = self.tokenizer.pad_token_id

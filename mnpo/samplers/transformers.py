@@ -1,7 +1,7 @@
 """Sampling with transformers: batches with a KV cache that finished responses leave at once.
 
 Every response has its own stream of random numbers, from its own seed, so what is drawn does not depend on what else is
-in the batch.
+in the batch, up to rounding: a probability that batching moves by 1e-7 can tip a draw that lies on its edge.
 """
 
 from __future__ import annotations

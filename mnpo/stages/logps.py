@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mnpo.artifacts import artifact
+from mnpo.batches import SCORING_TOKENS
 from mnpo.config import Block, Text, TextForm
+from mnpo.progress import counter
 from mnpo.records import LOGPS, PAIRS, read, rows_of, write
-
-BATCH_TOKENS = 16384
 
 
 class Settings(Block):
@@ -33,7 +33,9 @@ def run(settings: Settings, policy: Path, pairs: Path, output: Path) -> None:
             for row in rows_of(rows)
             for side in sides
         ]
-        scored = score_texts(load_model(policy), texts, max_tokens=BATCH_TOKENS)
+        scored = score_texts(
+            load_model(policy), texts, max_tokens=SCORING_TOKENS, progress=counter(f"logps {policy.name}", "texts")
+        )
         table = rows[["pair_id"]].copy()
         for i, side in enumerate(sides):
             table[side] = scored.sums[i::2].double().tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,9 @@ def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], out
             if isinstance(pair, str):
                 counts[pair] += 1
             else:
-                pairs.append({"pair_id": str(prompt_id), **pair})
+                text = f"{pair['chosen']}\0{pair['rejected']}"
+                pair_id = f"{prompt_id}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"  # other responses, other pair
+                pairs.append({"pair_id": pair_id, **pair})
         if not pairs:
             raise BadInput(
                 f"{samples[0]}: no pair can be made of {merged['prompt_id'].nunique()} prompts ({dict(counts)})"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from mnpo.artifacts import artifact
-from mnpo.config import Block, Ordered, nearest
+from mnpo.config import REFERENCE, Block, Ordered, nearest
 from mnpo.errors import BadInput
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind
@@ -24,6 +25,8 @@ class Settings(Block):
     runs: Ordered[list[str]]
     """Run -> its policies, iteration by iteration."""
     run_labels: dict[str, str]
+    family_value: str = "accuracy, sampled"
+    """What the table `families` holds."""
     oracle: str
 
 
@@ -40,8 +43,9 @@ def run(settings: Settings, figure: str, tables: Path, policies: Sequence[Path],
     )
     metrics = {p.name: _metrics(p) for p in policies}
     drawn = FIGURES[figure](settings, tables, metrics)
+    inputs = [*sorted(tables.glob("*.csv")), *policies]
     for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        with artifact(output.with_suffix(f".{ending}"), "plot", settings.model_dump(), [tables / "main.csv"]) as made:
+        with artifact(output.with_suffix(f".{ending}"), "plot", settings.model_dump(), inputs) as made:
             drawn.savefig(made.path, format=ending, metadata=metadata, bbox_inches="tight")
 
 
@@ -53,15 +57,15 @@ def _metrics(policy: Path) -> pd.DataFrame:
 def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Oracle win rate against SFT over the iterations, with intervals; runs of one iteration as a line across."""
     wins = pd.read_csv(tables / "wins.csv")
-    against = wins[wins["opponent"] == settings.labels["sft"]].set_index("policy")
+    against = wins[wins["opponent"] == settings.labels[REFERENCE]].set_index("policy")
     figure, axes = _canvas(5.2, 3.4)
     longest = max(len(policies) for policies in settings.runs.values())
     iterative = [r for r, policies in settings.runs.items() if len(policies) > 1]
-    for colour, (run_name, policies) in zip(COLOURS, settings.runs.items(), strict=False):
+    for colour, (run_name, policies) in zip(cycle(COLOURS), settings.runs.items(), strict=False):
         rows = against.loc[[settings.labels[p] for p in policies]]
         label = settings.run_labels[run_name]
         if len(policies) == 1:
-            axes.axhline(rows["win_rate"].iloc[0], color=colour, linestyle="--", label=f"{label} (offline)")
+            axes.axhline(rows["win_rate"].iloc[0], color=colour, linestyle="--", label=f"{label} (one iteration)")
             axes.axhspan(
                 rows["win_rate_low"].iloc[0], rows["win_rate_high"].iloc[0], color=colour, alpha=0.12, linewidth=0
             )
@@ -78,16 +82,16 @@ def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
 
 
 def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
-    """Exact accuracy of sampled responses by family, for SFT and the last policy of every run."""
+    """Sampled responses by family, for SFT and the last policy of every run."""
     table = pd.read_csv(tables / "families.csv").set_index("policy")
-    shown = [settings.labels["sft"], *(settings.labels[policies[-1]] for policies in settings.runs.values())]
+    shown = [settings.labels[REFERENCE], *(settings.labels[policies[-1]] for policies in settings.runs.values())]
     figure, axes = _canvas(7.0, 3.2)
     width = 0.8 / len(shown)
-    for i, (colour, label) in enumerate(zip(("#999999", *COLOURS), shown, strict=False)):
+    for i, (colour, label) in enumerate(zip(chain(["#999999"], cycle(COLOURS)), shown, strict=False)):
         x = [f + (i - (len(shown) - 1) / 2) * width for f in range(len(table.columns))]
         axes.bar(x, table.loc[label], width, color=colour, label=label)
     axes.set_xticks(range(len(table.columns)), table.columns)
-    axes.set(ylabel="accuracy, sampled", ylim=(0, 1))
+    axes.set(ylabel=settings.family_value)
     axes.legend(ncols=len(shown), loc="upper center", bbox_to_anchor=(0.5, 1.16))
     return figure
 
@@ -95,7 +99,7 @@ def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
 def training(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Loss, margin and accuracy of the pairs over each run's training, iteration after iteration."""
     figure, panels = _canvas(8.6, 2.8, 3)
-    for colour, (run_name, policies) in zip(COLOURS, settings.runs.items(), strict=False):
+    for colour, (run_name, policies) in zip(cycle(COLOURS), settings.runs.items(), strict=False):
         start = 0
         for t, policy in enumerate(policies):
             rows = metrics[policy]

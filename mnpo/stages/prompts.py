@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,11 @@ def run(settings: Settings, output: Path) -> None:
 
 
 def _demo(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    from mnpo.demo.world import make_world
-
+    world_of_the_demo = import_module("mnpo.demo.world")  # by name: only the demo depends on it (mnpo/sources.py)
     p = settings.prompts
     assert p.part_size is not None
     try:
-        world = make_world(settings.seed, p.demonstrations, p.parts, p.part_size, p.heldout)
+        world = world_of_the_demo.make_world(settings.seed, p.demonstrations, p.parts, p.part_size, p.heldout)
     except ValueError as error:
         raise BadInput(f"prompts: {error}") from None
     demonstrations = world.demonstrations.assign(row=range(len(world.demonstrations)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,9 @@ def _start(settings: Settings, rows: pd.DataFrame, directory: Path) -> None:
     if model.architecture is not None:
         if rows.empty:
             raise BadInput("a tokenizer is trained on demonstrations, and there are no demonstrations")
-        from mnpo.demo.model import build
-
+        tiny = import_module("mnpo.demo.model")  # by name: only the demo depends on it (mnpo/sources.py)
         texts = (f"{prompt} {response}" for prompt, response in zip(rows["prompt"], rows["response"], strict=True))
-        build(directory, texts, vocab_size=model.vocab_size, architecture=model.architecture, seed=settings.seed)
+        tiny.build(directory, texts, vocab_size=model.vocab_size, architecture=model.architecture, seed=settings.seed)
     elif model.path is not None:
         save(load_model(model.path), load_tokenizer(model.path), directory)
     else:

@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from mnpo.artifacts import artifact, manifest
-from mnpo.benchmarks.heldout import GREEDY, SAMPLED
 from mnpo.config import Block, Ordered
 from mnpo.errors import BadInput
-from mnpo.records import JUDGED, read
+from mnpo.records import GREEDY, JUDGED, SAMPLED, read
 from mnpo.seeds import derive
 
 STYLE = """\
@@ -61,8 +60,9 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         "families": family_table(settings, items),
         "wins": wins,
     }
+    read_from = [file for summary in evaluations for file in (summary, summary.with_suffix(".parquet"))]
     for name, table in tables.items():
-        _write(table, output / name, settings.model_dump(), evaluations)
+        _write(table, output / name, settings.model_dump(), read_from)
 
 
 def costs(artifacts: Sequence[Path], output: Path) -> None:
@@ -171,12 +171,16 @@ def _scored(rows: pd.DataFrame, oracle: str | None, mode: str) -> pd.DataFrame:
 
 
 def family_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Exact accuracy of sampled responses by family of prompts: one row a policy, one column a family."""
+    """Sampled responses by family of prompts: exact accuracy, or the mean score where nothing says what is right.
+
+    One row a policy, one column a family; prompts without a family are `all`.
+    """
     rows = []
     for policy, label in settings.labels.items():
-        right = _scored(items[policy], settings.accuracy, SAMPLED)
-        by_family = (right["score"] == 1).groupby(right["family"], sort=True).mean()
-        rows.append({"policy": label, **{str(f): float(v) for f, v in by_family.items()}})
+        judged = _scored(items[policy], settings.accuracy or settings.oracle, SAMPLED)
+        value = (judged["score"] == 1) if settings.accuracy else judged["score"]
+        by_family = value.groupby(judged["family"], sort=True).mean()
+        rows.append({"policy": label, **{str(f) or "all": float(v) for f, v in by_family.items()}})
     return pd.DataFrame(rows)
 
 

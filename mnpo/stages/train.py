@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnpo import family
 from mnpo.artifacts import artifact
-from mnpo.config import Block, Objective, Text, TextForm, Training
+from mnpo.config import REFERENCE, Block, Objective, Text, TextForm, Training
 from mnpo.errors import BadInput
 from mnpo.records import LOGPS, PAIRS, read, rows_of
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from mnpo.objectives import Pair
 
-REFERENCE = "sft"
-START_TOLERANCE = 0.02  # nats per token between log-probabilities computed twice, in bfloat16 at worst
+# Nats per token that log-probabilities computed twice may differ by: the logps stage's, in float32, and training's.
+START_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 class Settings(Block):
@@ -36,6 +36,9 @@ class Settings(Block):
     training: Training
     length_normalised: bool = False
     form: TextForm
+    """How training reads a text."""
+    opponent_form: TextForm = TextForm()
+    """How the given log-probabilities read it."""
     text: Text
     seed: int
 
@@ -90,14 +93,14 @@ def _train(
 ) -> dict[str, Any]:
     import torch
 
-    from mnpo.batches import shuffled
+    from mnpo.batches import by_tokens, shuffled
     from mnpo.chat import Chat
     from mnpo.checkpoints import load_model, load_tokenizer, save
     from mnpo.logprobs import response_logprobs
     from mnpo.objectives import Pair, preference_loss
-    from mnpo.training import optimise, summary, write_metrics
+    from mnpo.training import optimise, precision, summary, write_metrics
 
-    objective = family.member(**settings.objective.model_dump(exclude={"history", "weights", "players"}))
+    objective = family.member(**settings.objective.member_settings())
     by_mean = settings.length_normalised or objective.length_normalised
     tokenizer, model = load_tokenizer(start), load_model(start)
     chat = Chat(tokenizer, settings.text, settings.form)
@@ -137,12 +140,12 @@ def _train(
     # The prompt is encoded once for both responses (mnpo/logprobs.py).
     lengths = [len(c) + len(r.response) for c, r in zip(chosen, rejected, strict=True)]
     torch.manual_seed(settings.seed)
-    first = next(shuffled(lengths, settings.training.batch_size, settings.seed))
-    if settings.start in fixed:
-        with torch.no_grad():
-            _require_same(
-                policy(first), _rows(fixed[settings.start], first), settings, [chosen[i] for i in first], by_mean
-            )
+    if settings.start in fixed and settings.form == settings.opponent_form:
+        batch = next(shuffled(lengths, settings.training.batch_size, settings.seed))
+        batch = [batch[i] for i in by_tokens([lengths[r] for r in batch], settings.training.micro_batch_tokens)[0]]
+        tokens = [1 if by_mean else len(side[i].response) for side in (chosen, rejected) for i in batch]
+        with torch.no_grad(), precision(settings.training, model):
+            _require_same(policy(batch), _rows(fixed[settings.start], batch), tokens, settings)
     steps = math.ceil(len(rows) * settings.training.epochs / min(settings.training.batch_size, len(rows)))
     model.train()
     history = optimise(
@@ -184,13 +187,13 @@ def _rows(pair: Pair, batch: list[int]) -> Pair:
     return Pair(pair.chosen[batch], pair.rejected[batch])
 
 
-def _require_same(now: Pair, before: Pair, settings: Settings, texts: Sequence[Any], by_mean: bool) -> None:
+def _require_same(now: Pair, before: Pair, tokens: Sequence[int], settings: Settings) -> None:
     """Training's first forward pass and the `logps` stage must agree on the policy that training starts from."""
     import torch
 
-    tokens = torch.tensor([1.0 if by_mean else len(t.response) for t in texts], device=now.chosen.device)
-    apart = float(((now.chosen - before.chosen).abs() / tokens).max())
-    if apart > START_TOLERANCE:
+    lengths = torch.tensor(tokens, device=now.chosen.device)
+    apart = float(((torch.cat(now) - torch.cat(before)).abs() / lengths).max())
+    if apart > START_TOLERANCE[settings.training.dtype]:
         raise BadInput(
             f"{settings.policy}: log-probabilities of {settings.start} differ by {apart:.3f} nats a token between the "
             "logps stage and training; the texts are read differently (template, BOS, truncation) or in other precision"

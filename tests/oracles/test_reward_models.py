@@ -74,7 +74,7 @@ def test_a_reward_is_the_classifiers_output_on_the_rendered_conversation(judge: 
 
 def test_a_batch_gives_each_response_what_it_gets_alone(judge: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
     together = rewards(judge.score(QUESTIONS))
-    monkeypatch.setattr(reward_models, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(reward_models, "SCORING_TOKENS", 1)
     alone = rewards(judge.score(QUESTIONS))
     assert together == pytest.approx(alone, abs=1e-5)
 

@@ -59,7 +59,7 @@ def test_the_best_is_chosen_over_the_worst(paired: Paired) -> None:
     pairs, facts = paired({"p": GOOD})
     assert pairs.to_dict("records") == [
         {
-            "pair_id": "p",
+            "pair_id": "p:5cf8b8349762",  # sha256 of "best\\0worst"
             "prompt_id": "p",
             "prompt": "Prompt p",
             "chosen": "best",

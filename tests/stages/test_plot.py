@@ -89,7 +89,7 @@ def test_the_win_rates_shown_are_the_tables(settings: Settings, inputs: tuple[Pa
     assert [float(x) for x in line.get_xdata()] == pytest.approx([1, 2])
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert ends == [pytest.approx([0.65, 0.75]), pytest.approx([0.75, 0.85])]
-    across = [li for li in axes.get_lines() if li.get_label() == "Offline (offline)"]
+    across = [li for li in axes.get_lines() if li.get_label() == "Offline (one iteration)"]
     assert list(across[0].get_ydata()) == pytest.approx([0.6, 0.6])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mnpo.checkpoints import load_model
-from mnpo.config import Text
+from mnpo.config import PRESETS, Text
 from mnpo.errors import BadInput, Diverged
 from mnpo.records import LOGPS, PAIRS, read, write
 from mnpo.stages import logps as logps_stage
@@ -180,6 +180,22 @@ def test_log_probabilities_of_texts_read_otherwise_are_refused(
     with pytest.raises(BadInput, match=r"inpo\.1: log-probabilities of sft differ by .* nats a token"):
         trained(settings(), logps=[tmp_path / "raw.parquet"])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_official_code_preset_trains_though_it_reads_texts_in_two_ways(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], text: Text, tmp_path: Path
+) -> None:
+    """Opponents raw without BOS, the policy raw with it (ledger, points 3 and 4): the first margin is then not zero."""
+    protocol = PRESETS["official-code"]
+    forms = {"form": protocol.policy_text, "opponent_form": protocol.opponent_text}
+    logps_stage.run(
+        logps_stage.Settings(form=protocol.opponent_text, text=text),
+        chain["policy"],
+        chain["pairs"],
+        tmp_path / "raw.parquet",
+    )
+    policy = trained(settings(length_normalised=True, **forms), logps=[tmp_path / "raw.parquet"])
+    assert metrics(policy)[0]["margin"] != 0
 
 
 def test_log_probabilities_of_another_policy_are_refused(

@@ -13,6 +13,8 @@ rule evaluate:
         f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.log",
     benchmark:
         f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.tsv"
+    wildcard_constraints:
+        benchmark=HELDOUT,
     conda:
         "../../envs/mnpo.yaml"
     threads: 1
