@@ -116,10 +116,6 @@ class Plan:
         """How tables and figures call a run."""
         return self.config.runs[run].label or run.upper()
 
-    def last(self, run: str) -> str:
-        """The policy a run ends with."""
-        return f"{run}.{len(self.config.runs[run].iterations)}"
-
     # ----------------------------------------------------------------------------------------------------------- files
 
     def prompts(self, part: str | int) -> str:

@@ -92,7 +92,6 @@ def test_the_demos_policies_start_from_whom_they_should(plan: Plan) -> None:
         "td-mnpo.3": ("td-mnpo.2", "td-mnpo.2", (3,)),
     }
     assert plan.evaluated == ["sft", *plan.fits]
-    assert plan.last("inpo") == "inpo.3" and plan.last("dpo") == "dpo.1"
 
 
 def test_the_demos_opponents_are_those_that_exist_newest_first(plan: Plan) -> None:

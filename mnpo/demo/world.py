@@ -364,11 +364,6 @@ def courtesy(truth: str, response: str) -> float:
     return opener + 0.25 * text.endswith((".", "!")) + 0.25 * (text.count(",") >= items - 1)
 
 
-def is_correct(truth: str, response: str) -> bool:
-    """Exactly the right content."""
-    return correctness(truth, response) == 1
-
-
 RULES: dict[str, Callable[[str, str], float]] = {
     "correctness": correctness,
     "brevity": brevity,

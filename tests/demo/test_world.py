@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnpo.demo import world
-from mnpo.demo.world import FAMILIES, RULES, brevity, correctness, courtesy, is_correct, make_world
+from mnpo.demo.world import FAMILIES, RULES, brevity, correctness, courtesy, make_world
 
 SMALL = {"seed": 3, "demonstrations": 2000, "parts": 3, "part_size": 50, "heldout": 45}
 
@@ -98,7 +98,7 @@ def test_prompts_are_thousands_of_distinct_strings_without_stray_spaces() -> Non
 def test_demonstrations_are_noisy_in_content_and_in_style() -> None:
     table = make_world(seed=0, demonstrations=7000, parts=0, part_size=0, heldout=0).demonstrations
     rows = list(zip(table.truth, table.response, strict=True))
-    right = table.assign(right=[is_correct(*row) for row in rows]).groupby("family").right.mean()
+    right = table.assign(right=[correctness(*row) == 1 for row in rows]).groupby("family").right.mean()
     assert right.between(0.55, 0.65).all()  # 60 in 100, give or take three standard errors of 1,000 rows
     assert (
         0.4
@@ -113,7 +113,7 @@ def test_demonstrations_are_noisy_in_content_and_in_style() -> None:
 @given(st.sampled_from(every_prompt()), st.integers())
 def test_only_right_content_is_judged_right(item: world.Prompt, seed: int) -> None:
     fields = json.loads(item.truth)
-    assert is_correct(item.truth, world._right(random.Random(seed), fields))
+    assert correctness(item.truth, world._right(random.Random(seed), fields)) == 1
     near, blunder = (make(random.Random(seed), fields) for make in (world._near_miss, world._blunder))
     assert 0 < correctness(item.truth, near) <= 0.5
     assert correctness(item.truth, blunder) <= 0.25
@@ -174,7 +174,6 @@ ANSWERS = [
 @pytest.mark.parametrize(("prompt", "response", "score"), ANSWERS)
 def test_correctness_by_hand(prompt: str, response: str, score: float) -> None:
     assert correctness(truth_of(prompt), response) == pytest.approx(score)
-    assert is_correct(truth_of(prompt), response) == (score == 1)
 
 
 @pytest.mark.parametrize("response", ["", " ", ".", "Happy to help!", "Sure:", "The answer is"])
