@@ -82,7 +82,7 @@ def test_pairs_are_a_distribution(world: World) -> None:
 
 
 def test_identity_behind_both_forms_of_eta(world: World) -> None:
-    """method.md, section 3: E (h_wl - 1/(2 eta))^2 = E (h(y,y') - (P(y>pi) - P(y'>pi))/eta)^2 + const, for every h."""
+    """Eq. 12: E (h_wl - 1/(2 eta))^2 = E (h(y,y') - (P(y>pi) - P(y'>pi))/eta)^2 + const, for every h."""
     q, wins = np.exp(world.current), world.preference @ np.exp(world.current)
 
     def constant(seed: int) -> float:

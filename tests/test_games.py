@@ -121,7 +121,7 @@ def test_members_of_the_family_coincide_to_the_last_bit() -> None:
 
 
 def test_history_weights_are_those_of_the_opponents_that_exist() -> None:
-    """Iteration 1 has one opponent: of weights (.667, .333) only the first counts, and counts as 1 (section 3)."""
+    """Iteration 1 has one opponent: of weights (.667, .333) only the first counts, and counts as 1 (eq. 4)."""
     one = games.td_mnpo(RPS, HALF[None], [0.667, 0.333], UNIFORM, 1.0, 0.2)
     np.testing.assert_array_equal(one, games.inpo(RPS, HALF, UNIFORM, 1.0, 0.2))
 
@@ -426,7 +426,7 @@ def test_growth_of_the_rotation_near_equilibrium(comparisons: str, share: float)
 
 
 def test_comparing_with_past_opponents_destabilises() -> None:
-    """Ledger, point 8: on RPS with tau .01 the trained loss's simplification converges, section 2's update cycles."""
+    """Ledger, point 8: on RPS with tau .01 the trained loss's simplification converges, eq. 3's update cycles."""
     game, weights = preset("rps", tau=0.01), (0.25, 0.75)
     policy, opponents = (play(game, "td-mnpo", 2000, 1.0, weights, kind).gap_last[-1, 0] for kind in games.COMPARISONS)
     assert policy < 1e-5 and opponents > 0.1

@@ -6,11 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from mnpo.demo.model import build  # noqa: E402
+from mnpo.demo.model import build
 
 ARCHITECTURE = {
     "hidden_size": 32,
