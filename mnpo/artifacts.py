@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -228,20 +229,29 @@ def remove(path: Path) -> None:
 
 
 def _cost(seconds: float, tokens: float | None) -> dict[str, float]:
+    """What making it took; memory is the process's peak up to now."""
     rate = {"tokens_per_second": round(tokens / seconds, 1)} if tokens and seconds > 0 else {}
-    return {"seconds": round(seconds, 3), **rate}
+    peak = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    if torch := _torch_with_gpu():
+        peak["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
+    return {"seconds": round(seconds, 3), **rate, **peak}
+
+
+def _torch_with_gpu() -> Any:
+    """The torch of a stage that could use a GPU; None when it has not imported torch, or there is no GPU."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_available() else None
 
 
 def _surroundings() -> dict[str, Any]:
     """What a result may depend on beside its inputs: versions of the libraries in use, commit, device, host."""
     libraries = ("torch", "transformers", "pandas", "numpy")
     versions: dict[str, str] = {n: str(sys.modules[n].__version__) for n in libraries if n in sys.modules}
-    torch = sys.modules.get("torch")
-    gpu = torch is not None and torch.cuda.is_available()
+    torch = _torch_with_gpu()
     return {
         "versions": {"mnpo": __version__, "python": platform.python_version(), **versions},
         "git_commit": _git_commit(),
-        "device": torch.cuda.get_device_name() if torch is not None and gpu else "cpu",
+        "device": torch.cuda.get_device_name() if torch else "cpu",
         "host": platform.node(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable
@@ -19,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from mnpo import why
+from tests.checkouts import Checkout
 
-ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
 CONFIG = "small.yaml"
 SMALL = """\
 extends: configs/demo.yaml
@@ -29,8 +26,12 @@ name: small
 prompts: { parts: 2 }
 sampling: { shards: 2, temperature: 0.8 }
 training: { learning_rate: 2.0e-4 }
+cache: cache
+add:
+  models: { judge-rm: { hub: lab/judge-rm, revision: %s } }
+  oracles: { learned: { kind: reward-model, model: judge-rm } }
 runs:
-  inpo: { objective: { name: inpo, eta: 0.2 }, oracle: overall, iterations: [{ parts: [1] }, { parts: [2] }] }
+  inpo: { objective: { name: inpo, eta: 0.2 }, oracle: learned, iterations: [{ parts: [1] }, { parts: [2] }] }
   td-mnpo:
     objective: { name: td-mnpo, eta: 0.2, history: 2, weights: [3/4, 1/4] }
     oracle: overall
@@ -40,72 +41,28 @@ runs:
 evaluation: { bootstrap: 100 }
 tables: { targets: [heldout, figures], win_against: [sft] }
 """
+OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"  # revisions
 RESULTS = "results/small"
 MAIN = f"{RESULTS}/tables/main.csv"
 
 
-class Checkout:
-    """A copy of the project whose run counts as finished, free to be edited."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def python(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=self.path,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(self.path)},
-        )
-
-    def snakemake(self, *options: str) -> str:
-        result = self.python("snakemake", "--configfile", CONFIG, "--cores", "1", *options)
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        return result.stdout
-
-    def why(self, file: str) -> str:
-        result = self.python("mnpo", "why", file, "--config", CONFIG)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
-    def edit(self, file: str, old: str, new: str) -> None:
-        path = self.path / file
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("finished")
-    for name in COPIED:
-        source, target = ROOT / name, path / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
-    (path / CONFIG).write_text(SMALL)
-    checkout = Checkout(path)
-    for outputs in re.findall(r"^    output: (.*)$", checkout.snakemake("--dry-run"), re.M):
-        for output in outputs.split(", "):
-            file = path / output
-            if file.suffix in (".parquet", ".json", ".jsonl", ".csv", ".md", ".html", ".svg", ".png"):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(output)
-            else:
-                file.mkdir(parents=True)
-                (file / "model.safetensors").write_text(output)
-    checkout.snakemake("--touch", "--forceall")
-    return path
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    checkout = Checkout.of_project(tmp_path_factory.mktemp("finished"), CONFIG)
+    (checkout.path / CONFIG).write_text(SMALL % OLD)
+    checkout.believe()
+    return checkout
 
 
 @pytest.fixture
-def checkout(finished: Path, tmp_path: Path) -> Checkout:
-    path = tmp_path / "checkout"
-    shutil.copytree(finished, path, symlinks=True)
-    return Checkout(path)
+def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
+    return finished.copy(tmp_path / "checkout")
+
+
+def asked(checkout: Checkout, file: str) -> str:
+    result = checkout.python("mnpo", "why", file, "--config", CONFIG)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def nothing(checkout: Checkout) -> None:
@@ -219,16 +176,34 @@ def test_it_says_what_snakemake_does_and_why(checkout: Checkout, case: str) -> N
     change, file, causes = CASES[case]
     change(checkout)
     target = file.removesuffix("/model.safetensors")
-    planned = Counter(
-        re.findall(r"^(?:local)?rule (\w+):$", checkout.snakemake("-n", "--rerun-incomplete", target), re.M)
-    )
-    answer = checkout.why(file)
+    planned = Counter(re.findall(r"^(?:local)?rule (\w+):$", checkout.made("-n", "--rerun-incomplete", target), re.M))
+    answer = asked(checkout, file)
     said = {rule: int(n) for rule, n in re.findall(r"(\w+) (\d+)(?=[,)])", answer.rpartition("will run for it:")[2])}
     assert said == planned, answer
     assert bool(planned) == bool(causes)
     for cause in causes:
         assert cause in answer
     assert ("up to date" in answer) == (not causes)
+
+
+@pytest.mark.slow
+def test_a_new_revision_of_a_reward_model_reruns_what_it_scored(checkout: Checkout) -> None:
+    checkout.edit(CONFIG, OLD, NEW)
+    jobs = Counter(job.partition(" ")[0] for job in checkout.planned())
+    # Iteration 1 scores two old shards again; iteration 2 starts from another policy, whose samples are new. The
+    # opponent of each is its own last policy, and without a ratio nobody reads the reference.
+    assert jobs == {
+        "download": 1,
+        "sample": 2,
+        "score": 4,
+        "pair": 2,
+        "logps": 2,
+        "train": 2,
+        "evaluate": 2,
+        "tabulate": 1,
+        "plot": 4,
+    }
+    assert not any("td-mnpo" in job for job in checkout.planned())
 
 
 @pytest.mark.slow
@@ -242,7 +217,7 @@ def test_changed_code_is_named_where_git_knows_the_commit(checkout: Checkout) ->
     checkout.edit("mnpo/stages/plot.py", "capsize=3", "capsize=4")
     checkout.edit("mnpo/statistics.py", "import annotations\n", "import annotations\n\n# a comment\n")
     expected = f"the code of plot changed (mnpo/stages/plot.py, since commit {commit[:7]})\n"
-    assert expected in checkout.why(f"{RESULTS}/figures/win_rate.svg")
+    assert expected in asked(checkout, f"{RESULTS}/figures/win_rate.svg")
 
 
 @pytest.mark.slow
@@ -253,8 +228,8 @@ def test_changed_code_is_named_where_git_knows_the_commit(checkout: Checkout) ->
         "figures": "not an output of a rule",
     }.items(),
 )
-def test_what_no_rule_makes_is_one_message(finished: Path, file: str, message: str) -> None:
-    result = Checkout(finished).python("mnpo", "why", file, "--config", CONFIG)
+def test_what_no_rule_makes_is_one_message(finished: Checkout, file: str, message: str) -> None:
+    result = finished.python("mnpo", "why", file, "--config", CONFIG)
     assert result.returncode == 3
     assert result.stderr.startswith(f"mnpo: {file}: {message}")
     assert "Traceback" not in result.stderr

@@ -4,76 +4,44 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[2]
-COPIED = ("Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
+from tests.checkouts import ROOT, Checkout
+
+CONFIG = "tests/workflow/small.yaml"
 
 pytestmark = pytest.mark.slow
 
 
-class Checkout:
-    """A copy of the project in which the workflow can run and files can be edited."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = path / "tests/workflow/small.yaml"
-
-    def snakemake(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "snakemake", "--configfile", str(self.config), "--cores", "2", *options],
-            cwd=self.path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-            env=os.environ | {"PYTHONPATH": str(self.path)},
-        )
-
-    def planned(self, *options: str) -> set[str]:
-        """The jobs that a dry run names, as `rule` or `rule what-it-makes`."""
-        result = self.snakemake("--dry-run", *options)
-        assert result.returncode == 0, result.stdout + result.stderr
-        jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: (\S+?),?(?: .*)?$", result.stdout, re.M)
-        return {f"{rule} {output.split('results/small/', 1)[1]}" for rule, output in jobs}
-
-    def edit(self, file: str, old: str, new: str) -> None:
-        path = self.path / file
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
+def small(path: Path) -> Checkout:
+    checkout = Checkout.of_project(path, CONFIG)
+    (path / CONFIG).parent.mkdir(parents=True)
+    shutil.copy(ROOT / CONFIG, path / CONFIG)
+    return checkout
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout whose run is done."""
-    path = tmp_path_factory.mktemp("finished")
-    for name in COPIED:
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        ignored = {"ignore": shutil.ignore_patterns("__pycache__", "tables")} if source.is_dir() else {}
-        copy(source, path / name, **ignored)
-    (path / "tests/workflow").mkdir(parents=True)
-    shutil.copy(ROOT / "tests/workflow/small.yaml", path / "tests/workflow/small.yaml")
-    result = Checkout(path).snakemake()
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return path
+    checkout = small(tmp_path_factory.mktemp("finished"))
+    checkout.made()
+    return checkout
 
 
 @pytest.fixture
-def checkout(finished: Path, tmp_path: Path) -> Checkout:
-    """A copy of the finished checkout, times and Snakemake's own records included, free to be edited."""
-    path = tmp_path / "checkout"
-    shutil.copytree(finished, path, symlinks=True)
-    return Checkout(path)
+def finished(run: Checkout) -> Path:
+    return run.path
+
+
+@pytest.fixture
+def checkout(run: Checkout, tmp_path: Path) -> Checkout:
+    """A copy of the finished checkout, free to be edited."""
+    return run.copy(tmp_path / "checkout")
 
 
 def test_the_chain_makes_every_noun(finished: Path) -> None:
@@ -142,7 +110,6 @@ def following(policy: str) -> set[str]:
 FINAL = ("sft", "inpo.2", "td-mnpo.2")
 
 
-CONFIG = "tests/workflow/small.yaml"
 EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     "a comment in the configuration": (lambda c: c.edit(CONFIG, "# iteration 2", "# two"), set()),
     "iteration 2's eta of one run": (
@@ -265,9 +232,36 @@ def test_the_same_seed_gives_the_same_bytes(checkout: Checkout, finished: Path) 
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_two_configurations_at_once_are_refused(finished: Path) -> None:
-    checkout = Checkout(finished)
-    result = checkout.snakemake("--dry-run", "--configfile", str(checkout.config), str(finished / "config.yaml"))
+def test_a_second_checkout_takes_what_the_cache_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(cache))
+    policy = "results/small/policies/td-mnpo.1"
+    first, second = small(tmp_path / "first"), small(tmp_path / "second")
+    shared = ("--cache", "sft", "sample", "score", "logps", "train")  # as docs/cluster.md says
+    first.made(*shared, "--", policy)
+    second.made(*shared, "--", policy)
+
+    logs = second.path / "logs/small"
+    assert {str(log.relative_to(logs)) for log in logs.rglob("*.log") if log.stat().st_size} == {
+        "prompts.log",
+        "pair/sft.part1.overall.log",
+    }
+    for file in ("model.safetensors", "manifest.json"):
+        assert (first.path / policy / file).read_bytes() == (second.path / policy / file).read_bytes()
+    assert second.planned(policy) == set()  # without the cache, too
+
+    kept = {file: file.read_bytes() for file in cache.rglob("*") if file.is_file()}
+    second.edit("configs/demo.yaml", "learning_rate: 2.0e-4", "learning_rate: 1.0e-4")
+    second.made("--", policy)
+    assert (first.path / policy / "model.safetensors").read_bytes() != (
+        second.path / policy / "model.safetensors"
+    ).read_bytes()
+    assert {file: file.read_bytes() for file in cache.rglob("*") if file.is_file()} == kept
+
+
+def test_two_configurations_at_once_are_refused(run: Checkout) -> None:
+    result = run.snakemake("--dry-run", "--configfile", run.config, "config.yaml")
     assert result.returncode != 0
     assert "one --configfile at a time" in result.stdout + result.stderr
 

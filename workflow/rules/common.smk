@@ -10,3 +10,8 @@ def asked(stage):
     """What a job of a stage asks for: what it needs by the configuration, where by the cluster file."""
     place = CLUSTER.place(PLAN.config.resources.of(stage)) if CLUSTER else {}
     return PLAN.resources(stage) | place
+
+
+def manifest(file):
+    """Beside a file; an output as well, so that `--cache` carries both."""
+    return str(manifest_path(file))

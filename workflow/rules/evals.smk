@@ -12,8 +12,6 @@ rule evaluate:
         rows=PLAN.evaluation_items("{policy}", "{benchmark}"),
     log:
         f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.log",
-    benchmark:
-        f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.tsv"
     wildcard_constraints:
         benchmark=HELDOUT,
     conda:
@@ -40,8 +38,6 @@ rule harness:
         rows=[PLAN.evaluation_items("{policy}", benchmark) for benchmark in PLAN.harness],
     log:
         f"{LOGS}/harness/{{policy}}.log",
-    benchmark:
-        f"{LOGS}/harness/{{policy}}.tsv"
     conda:
         "../../envs/eval.yaml"
     threads: PLAN.threads("harness")
@@ -64,8 +60,6 @@ rule answer:
         PLAN.answers("{policy}", "{benchmark}"),
     log:
         f"{LOGS}/answer/{{policy}}.{{benchmark}}.log",
-    benchmark:
-        f"{LOGS}/answer/{{policy}}.{{benchmark}}.tsv"
     wildcard_constraints:
         benchmark=one_of(JUDGED),
     conda:
@@ -92,8 +86,6 @@ rule judge:
         rows=PLAN.evaluation_items("{policy}", "{benchmark}.{judge}{repeat}"),
     log:
         f"{LOGS}/judge/{{policy}}.{{benchmark}}.{{judge}}{{repeat}}.log",
-    benchmark:
-        f"{LOGS}/judge/{{policy}}.{{benchmark}}.{{judge}}{{repeat}}.tsv"
     wildcard_constraints:
         benchmark=one_of(JUDGED),
         judge=one_of(PLAN.config.judges),

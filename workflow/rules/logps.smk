@@ -6,11 +6,10 @@ rule logps:
         policy=PLAN.policy("{scorer}"),
         pairs=PLAN.pairs("{policy}", "{part}", "{oracle}"),
     output:
-        PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
+        logps=PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
+        manifest=manifest(PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}")),
     log:
         f"{LOGS}/logps/{{policy}}.part{{part}}.{{oracle}}.{{text}}.{{scorer}}.log",
-    benchmark:
-        f"{LOGS}/logps/{{policy}}.part{{part}}.{{oracle}}.{{text}}.{{scorer}}.tsv"
     priority: 10
     conda:
         "../../envs/infer.yaml"
@@ -22,4 +21,4 @@ rule logps:
         code=PLAN.code("logps"),
     shell:
         "exec python -m mnpo --log {log} logps --settings {params.settings:q} --policy {input.policy} --pairs {input.pairs}"
-        " --output {output}"
+        " --output {output.logps}"

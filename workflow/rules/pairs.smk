@@ -9,8 +9,6 @@ rule pair:
         PLAN.pairs("{policy}", "{part}", "{oracle}"),
     log:
         f"{LOGS}/pair/{{policy}}.part{{part}}.{{oracle}}.log",
-    benchmark:
-        f"{LOGS}/pair/{{policy}}.part{{part}}.{{oracle}}.tsv"
     priority: 10
     conda:
         "../../envs/infer.yaml"

@@ -9,8 +9,6 @@ rule sft:
         directory(PLAN.policy("{policy}")),
     log:
         f"{LOGS}/sft/{{policy}}.log",
-    benchmark:
-        f"{LOGS}/sft/{{policy}}.tsv"
     wildcard_constraints:
         policy=one_of(PLAN.prepared),
     priority: 10
@@ -34,10 +32,9 @@ rule train:
     output:
         policy=directory(PLAN.policy("{policy}")),
         training=PLAN.training("{policy}"),
+        manifest=manifest(PLAN.training("{policy}")),
     log:
         f"{LOGS}/train/{{policy}}.log",
-    benchmark:
-        f"{LOGS}/train/{{policy}}.tsv"
     wildcard_constraints:
         policy=one_of(p for p in PLAN.fits if p not in PLAN.passing),
     priority: 10  # the chain before what hangs off it
@@ -60,5 +57,6 @@ use rule train as train_passing with:
     output:
         policy=temp(directory(PLAN.policy("{policy}"))),  # deleted when the last job that reads it is done
         training=PLAN.training("{policy}"),
+        manifest=manifest(PLAN.training("{policy}")),
     wildcard_constraints:
         policy=one_of(PLAN.passing),

@@ -8,8 +8,6 @@ rule prompts:
         PLAN.prompt_files,
     log:
         f"{LOGS}/prompts.log",
-    benchmark:
-        f"{LOGS}/prompts.tsv"
     conda:
         "../../envs/infer.yaml"
     threads: PLAN.threads("prompts")

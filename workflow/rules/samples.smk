@@ -9,8 +9,6 @@ rule reuse:
         PLAN.samples(DATASET, "{part}", "{shard}"),
     log:
         f"{LOGS}/reuse/part{{part}}.{{shard}}.log",
-    benchmark:
-        f"{LOGS}/reuse/part{{part}}.{{shard}}.tsv"
     conda:
         "../../envs/infer.yaml"
     threads: PLAN.threads("pair")
@@ -29,11 +27,10 @@ rule sample:
         policy=PLAN.policy("{policy}"),
         prompts=PLAN.prompts("{part}"),
     output:
-        PLAN.samples("{policy}", "{part}", "{shard}"),
+        samples=PLAN.samples("{policy}", "{part}", "{shard}"),
+        manifest=manifest(PLAN.samples("{policy}", "{part}", "{shard}")),
     log:
         f"{LOGS}/sample/{{policy}}.part{{part}}.{{shard}}.log",
-    benchmark:
-        f"{LOGS}/sample/{{policy}}.part{{part}}.{{shard}}.tsv"
     wildcard_constraints:
         policy=f"(?!{DATASET}/)[^/]+",
     priority: 10
@@ -47,4 +44,4 @@ rule sample:
         code=PLAN.code("sample"),
     shell:
         "exec python -m mnpo --log {log} sample --settings {params.settings:q} --policy {input.policy} --prompts {input.prompts}"
-        " --output {output}"
+        " --output {output.samples}"

@@ -6,11 +6,10 @@ rule score:
         samples=PLAN.samples("{policy}", "{part}", "{shard}"),
         models=lambda w: PLAN.model_sources(PLAN.oracle_models([w.oracle])),
     output:
-        PLAN.scores("{policy}", "{part}", "{oracle}", "{shard}"),
+        scores=PLAN.scores("{policy}", "{part}", "{oracle}", "{shard}"),
+        manifest=manifest(PLAN.scores("{policy}", "{part}", "{oracle}", "{shard}")),
     log:
         f"{LOGS}/score/{{policy}}.part{{part}}.{{oracle}}.{{shard}}.log",
-    benchmark:
-        f"{LOGS}/score/{{policy}}.part{{part}}.{{oracle}}.{{shard}}.tsv"
     priority: 10
     conda:
         "../../envs/infer.yaml"
@@ -21,4 +20,4 @@ rule score:
         settings=lambda w: PLAN.settings("score", oracle=w.oracle),
         code=lambda w: PLAN.code("score", [w.oracle]),
     shell:
-        "exec python -m mnpo --log {log} score --settings {params.settings:q} --samples {input.samples} --output {output}"
+        "exec python -m mnpo --log {log} score --settings {params.settings:q} --samples {input.samples} --output {output.scores}"

@@ -27,8 +27,6 @@ rule compare:
         others=[file for file in PLAN.comparison("{table}") if not file.endswith(".html")],
     log:
         f"{LOGS}/compare/{{table}}.log",
-    benchmark:
-        f"{LOGS}/compare/{{table}}.tsv"
     wildcard_constraints:
         table=one_of(PLAN.paper_tables),
     conda:
@@ -67,8 +65,6 @@ rule tabulate:
         others=[file for file in PLAN.tables if not file.endswith(".html")],
     log:
         f"{LOGS}/tabulate.log",
-    benchmark:
-        f"{LOGS}/tabulate.tsv"
     conda:
         "../../envs/eval.yaml"
     threads: PLAN.threads("tabulate")
@@ -97,8 +93,6 @@ rule benchmarks:
         md=PLAN.table("benchmarks") + ".md",
     log:
         f"{LOGS}/benchmarks.log",
-    benchmark:
-        f"{LOGS}/benchmarks.tsv"
     conda:
         "../../envs/eval.yaml"
     threads: PLAN.threads("tabulate")
@@ -124,8 +118,6 @@ rule costs:
         md=PLAN.table("costs") + ".md",
     log:
         f"{LOGS}/costs.log",
-    benchmark:
-        f"{LOGS}/costs.tsv"
     conda:
         "../../envs/eval.yaml"
     threads: PLAN.threads("tabulate")
@@ -152,8 +144,6 @@ rule plot:
         png=PLAN.figure("{figure}") + ".png",
     log:
         f"{LOGS}/plot/{{figure}}.log",
-    benchmark:
-        f"{LOGS}/plot/{{figure}}.tsv"
     wildcard_constraints:
         figure="|".join(FIGURES),
     conda:

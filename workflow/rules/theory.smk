@@ -18,8 +18,6 @@ rule theory:
         png=PLAN.figure("theory") + ".png",
     log:
         f"{LOGS}/theory.log",
-    benchmark:
-        f"{LOGS}/theory.tsv"
     conda:
         "../../envs/eval.yaml"
     threads: PLAN.threads("tabulate")
