@@ -386,21 +386,6 @@ def print_plan(
 
 
 @app.command()
-def check(config: Config = Path("config.yaml")) -> None:
-    """Read a configuration and say what it amounts to, or what is wrong with it."""
-    from mnpo.plan import Plan
-
-    plan = Plan(load(config))
-    for fit in plan.fits.values():
-        opponents = ", ".join(f"{name} {weight:.3g}" for name, weight in fit.opponents) or "nobody"
-        if fit.objective.ratio:
-            opponents += f", and the reference with a share of {fit.objective.ratio:.3g}"
-        typer.echo(
-            f"{fit.policy}: from {fit.start}, pairs of {fit.sampler} on part {list(fit.parts)}, against {opponents}"
-        )
-
-
-@app.command()
 def status(
     config: Config = Path("config.yaml"),
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line a stage, and what runs.")] = False,

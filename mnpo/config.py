@@ -642,7 +642,7 @@ class Config(Block):
             if oracle_name is not None:
                 _known("evaluation", oracle_name, known_oracles, "oracle")
         for oracle_name in filter(None, (e.oracle, *e.scores, e.accuracy)):
-            parts = _closure(oracle_name, self.oracles)
+            parts = self.with_members([oracle_name])
             if comparing := [m for m in parts if self.oracles[m].kind in COMPARING]:
                 raise ValueError(
                     f"evaluation: {oracle_name} rests on {comparing[0]}, which compares a policy's responses with each "
@@ -652,15 +652,17 @@ class Config(Block):
             raise ValueError(f"evaluation.majority: {e.majority} is not an oracle of kind majority")
         return self
 
+    def with_members(self, names: Iterable[str]) -> list[str]:
+        """Oracles, and all that they are made of, each once."""
+        needed = dict.fromkeys(names)
+        for name in list(needed):
+            needed |= dict.fromkeys(self.with_members(self.oracles[name].members()))
+        return list(needed)
+
 
 def _known(where: str, name: str, known: Sequence[str], noun: str) -> None:
     if name not in known:
         raise ValueError(f"{where}: unknown {noun} {name!r}{nearest(name, known)}")
-
-
-def _closure(name: str, oracles: Mapping[str, Oracle]) -> list[str]:
-    """An oracle and all that it is made of."""
-    return [name, *(inner for member in oracles[name].members() for inner in _closure(member, oracles))]
 
 
 def _acyclic(edges: Mapping[str, list[str]]) -> None:

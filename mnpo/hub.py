@@ -160,12 +160,6 @@ def address(kind: str, source: Source, lock: Lock | None = None) -> tuple[str, s
     return _part(kind, source), repository(source).replace("/", "--"), revision.replace("/", "--")
 
 
-def cache_directory(cache: Path, kind: str, source: Source, revision: str) -> Path:
-    """{cache}/{models|datasets|github}/{owner--repo}/{revision}."""
-    kind, name, _ = address(kind, source)
-    return cache / kind / name / revision.replace("/", "--")
-
-
 def merged(sources: Iterable[Source]) -> Source:
     """Entries of one revision of one repository as one source, which asks for the files of all of them."""
     first, *others = sources

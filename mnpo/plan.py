@@ -570,23 +570,12 @@ class Plan:
 
     def oracle_models(self, names: Iterable[str]) -> list[str]:
         """The models behind oracles, and behind all that these are made of."""
-        models = [self.config.oracles[name].model for name in self._closure(names)]
+        models = [self.config.oracles[name].model for name in self.config.with_members(names)]
         return list(dict.fromkeys(m for m in models if m is not None))
-
-    def _closure(self, names: Iterable[str]) -> list[str]:
-        """The oracles `names` with all that they are made of."""
-        needed: list[str] = []
-        waiting = list(names)
-        while waiting:
-            name = waiting.pop(0)
-            if name not in needed:
-                needed.append(name)
-                waiting += self.config.oracles[name].members()
-        return needed
 
     def _oracles(self, names: Iterable[str]) -> dict[str, Any]:
         """What a stage reads of the oracles `names`, of all that they are made of, and of the models these need."""
-        specs = {name: self.config.oracles[name] for name in self._closure(names)}
+        specs = {name: self.config.oracles[name] for name in self.config.with_members(names)}
         return {
             "oracles": {name: spec.model_dump(exclude_none=True) for name, spec in specs.items()},
             "models": {spec.model: self._made_of(spec.model) for spec in specs.values() if spec.model is not None},

@@ -17,13 +17,18 @@ PACKAGE = Path(__file__).parent
 
 def digest(*modules: str) -> str:
     """Twelve hex digits that change when code reachable from `modules` (dotted names below mnpo) does."""
-    reached = sorted(set().union(*(_closure(m) for m in modules)))
+    reached = sorted(closure(*modules))
     text = "\n".join(f"{name} {_fingerprint(name)}" for name in reached)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def closure(*modules: str) -> frozenset[str]:
+    """`modules` and all of this package that they import, at any depth."""
+    return frozenset().union(*map(_reached, modules))
+
+
 @cache
-def _closure(module: str) -> frozenset[str]:
+def _reached(module: str) -> frozenset[str]:
     reached, waiting = set(), [module]
     while waiting:
         name = waiting.pop()
@@ -35,10 +40,11 @@ def _closure(module: str) -> frozenset[str]:
 
 @cache
 def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_bytes())
+    return ast.parse(file(module).read_bytes())
 
 
-def _file(module: str) -> Path:
+def file(module: str) -> Path:
+    """The source file of a module or package."""
     base = PACKAGE.joinpath(*module.split(".")[1:])
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
@@ -52,12 +58,17 @@ def _imports(module: str) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [n for n in names if n.split(".")[0] == PACKAGE.name and _file(n).is_file()]
+    return [n for n in names if n.split(".")[0] == PACKAGE.name and file(n).is_file()]
 
 
 @cache
 def _fingerprint(module: str) -> str:
-    return hashlib.sha256(repr(list(_canonical(_tree(module)))).encode()).hexdigest()
+    return fingerprint(file(module).read_bytes())
+
+
+def fingerprint(source: bytes) -> str:
+    """The digest of a source text's code: comments, formatting and docstrings aside. Raises SyntaxError."""
+    return hashlib.sha256(repr(list(_canonical(ast.parse(source)))).encode()).hexdigest()
 
 
 def _canonical(node: object) -> Iterator[object]:

@@ -305,20 +305,17 @@ def _changed_files(commit: str, modules: Iterable[str]) -> list[str]:
     """The files behind `modules` whose code, comments aside, is not what it was at `commit`; none without git."""
     root = sources.PACKAGE.parent
     changed = []
-    for name in sorted(set().union(*(sources._closure(module) for module in modules))):
-        file = sources._file(name).relative_to(root)
+    for name in sorted(sources.closure(*modules)):
+        file = sources.file(name).relative_to(root)
         command = ["git", "-C", str(root), "show", f"{commit}:./{file}"]
         try:
             result = subprocess.run(command, capture_output=True, check=False)
         except OSError:
             return []
-        if result.returncode == 0 and _code_of(result.stdout) != _code_of((root / file).read_bytes()):
+        now = sources.fingerprint((root / file).read_bytes())
+        if result.returncode == 0 and sources.fingerprint(result.stdout) != now:
             changed.append(str(file))
     return changed
-
-
-def _code_of(text: bytes) -> list[object]:
-    return list(sources._canonical(ast.parse(text)))
 
 
 def _shown(value: Any) -> str:

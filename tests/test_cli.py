@@ -46,18 +46,9 @@ def test_help_names_every_stage(mnpo: Call) -> None:
     code, out, _ = mnpo("--help")
     assert code == 0
     stages = ["prompts", "sft", "sample", "score", "pair", "logps", "train", "evaluate", "tabulate", "plot"]
-    stages += ["game", "theory", "costs", "check", "show", "schema"]
+    stages += ["game", "theory", "costs", "plan", "show", "schema"]
     assert all(f" {stage} " in out for stage in stages)
     assert "Exit codes" in out
-
-
-def test_check_says_what_a_configuration_amounts_to(mnpo: Call, demo: Path) -> None:
-    code, out, _ = mnpo("check", "--config", demo)
-    assert code == 0
-    lines = out.splitlines()
-    assert len(lines) == 7
-    opponents = "td-mnpo.2 0.667, td-mnpo.1 0.333, and the reference with a share of 0.333"
-    assert f"td-mnpo.3: from td-mnpo.2, pairs of td-mnpo.2 on part [3], against {opponents}" in lines
 
 
 def test_schema_prints_the_committed_schema(mnpo: Call, root: Path) -> None:
@@ -113,9 +104,9 @@ def test_a_bad_input_is_3_and_one_line(
     refused(mnpo("pair", "--settings", pair, f"--samples={chain['scores']}", files[1], out), "need the columns")
     (tmp_path / "cut.parquet").write_bytes(chain["samples"].read_bytes()[:-20])
     refused(mnpo("pair", "--settings", pair, f"--samples={tmp_path / 'cut.parquet'}", files[1], out), "cut.parquet")
-    refused(mnpo("check", "--config", tmp_path / "none.yaml"), "none.yaml: cannot be read")
+    refused(mnpo("plan", "--config", tmp_path / "none.yaml"), "none.yaml: cannot be read")
     (tmp_path / "broken.yaml").write_text("extends: " + str(demo) + "\nsampling: {temprature: 1}\n")
-    refused(mnpo("check", "--config", tmp_path / "broken.yaml"), "sampling.temprature", "'temperature'")
+    refused(mnpo("plan", "--config", tmp_path / "broken.yaml"), "sampling.temprature", "'temperature'")
     sampling = json.dumps({"sampling": {}, "text": text.model_dump(), "shard": 0, "seed": 0})
     (tmp_path / "empty").mkdir()
     arguments = [
@@ -174,7 +165,7 @@ def test_a_training_that_diverges_is_4_and_leaves_nothing(
 
 def test_a_process_of_its_own_ends_with_the_same_code_and_line(root: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "mnpo", "check", "--config", "none.yaml"],
+        [sys.executable, "-m", "mnpo", "plan", "--config", "none.yaml"],
         cwd=root,
         capture_output=True,
         text=True,

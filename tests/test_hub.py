@@ -139,14 +139,11 @@ def test_hashes_are_those_of_git_and_of_coreutils(tmp_path: Path, content: bytes
 
 def test_places_in_the_cache() -> None:
     model, data, code = Model(hub="o/m", revision="x/y"), Dataset(hub="o/m"), Dataset(github="o/m", revision=A)
-    assert hub.cache_directory(Path("/c"), "models", model, B) == Path(f"/c/models/o--m/{B}")
-    assert hub.cache_directory(Path("/c"), "models", model, model.revision) == Path("/c/models/o--m/x--y")
-    assert hub.cache_directory(Path("/c"), "datasets", data, "main") == Path("/c/datasets/o--m/main")
-    assert hub.cache_directory(Path("/c"), "datasets", code, A) == Path(f"/c/github/o--m/{A}")
     lock = hub.Lock().with_entry("models", model, locked(commit=B))
     assert hub.address("models", model, lock) == ("models", "o--m", B)
     assert hub.address("models", model) == ("models", "o--m", "x--y")
     assert hub.address("datasets", data, lock) == ("datasets", "o--m", "main")
+    assert hub.address("datasets", code) == ("github", "o--m", A)
 
 
 def test_a_lock_without_the_files_that_are_asked_for_does_not_count() -> None:
