@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from mnpo.config import Config, Sampling, Text, load
 from mnpo.plan import Plan
+from tests.loopback_hub import LoopbackHub, loopback_hub
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = {
@@ -157,3 +158,17 @@ def manifest_of() -> Callable[[Path], dict[str, Any]]:
     from mnpo.artifacts import manifest_path
 
     return lambda path: json.loads(manifest_path(path).read_text(encoding="utf-8"))
+
+
+# -------------------------------------------------------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """A loopback hub that mnpo talks to, without any token."""
+    with loopback_hub() as running:
+        for name, value in running.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        yield running

@@ -6,7 +6,6 @@ import hashlib
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,10 @@ import yaml
 from mnpo import hub
 from mnpo.config import ConfigError, Dataset, Model
 from mnpo.errors import BadInput
-from tests.loopback_hub import Fault, LoopbackHub, loopback_hub
+from tests.loopback_hub import Fault, LoopbackHub
 
 A, B = "a" * 40, "b" * 40
 TOKEN = "hf_distinctive0SECRET0token"  # noqa: S105
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """A loopback hub that mnpo talks to, without any token."""
-    with loopback_hub() as running:
-        for name, value in running.environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        yield running
 
 
 def locked(**changes: Any) -> hub.Locked:

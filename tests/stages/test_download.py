@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mnpo.config import Dataset, Model
 from mnpo.errors import BadInput, DiskFull
 from mnpo.stages import download as stage
 from mnpo.stages.download import download
-from tests.loopback_hub import Fault, LoopbackHub, loopback_hub
+from tests.loopback_hub import Fault, LoopbackHub
 
 TOKEN = "hf_distinctive0SECRET0token"  # noqa: S105
 MB = 1_000_000
@@ -33,16 +33,11 @@ MODEL = Model(hub="o/m")
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """A loopback hub with one model, no token, and no waiting between tries."""
-    with loopback_hub() as running:
-        for name, value in running.environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(stage, "WAITS", (0.0, 0.0, 0.0))
-        running.add("models/o/m", FILES, large=["m.safetensors"])
-        yield running
+def server(server: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """With one model, and no waiting between tries."""
+    monkeypatch.setattr(stage, "WAITS", (0.0, 0.0, 0.0))
+    server.add("models/o/m", FILES, large=["m.safetensors"])
+    return server
 
 
 @pytest.fixture

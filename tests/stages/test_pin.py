@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,9 @@ from mnpo import hub
 from mnpo.config import Dataset, Model
 from mnpo.errors import BadInput
 from mnpo.stages.pin import pin
-from tests.loopback_hub import Fault, LoopbackHub, loopback_hub
+from tests.loopback_hub import Fault, LoopbackHub
 
 TOKEN = "hf_distinctive0SECRET0token"  # noqa: S105
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with loopback_hub() as running:
-        for name, value in running.environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        yield running
 
 
 @pytest.fixture
