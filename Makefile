@@ -19,8 +19,8 @@ demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main 
 plan: $(VENV)/.demo ## Say what config.yaml would run, and what it costs
 	@$(BIN)/mnpo plan
 
-test: $(VENV)/.dev ## Run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## Run the tests, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slurm: $(VENV)/.dev ## Run the tests on a real SLURM of this machine (root; Debian's SLURM packages)
 	$(BIN)/python -m pytest tests/slurm
