@@ -71,7 +71,7 @@ class Checkout:
                 if file.suffix not in FILES:
                     file /= "model.safetensors"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(output)
+                file.write_text("{}" if file.suffix == ".json" else output)
         self.made("--touch", "--forceall")
 
     def edit(self, file: str, old: str, new: str) -> None:
