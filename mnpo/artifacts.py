@@ -245,7 +245,7 @@ def _torch_with_gpu() -> Any:
 
 def _surroundings() -> dict[str, Any]:
     """What a result may depend on beside its inputs: versions of the libraries in use, commit, device, host."""
-    libraries = ("torch", "transformers", "pandas", "numpy")
+    libraries = ("torch", "transformers", "vllm", "pandas", "numpy")
     versions: dict[str, str] = {n: str(sys.modules[n].__version__) for n in libraries if n in sys.modules}
     torch = _torch_with_gpu()
     return {
