@@ -393,13 +393,17 @@ class Objective(Block):
     history: int = Field(1, ge=1)
     """Past policies that oppose, pi_t included (td-mnpo)."""
     weights: list[Number] | None = None
-    """lambda of the opponents, newest first; scaled to one over those that exist. None: equal."""
+    """lambda of the opponents, newest first or in the order of `players`; scaled to one over those that exist.
+    None: equal."""
     players: list[Name] | None = None
     """ht-mnpo: the runs whose current policies oppose; eo-mnpo: the models that do."""
+    updates: Literal["simultaneous", "alternating"] | None = None
+    """ht-mnpo: at iteration t, `simultaneous` (None, the paper's): every player is opposed by the others' policies of
+    iteration t - 1; `alternating`: by those of iteration t where the others come before it in `runs`."""
 
     def member_settings(self) -> dict[str, Any]:
         """What of it `family.member` takes: all that does not say who opposes."""
-        return self.model_dump(exclude={"history", "weights", "players"})
+        return self.model_dump(exclude={"history", "weights", "players", "updates"})
 
 
 class TextForm(Block):
@@ -460,6 +464,8 @@ class Run(Block):
     training: dict[str, Any] = {}
     """Replaces keys of the common `training` block."""
     preset: Literal["paper", "official-code"] = "paper"
+    benchmarks: bool = True
+    """Whether the public benchmarks measure its last policy."""
 
 
 Benchmark = Literal[

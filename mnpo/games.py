@@ -14,6 +14,7 @@ import csv
 import difflib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -464,13 +465,17 @@ def _from_history(update: Callable[[Array, Array, Game, Settings], Array]) -> Al
     return iterates
 
 
-def _ht_mnpo(game: Game, settings: Settings) -> Iterates:
+def _ht_mnpo(game: Game, settings: Settings, alternating: bool = False) -> Iterates:
+    """All players move at once, or one after another, each against the new policies of those before it."""
     rate, weights = settings.learning_rate, opponent_weights(game.players)
     policies = np.stack([game.reference] * game.players)
     shared = (game.reference, rate, rate * game.tau, settings.comparisons)
+    turns = [[player] for player in range(game.players)] if alternating else [list(range(game.players))]
     while True:
         yield policies
-        policies = ht_mnpo(game.preferences, policies, weights, *shared)
+        for moving in turns:
+            moved, policies = ht_mnpo(game.preferences, policies, weights, *shared), policies.copy()
+            policies[moving] = moved[moving]
 
 
 def _onpo(game: Game, settings: Settings) -> Iterates:
@@ -493,10 +498,14 @@ ALGORITHMS: dict[str, Algorithm] = {
         )
     ),
     "ht-mnpo": _ht_mnpo,
+    "ht-mnpo-alternating": partial(_ht_mnpo, alternating=True),
     "onpo": _onpo,
     "egpo": _from_current(lambda *state: egpo(*state)[0]),
     "nash-md": _from_current(nash_md),
 }
+
+
+HETEROGENEOUS = ("ht-mnpo", "ht-mnpo-alternating")  # players with oracles of their own
 
 
 def play(
@@ -560,9 +569,9 @@ def _check_play(game: Game, algorithm: str, steps: int, settings: Settings) -> N
         raise BadInput(
             f"weights {list(settings.weights)}: the first, pi_t's own, must be positive: step 1 has no other"
         )
-    if settings.comparisons == "opponents" and algorithm not in ("td-mnpo", "ht-mnpo"):
+    if settings.comparisons == "opponents" and algorithm not in ("td-mnpo", *HETEROGENEOUS):
         raise BadInput(f"{algorithm} has one way to compare: leave comparisons at 'policy', or use td-mnpo or ht-mnpo")
-    if (algorithm == "ht-mnpo") != (game.players > 1):
+    if (algorithm in HETEROGENEOUS) != (game.players > 1):
         raise BadInput(
             f"{algorithm} on a game of {game.players} matrices: ht-mnpo needs several, the others play on one"
         )

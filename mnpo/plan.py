@@ -6,6 +6,7 @@ Pure: nothing is read or written here, nothing heavy is imported. A stage never 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -133,13 +134,18 @@ class Plan:
 
     @property
     def finals(self) -> list[str]:
-        """The policies that the public benchmarks measure: the reference, the last of every run, and other models."""
-        return [REFERENCE, *(policies[-1] for policies in self.replicas.values()), *self.config.evaluation.models]
+        """The policies that the public benchmarks measure: the reference, the last of every run that says nothing
+        else, and other models."""
+        measured = {name for name, run in self.config.runs.items() if run.benchmarks}
+        last = [policies[-1] for run, policies in self.replicas.items() if run.partition(".")[0] in measured]
+        return [REFERENCE, *last, *self.config.evaluation.models]
 
     @property
     def passing(self) -> list[str]:
         """Policies that are deleted when the last job that reads them is done."""
-        kept = set(self.finals) if self.config.checkpoints == "temporary" else set(self.fits)
+        if self.config.checkpoints == "keep":
+            return []
+        kept = {policies[-1] for policies in self.replicas.values()}
         return [policy for policy in self.fits if policy not in kept]
 
     def label(self, policy: str) -> str:
@@ -678,7 +684,7 @@ def _fit(
         sampler=sampler,
         parts=tuple(iteration.parts),
         oracle=run.oracle,
-        opponents=tuple(zip(opponents, weights, strict=True)),
+        opponents=_together(opponents, weights),
         objective=objective,
         training=training,
         protocol=protocol,
@@ -690,20 +696,34 @@ def _opponents(config: Config, name: str, objective: Objective, t: int) -> list[
     kind = family.FAMILY[objective.name].opponents
     _require_readers(config, name, objective, kind, f"runs.{name}, iteration {t}")
     if kind == "players":
-        seed = name[len(name.partition(".")[0]) :]  # players meet those of the same seed
-        return [_policy(player + seed, t - 1) for player in objective.players or []] if t > 1 else [REFERENCE]
+        return [_policy(player, s) for player, s in _players(config, name, objective, t)]
     if kind == "external":
         return list(objective.players or [])
     past = [_policy(name, s) for s in range(t - 1, -1, -1)]
     return {"none": [], "reference": [REFERENCE], "policy": past[:1], "history": past[: objective.history]}[kind]
 
 
+def _players(config: Config, name: str, objective: Objective, t: int) -> list[tuple[str, int]]:
+    """Whom a player meets at iteration `t`, and each one's iteration: see `updates` in mnpo/config.py."""
+    run, dot, seed = name.partition(".")  # players meet those of the same seed
+    order = list(config.runs)
+    moved = order[: order.index(run)] if objective.updates == "alternating" else []
+    return [(player + dot + seed, t if player in moved else t - 1) for player in objective.players or []]
+
+
+def _together(opponents: list[str], weights: list[float]) -> tuple[tuple[str, float], ...]:
+    """Opponents with their weights, each once: before they have moved, several players are the reference."""
+    pairs = list(zip(opponents, weights, strict=True))
+    return tuple((name, math.fsum(w for other, w in pairs if other == name)) for name in dict.fromkeys(opponents))
+
+
 def _require_readers(config: Config, name: str, objective: Objective, kind: str, where: str) -> None:
     """Whether the keys that say who opposes are the ones that `objective` reads, and name someone who can."""
-    readers = {"history": ["history"], "weights": ["history", "players", "external"]}
+    readers = {"history": ["history"], "weights": ["history", "players", "external"], "updates": ["players"]}
     for key, kinds in readers.items():
         if kind not in kinds and key in objective.model_fields_set and getattr(objective, key) is not None:
-            raise ConfigError(f"{where}: objective {objective.name} does not read {key}; td-mnpo does")
+            reader = next(n for n, m in family.FAMILY.items() if m.opponents == kinds[0])
+            raise ConfigError(f"{where}: objective {objective.name} does not read {key}; {reader} does")
     if (kind in ("players", "external")) != (objective.players is not None):
         verb = "needs" if objective.players is None else "does not read"
         raise ConfigError(f"{where}: objective {objective.name} {verb} players")

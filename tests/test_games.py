@@ -441,6 +441,17 @@ def test_ht_mnpo_solves_the_mean_oracle_not_the_players_game(comparisons: str) -
     assert group < 1e-5
 
 
+def test_alternating_players_move_in_turn_against_those_that_moved() -> None:
+    """One update of two players by hand: the first against the reference, the second against the first."""
+    game = preset("random", players=2, actions=4)
+    trace = play(game, "ht-mnpo-alternating", 1, learning_rate=2.0)
+    reference, (one, two) = np.exp(game.reference), game.preferences
+    first = reference * np.exp(2.0 * one @ reference)
+    first /= first.sum()
+    second = first * np.exp(2.0 * two @ reference)
+    np.testing.assert_allclose(trace.last, [first, second / second.sum()])
+
+
 def test_ht_mnpo_of_equal_players_is_self_play() -> None:
     several = play(preset("rps", players=3, tau=0.1), "ht-mnpo", 50)
     alone = play(preset("rps", tau=0.1), "inpo", 50)

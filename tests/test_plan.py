@@ -9,9 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from mnpo import work
+from mnpo import games, work
 from mnpo.config import Config, ConfigError, load, read_yaml, validated
 from mnpo.plan import HELDOUT, Plan
 
@@ -242,10 +243,11 @@ def test_egpo_takes_a_half_step_and_then_a_full_one_from_the_same_start(planned:
     assert len([f for f in artifacts(plan) if "/pairs/" in f]) == 4
 
 
-def three_players() -> dict[str, Any]:
+def three_players(iterations: int = 2, **objective: Any) -> dict[str, Any]:
     names = ["one", "two", "three"]
     oracles = ["correctness", "brevity", "courtesy"]
-    runs = {n: a_run(2, name="ht-mnpo", eta=0.2, players=[p for p in names if p != n], weights=[3, 1]) for n in names}
+    asked = {"name": "ht-mnpo", "eta": 0.2, "weights": [3, 1], **objective}
+    runs = {n: a_run(iterations, **asked, players=[p for p in names if p != n]) for n in names}
     return {n: run | {"oracle": oracle} for (n, run), oracle in zip(runs.items(), oracles, strict=True)}
 
 
@@ -258,6 +260,77 @@ def test_ht_mnpo_is_opposed_by_the_other_players_current_policies(planned: Plann
         f"results/demo/logps/two.1/part2/brevity/chat/{p}.1.parquet" for p in ("one", "three")
     ]
     assert [plan.fits[f"{p}.1"].oracle for p in ("one", "two", "three")] == ["correctness", "brevity", "courtesy"]
+
+
+def test_alternating_players_meet_the_new_policies_of_those_before_them(planned: Planned) -> None:
+    fits = planned(runs=three_players(updates="alternating"), tables=SFT_ONLY).fits
+    assert fits["one.1"].opponents == (("sft", 1.0),)
+    assert fits["two.1"].opponents == (("one.1", 0.75), ("sft", 0.25))
+    assert fits["three.1"].opponents == (("one.1", 0.75), ("two.1", 0.25))
+    assert fits["one.2"].opponents == (("two.1", 0.75), ("three.1", 0.25))
+    assert fits["two.2"].opponents == (("one.2", 0.75), ("three.1", 0.25))
+    assert fits["three.2"].opponents == (("one.2", 0.75), ("two.2", 0.25))
+    assert all(f.start == f.sampler == ("sft" if f.iteration == 1 else f"{f.run}.1") for f in fits.values())
+
+
+@pytest.mark.parametrize(
+    ("runs", "algorithm"),
+    [
+        (three_players(3, weights=None), "ht-mnpo"),
+        (three_players(3, weights=None, updates="simultaneous"), "ht-mnpo"),
+        (three_players(3, weights=None, updates="alternating"), "ht-mnpo-alternating"),
+        ({"one": a_run(3, name="td-mnpo", eta=0.2, ratio=0.5, history=2, weights=[3, 1])}, "td-mnpo"),
+        ({"one": a_run(3, name="inpo", eta=0.2, ratio=0.5)}, "inpo"),
+    ],
+    ids=["players", "simultaneous", "alternating", "history", "inpo"],
+)
+def test_the_plans_fits_solved_exactly_are_the_game_that_is_played(
+    planned: Planned, runs: dict[str, Any], algorithm: str
+) -> None:
+    """Each fit by its minimiser, eq. 15: `pi_ref^ratio * (prod_j pi_j^lambda_j)^(1 - ratio) * exp(P(y > sampler) / eta)`."""
+    ratio = runs["one"]["objective"].get("ratio", 0.0)
+    game = games.preset("condorcet", players=len(runs), tau=0.2 * ratio)
+    fits = planned(runs=runs, tables=SFT_ONLY).fits
+    own = {"correctness": 0, "brevity": 1, "courtesy": 2, "overall": 0}
+
+    def solved(policy: str) -> np.ndarray:
+        if policy == "sft":
+            return game.reference
+        fit = fits[policy]
+        anchor = ratio * game.reference + (1 - ratio) * sum(w * solved(name) for name, w in fit.opponents)
+        return games.log_softmax(anchor + game.preferences[own[fit.oracle]] @ np.exp(solved(fit.sampler)) / 0.2)
+
+    weights = [0.75, 0.25] if algorithm == "td-mnpo" else None
+    trace = games.play(game, algorithm, 3, learning_rate=1 / 0.2, weights=weights, record=[1, 2, 3])
+    np.testing.assert_allclose([np.exp(solved(f"{name}.3")) for name in runs], trace.last, rtol=1e-9)
+
+
+def test_one_more_player_costs_its_own_chain_and_a_log_probability_file_for_each_it_meets(planned: Planned) -> None:
+    """Two iterations on two parts. At iteration 1 every player's pairs are of sft's samples and sft opposes."""
+
+    def nouns(runs: dict[str, Any]) -> dict[str, int]:
+        made = [file.split("/")[2] for file in artifacts(planned(runs=runs, tables=SFT_ONLY))]
+        return {noun: made.count(noun) for noun in ("samples", "scores", "pairs", "logps", "policies", "evals")}
+
+    pair = three_players(weights=None)
+    del pair["three"]
+    for run, other in (("one", "two"), ("two", "one")):
+        pair[run] = pair[run] | {"objective": pair[run]["objective"] | {"players": [other]}}
+    # samples of sft, one.1, two.1; log-probabilities of each player's pairs: under sft, then under the other
+    assert nouns(pair) == {"samples": 3, "scores": 4, "pairs": 4, "logps": 2 + 2, "policies": 5, "evals": 5}
+    # a third: one more sampler; in iteration 2 each of three meets two
+    third = {"samples": 4, "scores": 6, "pairs": 6, "logps": 3 + 3 * 2, "policies": 7, "evals": 7}
+    assert nouns(three_players()) == third
+    assert nouns(three_players(ratio=1 / 3)) == third | {"logps": 3 + 3 * 3}  # and the reference
+
+
+def test_a_run_can_be_left_out_of_the_public_benchmarks(planned: Planned, runs: dict[str, Any]) -> None:
+    assert planned().finals == ["sft", "dpo.1", "inpo.3", "td-mnpo.3"]
+    runs["inpo"]["benchmarks"] = False
+    plan = planned(runs=runs, checkpoints="temporary")
+    assert plan.finals == ["sft", "dpo.1", "td-mnpo.3"]
+    assert "inpo.3" in plan.evaluated and "inpo.3" not in plan.passing and "inpo.2" in plan.passing
+    assert not [f for f in plan.benchmark_evaluations if "inpo" in f]
 
 
 def test_a_player_that_no_run_makes_is_refused(planned: Planned) -> None:
@@ -451,6 +524,7 @@ def test_the_demos_own_code_is_part_of_the_demos_digests_only(
         ({"name": "inpo", "eta": 0.2, "weights": [1]}, "does not read weights"),
         ({"name": "simpo", "weights": [5]}, "does not read weights"),
         ({"name": "inpo", "eta": 0.2, "history": 2}, "does not read history"),
+        ({"name": "td-mnpo", "eta": 0.2, "updates": "alternating"}, "does not read updates; ht-mnpo does"),
         ({"name": "eo-mnpo", "eta": 0.2, "players": ["tinny"]}, "player 'tinny' is not a model; did you mean 'tiny'"),
         ({"name": "ht-mnpo", "eta": 0.2, "players": ["mine"]}, "player 'mine' is not another run"),
     ],

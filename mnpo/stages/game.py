@@ -41,7 +41,7 @@ NEARER, FARTHER = (
     (0.25, 0.75),
 )  # history weights, newest first: the paper's grid, its public iteration 2
 TD_MNPO = [Entry("td-mnpo", weights, kind) for weights, kind in product((NEARER, FARTHER), games.COMPARISONS)]
-HT_MNPO = [Entry("ht-mnpo", None, kind) for kind in games.COMPARISONS]
+HT_MNPO = [*(Entry("ht-mnpo", None, kind) for kind in games.COMPARISONS), Entry("ht-mnpo-alternating")]
 # Without the reference IPO is undefined, and INPO and Nash-MD are multiplicative weights: one row for the three.
 UNREGULARISED = [Entry("multiplicative-weights"), *TD_MNPO, Entry("onpo"), Entry("egpo"), *HT_MNPO]
 REGULARISED = [Entry("ipo"), Entry("inpo"), *TD_MNPO, Entry("onpo"), Entry("egpo"), Entry("nash-md"), *HT_MNPO]
@@ -97,7 +97,7 @@ def run(
             raise BadInput("actions and players are those of the matrix files: leave both out")
         game = games.from_csv(*matrices, tau=tau)
     else:
-        players = players or (PLAYERS if algorithm == "ht-mnpo" else 1)
+        players = players or (PLAYERS if algorithm in games.HETEROGENEOUS else 1)
         game = games.preset(preset, actions=actions, seed=seed, players=players, tau=tau)
     trace = games.play(game, algorithm, steps, learning_rate, weights, comparisons)
     settings = {
@@ -191,7 +191,7 @@ def theory(
     for tau, name in product(TAUS, games.PRESETS):
         curves = []
         for entry in REGULARISED if tau else UNREGULARISED:
-            players = PLAYERS if entry.algorithm == "ht-mnpo" else 1
+            players = PLAYERS if entry.algorithm in games.HETEROGENEOUS else 1
             game = games.preset(name, seed=seed, players=players, tau=tau)
             trace = games.play(game, entry.algorithm, steps, learning_rate, entry.weights, entry.comparisons, every)
             rows += _theory_rows(game, entry, 1 / tau if entry.algorithm == "ipo" else learning_rate, trace)
