@@ -75,6 +75,7 @@ include: "workflow/rules/pairs.smk"
 include: "workflow/rules/logps.smk"
 include: "workflow/rules/evals.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/players.smk"
 include: "workflow/rules/theory.smk"
 
 

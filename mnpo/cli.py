@@ -36,7 +36,9 @@ Lock = Annotated[Path, typer.Option(help="What `mnpo pin` wrote.")]
 FAMILIES = {
     **dict.fromkeys(("sft", "train"), "train"),
     **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "evaluate", "answer"), "infer"),
-    **dict.fromkeys(("harness", "judge", "compare", "benchmarks", "tabulate", "costs", "plot", "theory"), "eval"),
+    **dict.fromkeys(
+        ("harness", "judge", "compare", "benchmarks", "tabulate", "players", "costs", "plot", "theory"), "eval"
+    ),
 }
 """Which environment of envs/ a command runs in, where each has one of its own."""
 
@@ -266,6 +268,17 @@ def compare(
 def tabulate(settings: Settings, evaluations: Files, output: Output) -> None:
     """Make tables of evaluations."""
     stage = _stage("tabulate")
+    stage.run(_settings(stage, settings), evaluations, output)
+
+
+@app.command()
+def players(
+    settings: Settings,
+    evaluations: Files,
+    output: Annotated[Path, typer.Option(help="The table without its ending.")],
+) -> None:
+    """Make the table of players: scores under every oracle, win rates against opponents, own gaps."""
+    stage = _stage("players")
     stage.run(_settings(stage, settings), evaluations, output)
 
 

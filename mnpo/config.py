@@ -524,7 +524,7 @@ class Evaluation(Block):
 
 
 Table = Literal["table2", "table3", "table4", "table5", "table6", "table7", "table8"]
-Target = Literal[Table, "heldout", "benchmarks", "figures", "costs", "theory"]
+Target = Literal[Table, "heldout", "players", "benchmarks", "figures", "costs", "theory"]
 
 
 class Tables(Block):

@@ -133,20 +133,34 @@ class Plan:
         return {run: [p for p in self.evaluated if p.rpartition(".")[0] == run] for run in runs}
 
     @property
+    def lasts(self) -> list[str]:
+        """The last policy of every run, of every seed."""
+        return [policies[-1] for policies in self.replicas.values()]
+
+    @property
     def finals(self) -> list[str]:
         """The policies that the public benchmarks measure: the reference, the last of every run that says nothing
         else, and other models."""
         measured = {name for name, run in self.config.runs.items() if run.benchmarks}
-        last = [policies[-1] for run, policies in self.replicas.items() if run.partition(".")[0] in measured]
+        last = [policy for policy in self.lasts if policy.partition(".")[0] in measured]
         return [REFERENCE, *last, *self.config.evaluation.models]
+
+    def opponents(self, policy: str) -> dict[str, float]:
+        """Whom a run's last policy plays, with weights: the other players' last policies, or itself."""
+        fit = self.fits[policy]
+        players = fit.objective.players if fit.objective.name == "ht-mnpo" else None
+        if players is None:
+            return {policy: 1.0}
+        _, dot, seed = fit.run.partition(".")
+        weights = _weights(fit.objective, len(players), fit.protocol, f"runs.{fit.run}")
+        return {self.replicas[name + dot + seed][-1]: w for name, w in zip(players, weights, strict=True)}
 
     @property
     def passing(self) -> list[str]:
         """Policies that are deleted when the last job that reads them is done."""
         if self.config.checkpoints == "keep":
             return []
-        kept = {policies[-1] for policies in self.replicas.values()}
-        return [policy for policy in self.fits if policy not in kept]
+        return [policy for policy in self.fits if policy not in self.lasts]
 
     def label(self, policy: str) -> str:
         """How tables and figures call a policy."""
@@ -398,6 +412,7 @@ class Plan:
         return {
             "heldout": self.tables,
             "figures": [f"{self.figure(f)}.{ending}" for f in FIGURES for ending in ("svg", "png")],
+            "players": [f"{self.table('players')}.{ending}" for ending in TABLE_ENDINGS],
             "benchmarks": [f"{self.table('benchmarks')}.{ending}" for ending in TABLE_ENDINGS],
             "costs": [f"{self.table('costs')}.{ending}" for ending in TABLE_ENDINGS],
             "theory": [self.table("theory") + ".csv", *(f"{self.figure('theory')}.{e}" for e in ("svg", "png"))],
@@ -560,6 +575,20 @@ class Plan:
             "bootstrap": evaluation.bootstrap,
             "confidence": evaluation.confidence,
             "seed": derive(self.config.seed, "tabulate"),
+        }
+
+    def _players_settings(self) -> dict[str, Any]:
+        evaluation = self.config.evaluation
+        return {
+            "labels": [[p, self.label(p)] for p in self.evaluated],
+            "players": [
+                [policy, {"oracle": self.fits[policy].oracle, "opponents": list(self.opponents(policy).items())}]
+                for policy in self.lasts
+            ],
+            "scores": list(dict.fromkeys([evaluation.oracle, *evaluation.scores])),
+            "bootstrap": evaluation.bootstrap,
+            "confidence": evaluation.confidence,
+            "seed": derive(self.config.seed, "players"),
         }
 
     def _benchmarks_settings(self) -> dict[str, Any]:

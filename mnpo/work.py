@@ -13,7 +13,7 @@ from mnpo.config import DATASET, JUDGED, REFERENCE
 from mnpo.plan import FIGURES, HELDOUT, Plan
 
 Item = TypeVar("Item")
-UNPRICED = ("download", "miniature", "prompts", "tabulate", "compare", "benchmarks", "plot")
+UNPRICED = ("download", "miniature", "prompts", "tabulate", "players", "compare", "benchmarks", "plot")
 
 
 @dataclass(frozen=True)
@@ -267,6 +267,7 @@ def _tables(plan: Plan) -> list[Work]:
             for table in plan.paper_tables
         ),
         Work("tabulate", "heldout", tuple(plan.target("heldout")), heldout),
+        Work("players", "players", tuple(plan.target("players")), heldout),
         Work("benchmarks", "benchmarks", tuple(plan.target("benchmarks")), tuple(plan.benchmark_evaluations)),
         Work("plot", "figures", tuple(plan.target("figures")), tuple(plan.tables), len(FIGURES)),
         Work("theory", "theory", tuple(plan.target("theory")), ()),

@@ -287,7 +287,7 @@ def test_alternating_players_meet_the_new_policies_of_those_before_them(planned:
 def test_the_plans_fits_solved_exactly_are_the_game_that_is_played(
     planned: Planned, runs: dict[str, Any], algorithm: str
 ) -> None:
-    """Each fit by its minimiser, eq. 15: `pi_ref^ratio * (prod_j pi_j^lambda_j)^(1 - ratio) * exp(P(y > sampler) / eta)`."""
+    """Each fit by its minimiser, eq. 15: `pi_ref^ratio * (prod_j pi_j^lambda_j)^(1 - ratio) * exp(P(y > pi_t) / eta)`."""
     ratio = runs["one"]["objective"].get("ratio", 0.0)
     game = games.preset("condorcet", players=len(runs), tau=0.2 * ratio)
     fits = planned(runs=runs, tables=SFT_ONLY).fits

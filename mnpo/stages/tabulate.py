@@ -91,14 +91,12 @@ def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataF
     Each prompt's win is the mean over all pairs of the two policies' sampled responses to it (docs/method.md, eq. 14);
     the bootstrap resamples prompts, the same ones for both policies.
     """
-    grids = {policy: _score_grid(settings, rows, policy) for policy, rows in items.items()}
+    grids = score_grids(items, settings.oracle)
     rows = []
     for policy, opponent in product(settings.labels, repeat=2):
         if policy == opponent:
             continue
-        if list(grids[policy]) != list(grids[opponent]):
-            raise BadInput(f"{policy} and {opponent} were evaluated on different prompts; evaluate them again")
-        per_prompt = np.array([_win(grids[policy][p], grids[opponent][p]) for p in grids[policy]])
+        per_prompt = wins(grids, policy, opponent)
         low, high = interval(per_prompt, settings.bootstrap, settings.confidence, derive(settings.seed, "wins"))
         rows.append(
             {
@@ -113,12 +111,28 @@ def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataF
     return pd.DataFrame(rows, columns=["policy", "opponent", "win_rate", "win_rate_low", "win_rate_high", "prompts"])
 
 
-def _score_grid(settings: Settings, rows: pd.DataFrame, policy: str) -> dict[str, np.ndarray]:
-    """Prompt -> the oracle's scores of the policy's sampled responses."""
-    wanted = rows[(rows["oracle"] == settings.oracle) & (rows["mode"] == SAMPLED)]
+Grids = Mapping[str, Mapping[str, np.ndarray]]
+"""Policy -> prompt -> an oracle's scores of the policy's sampled responses."""
+
+
+def score_grids(items: Mapping[str, pd.DataFrame], oracle: str) -> Grids:
+    """What `oracle` said of every policy. Raises BadInput when it was not asked."""
+    return {policy: _score_grid(rows, oracle, policy) for policy, rows in items.items()}
+
+
+def _score_grid(rows: pd.DataFrame, oracle: str, policy: str) -> dict[str, np.ndarray]:
+    wanted = _scored(rows, oracle, SAMPLED)
     if wanted.empty:
-        raise BadInput(f"the evaluation of {policy} has no sampled responses scored by {settings.oracle}")
+        raise BadInput(f"the evaluation of {policy} has no sampled responses scored by {oracle}")
     return {str(p): g["score"].to_numpy() for p, g in wanted.groupby("prompt_id", sort=True)}
+
+
+def wins(grids: Grids, policy: str, opponent: str) -> np.ndarray:
+    """[prompts], in the order of their ids: how often responses of `policy` beat those of `opponent` (eq. 14)."""
+    mine, theirs = grids[policy], grids[opponent]
+    if list(mine) != list(theirs):
+        raise BadInput(f"{policy} and {opponent} were evaluated on different prompts; evaluate them again")
+    return np.array([_win(mine[p], theirs[p]) for p in mine])
 
 
 def _win(scores: np.ndarray, against: np.ndarray) -> float:

@@ -1,0 +1,30 @@
+# players: every run's last policy in its game
+
+
+rule players:
+    input:
+        evaluations=[PLAN.evaluation(policy, HELDOUT) for policy in PLAN.evaluated],
+        rows=[PLAN.evaluation_items(policy, HELDOUT) for policy in PLAN.evaluated],
+    output:
+        html=report(
+            PLAN.table("players") + ".html",
+            caption="../report/players.rst",
+            category="Tables",
+            labels={"table": "players"},
+        ),
+        csv=PLAN.table("players") + ".csv",
+        md=PLAN.table("players") + ".md",
+    log:
+        f"{LOGS}/players.log",
+    conda:
+        "../../envs/eval.yaml"
+    threads: PLAN.threads("tabulate")
+    resources:
+        **asked("tabulate"),
+    params:
+        settings=PLAN.settings("players"),
+        code=PLAN.code("players"),
+        evaluations=lambda w, input: [f"--evaluations={file}" for file in input.evaluations],
+        table=subpath(output.csv, strip_suffix=".csv"),
+    shell:
+        "exec python -m mnpo --log {log} players --settings {params.settings:q} {params.evaluations} --output {params.table}"
