@@ -42,6 +42,7 @@ def a_run(iterations: int = 3, preset: str = "paper", **objective: Any) -> dict[
 
 
 SFT_ONLY = {"win_against": ["sft"]}
+PLAYERS = ("correctness", "brevity", "courtesy")  # of the demo's HT-MNPO, called as their oracles
 
 
 def jobs(plan: Plan) -> dict[str, str]:
@@ -98,6 +99,8 @@ def test_the_demos_policies_start_from_whom_they_should(plan: Plan) -> None:
         "td-mnpo.1": ("sft", "sft", (1,)),
         "td-mnpo.2": ("td-mnpo.1", "td-mnpo.1", (2,)),
         "td-mnpo.3": ("td-mnpo.2", "td-mnpo.2", (3,)),
+        **{f"ht-{name}.1": ("sft", "sft", (1,)) for name in PLAYERS},
+        **{f"ht-{name}.2": (f"ht-{name}.1", f"ht-{name}.1", (2,)) for name in PLAYERS},
     }
     assert plan.evaluated == ["sft", *plan.fits]
 
@@ -113,6 +116,8 @@ def test_the_demos_opponents_are_those_that_exist_newest_first(plan: Plan) -> No
         "td-mnpo.1": {"sft": 1.0},
         "td-mnpo.2": {"td-mnpo.1": pytest.approx(2 / 3), "sft": third},
         "td-mnpo.3": {"td-mnpo.2": pytest.approx(2 / 3), "td-mnpo.1": third},
+        **{f"ht-{name}.1": {"sft": 1.0} for name in PLAYERS},
+        **{f"ht-{name}.2": {f"ht-{other}.1": 0.5 for other in PLAYERS if other != name} for name in PLAYERS},
     }
     assert [name for name, _ in plan.fits["td-mnpo.3"].opponents] == ["td-mnpo.2", "td-mnpo.1"]
     assert plan.fits["td-mnpo.3"].scorers == ["td-mnpo.2", "td-mnpo.1", "sft"]  # the reference has a share beside them
@@ -146,7 +151,9 @@ def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
     nouns = [file.split("/")[2] for file in artifacts(plan)]
     # Samples of sft on 3 parts, and of iterations 1 and 2 of two runs; log-probabilities: 3 of sft on sft's,
     # 2 + 2 for inpo.2 and inpo.3, 2 for td-mnpo.2 (whose second opponent is the reference), 3 for td-mnpo.3.
-    expected = {"samples": 7, "scores": 7, "pairs": 7, "logps": 12, "policies": 8, "evals": 8}
+    # Three players: each its own scores and pairs of sft's samples, opposed by sft, and of its first policy's samples,
+    # opposed by two.
+    expected = {"samples": 7 + 3, "scores": 7 + 6, "pairs": 7 + 6, "logps": 12 + 3 + 6, "policies": 14, "evals": 14}
     assert {noun: nouns.count(noun) for noun in set(nouns)} == expected
     assert len(set(artifacts(plan))) == len(artifacts(plan))
 
@@ -169,7 +176,7 @@ def test_artifacts_come_after_what_they_are_made_from(plan: Plan) -> None:
 def test_shards_multiply_samples_and_scores_alone(planned: Planned) -> None:
     plan = planned(sampling={"shards": 3})
     nouns = [file.split("/")[2] for file in artifacts(plan)]
-    assert (nouns.count("samples"), nouns.count("scores"), nouns.count("pairs")) == (21, 21, 7)
+    assert (nouns.count("samples"), nouns.count("scores"), nouns.count("pairs")) == (30, 39, 13)
 
 
 @pytest.mark.parametrize("history", [1, 2, 3])
@@ -287,7 +294,7 @@ def test_alternating_players_meet_the_new_policies_of_those_before_them(planned:
 def test_the_plans_fits_solved_exactly_are_the_game_that_is_played(
     planned: Planned, runs: dict[str, Any], algorithm: str
 ) -> None:
-    """Each fit by its minimiser, eq. 15: `pi_ref^ratio * (prod_j pi_j^lambda_j)^(1 - ratio) * exp(P(y > pi_t) / eta)`."""
+    """Each fit by its minimiser, eq. 15: `pi_ref^ratio (prod_j pi_j^lambda_j)^(1 - ratio) exp(P(y > pi_t) / eta)`."""
     ratio = runs["one"]["objective"].get("ratio", 0.0)
     game = games.preset("condorcet", players=len(runs), tau=0.2 * ratio)
     fits = planned(runs=runs, tables=SFT_ONLY).fits
@@ -409,6 +416,7 @@ def test_tables_and_figures_keep_the_configurations_order(plan: Plan) -> None:
         ("dpo", ["dpo.1"]),
         ("inpo", ["inpo.1", "inpo.2", "inpo.3"]),
         ("td-mnpo", ["td-mnpo.1", "td-mnpo.2", "td-mnpo.3"]),
+        *((f"ht-{name}", [f"ht-{name}.1", f"ht-{name}.2"]) for name in PLAYERS),
     ]
 
 
@@ -476,14 +484,14 @@ def test_seeds_differ_between_policies_parts_and_runs_seeds(planned: Planned, pl
         texts = {n: json.loads(t) for n, t in jobs(of).items()}
         return [t["seed"] for n, t in texts.items() if "seed" in t and "/evals/" not in n and n != "prompts"]
 
-    assert len(seeds(plan)) == 7 + 8 + 1  # samples, policies, tables
+    assert len(seeds(plan)) == 10 + 14 + 1  # samples, policies, tables
     assert len({*seeds(plan), *seeds(planned(seed=1))}) == 2 * len(seeds(plan))
     assert all(0 <= seed < 2**63 for seed in seeds(plan))
 
 
 def test_all_policies_are_evaluated_with_the_same_random_numbers(plan: Plan) -> None:
     texts = [json.loads(plan.settings("evaluate", policy=p, benchmark=HELDOUT)) for p in plan.evaluated]
-    assert len({t.pop("policy") for t in texts}) == 8
+    assert len({t.pop("policy") for t in texts}) == 14
     assert all(t == texts[0] for t in texts)
 
 

@@ -1,4 +1,4 @@
-"""Stage `players`: every run's last policy as a player: scores under every oracle, how it fares, what it leaves open."""
+"""Stage `players`: every run's last policy as a player: scores under every oracle, win rate, own gap."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
 
 
 def _play(settings: Settings, policy: str, player: Player, grids: Mapping[str, Grids]) -> dict[str, Any]:
-    """Win rate against the opponents under the player's own oracle, and what the best policy at hand would gain (22)."""
+    """Win rate against the opponents under the player's own oracle, and its own gap (docs/method.md, eq. 22)."""
     if player.oracle not in grids:
         return dict.fromkeys(("win_rate", "win_rate_low", "win_rate_high", "gap", "gap_low", "gap_high", "best_reply"))
     against = {
