@@ -60,7 +60,7 @@ wildcard_constraints:
     policy=r"[^/]+",
     scorer=r"[^/]+",
     oracle=r"[^/]+",
-    part=r"\d+",
+    part=rf"part\d+|{HELDOUT}",
     shard=r"\d+",
     text=r"[a-z-]+",
 
@@ -76,6 +76,7 @@ include: "workflow/rules/logps.smk"
 include: "workflow/rules/evals.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/players.smk"
+include: "workflow/rules/exploitability.smk"
 include: "workflow/rules/theory.smk"
 
 

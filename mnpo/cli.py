@@ -36,9 +36,8 @@ Lock = Annotated[Path, typer.Option(help="What `mnpo pin` wrote.")]
 FAMILIES = {
     **dict.fromkeys(("sft", "train"), "train"),
     **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "evaluate", "answer"), "infer"),
-    **dict.fromkeys(
-        ("harness", "judge", "compare", "benchmarks", "tabulate", "players", "costs", "plot", "theory"), "eval"
-    ),
+    **dict.fromkeys(("harness", "judge", "compare", "benchmarks", "tabulate"), "eval"),
+    **dict.fromkeys(("players", "exploitability", "costs", "plot", "theory"), "eval"),
 }
 """Which environment of envs/ a command runs in, where each has one of its own."""
 
@@ -167,10 +166,15 @@ def reuse(
 
 
 @app.command()
-def score(settings: Settings, samples: Annotated[Path, typer.Option()], output: Output) -> None:
+def score(
+    settings: Settings,
+    samples: Annotated[Path, typer.Option()],
+    output: Output,
+    against: Annotated[Path | None, typer.Option(help="Samples of another policy: score how often they win.")] = None,
+) -> None:
     """Ask an oracle what it thinks of sampled responses."""
     stage = _stage("score")
-    stage.run(_settings(stage, settings), samples, output)
+    stage.run(_settings(stage, settings), samples, output, against)
 
 
 @app.command()
@@ -280,6 +284,17 @@ def players(
     """Make the table of players: scores under every oracle, win rates against opponents, own gaps."""
     stage = _stage("players")
     stage.run(_settings(stage, settings), evaluations, output)
+
+
+@app.command()
+def exploitability(
+    settings: Settings,
+    scores: Files,
+    output: Annotated[Path, typer.Option(help="The table without its ending.")],
+) -> None:
+    """Make the table of what best responses win against fixed policies."""
+    stage = _stage("exploitability")
+    stage.run(_settings(stage, settings), scores, output)
 
 
 @app.command()

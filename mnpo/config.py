@@ -524,7 +524,7 @@ class Evaluation(Block):
 
 
 Table = Literal["table2", "table3", "table4", "table5", "table6", "table7", "table8"]
-Target = Literal[Table, "heldout", "players", "benchmarks", "figures", "costs", "theory"]
+Target = Literal[Table, "heldout", "players", "exploitability", "benchmarks", "figures", "costs", "theory"]
 
 
 class Tables(Block):
@@ -537,6 +537,21 @@ class Tables(Block):
     drops the rows of a table that an extended configuration has."""
     win_against: list[str] = [REFERENCE]
     """Policies that every policy is compared with in the main held-out table."""
+
+
+class Exploitability(Block):
+    """Best responses, each trained against one fixed policy for a stated budget: `snakemake exploitability`."""
+
+    policies: list[str] | None = Field(None, min_length=1)
+    """Whose exploitability; None: the last policy of every run."""
+    oracle: Name | None = None
+    """Who decides; None: whom the policy was trained for."""
+    parts: list[list[int]] | None = Field(None, min_length=1)
+    """The budget: train parts of each iteration of a best response. None: an iteration on every part."""
+    rate: Positive = 5.0
+    """How far an iteration goes: `pi' ∝ pi * exp(rate * P(y > policy))`."""
+    training: dict[str, Any] = {}
+    """Replaces keys of the common `training` block."""
 
 
 class Needs(Block):
@@ -604,6 +619,7 @@ class Config(Block):
     runs: dict[Name, Run]
     evaluation: Evaluation
     tables: Tables = Tables()
+    exploitability: Exploitability | None = None
     resources: Resources = Resources()
 
     @field_validator("runs", "models")
@@ -635,6 +651,11 @@ class Config(Block):
                         raise ValueError(
                             f"runs.{name}.iterations[{t}].parts: no part {part}; prompts.parts is {self.prompts.parts}"
                         )
+            for part in (part for parts in (self.exploitability and self.exploitability.parts) or [] for part in parts):
+                if not 1 <= part <= self.prompts.parts:
+                    raise ValueError(f"exploitability.parts: no part {part}; prompts.parts is {self.prompts.parts}")
+        if self.exploitability is not None and self.exploitability.oracle is not None:
+            _known("exploitability.oracle", self.exploitability.oracle, known_oracles, "oracle")
         e = self.evaluation
         for benchmark in e.benchmarks:
             _known("evaluation.benchmarks: datasets", benchmark, list(self.datasets), "dataset")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mnpo.artifacts import manifest, manifest_path
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config import REFERENCE, ConfigError, Model, nearest
-from mnpo.plan import Plan
+from mnpo.plan import AGAINST, HELDOUT, Plan
 from mnpo.work import Work
 
 # ------------------------------------------------------------------------------------------------------------ devices
@@ -184,6 +184,10 @@ class Quantities:
         """Parameters of an entry of `models`."""
         return parameters(self.plan.config.models[model])
 
+    def prompts(self, work: Work) -> int:
+        """Prompts of a part, or of the held-out ones."""
+        return self.heldout if work.part == HELDOUT else self.part
+
     def items(self, benchmark: str) -> int:
         """Items of a benchmark that are asked."""
         limit = self.plan.config.evaluation.of(benchmark).limit
@@ -221,7 +225,7 @@ def _sft(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _sample(q: Quantities, work: Work) -> list[Pass]:
-    n, drawn, batch = q.size(work.models[0]), q.part * q.k, q.plan.config.sampling.batch_size
+    n, drawn, batch = q.size(work.models[0]), q.prompts(work) * q.k, q.plan.config.sampling.batch_size
     return [
         Pass("read", n, drawn * q.prompt, counted=False),
         Pass("write", n, drawn * q.sampled, batch),
@@ -229,7 +233,8 @@ def _sample(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _score(q: Quantities, work: Work) -> list[Pass]:
-    return [Pass("read", q.size(model), q.part * q.k * q.text) for model in work.models]
+    policies = 2 if AGAINST in work.what else 1  # those that are compared with are read too
+    return [Pass("read", q.size(model), policies * q.prompts(work) * q.k * q.text) for model in work.models]
 
 
 def _logps(q: Quantities, work: Work) -> list[Pass]:
@@ -330,7 +335,7 @@ def calls(q: Quantities, work: Work) -> Calls:
 def kept_bytes(q: Quantities, work: Work) -> float:
     """Disk that a piece of work's outputs take."""
     prompt, response = q.prompt * TOKEN_BYTES, q.response * TOKEN_BYTES
-    sampled, row = q.part * q.k, ROW_BYTES
+    sampled, row = q.prompts(work) * q.k, ROW_BYTES
     match work.stage:
         case "download":
             return max(_downloaded(q, name) for name in work.what.split())

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from mnpo.config import (
     Config,
     ConfigError,
     Dataset,
+    Exploitability,
+    Iteration,
     Objective,
+    Pairing,
     Protocol,
     Run,
     Source,
@@ -37,6 +40,7 @@ from mnpo.oracles import MODULES as ORACLE_MODULES
 from mnpo.seeds import derive
 
 HELDOUT = "heldout"
+AGAINST = "@"  # scores of {oracle}@{policy} are win rates against that policy's responses
 NLTK = "nltk"  # the entry of `datasets` with NLTK's sentence splitter
 TABLES = ("main", "families", "wins")  # of held-out prompts
 TABLE_ENDINGS = ("csv", "md", "html")
@@ -65,6 +69,8 @@ class Fit:
     training: Training
     protocol: Protocol
     """Where it follows the paper's formulas, where its public code."""
+    exploits: str | None = None
+    """The fixed policy that it is a step of a best response to; None: a step of a run."""
 
     @property
     def scorers(self) -> list[str]:
@@ -89,6 +95,8 @@ class Plan:
             for name, run in config.runs.items():
                 for fit in _unroll(config, replica(name, seed), run):
                     self.fits[fit.policy] = fit
+        for policy, oracle in self.exploited.items():
+            self.fits |= {fit.policy: fit for fit in _exploiters(config, policy, oracle)}
         for fit in self.fits.values():
             for other in {fit.start, fit.sampler, *fit.scorers} - {DATASET}:
                 if other not in self.fits and other not in self.prepared:
@@ -124,13 +132,55 @@ class Plan:
     @property
     def evaluated(self) -> list[str]:
         """The policies of the held-out tables: the reference and every iteration of every run."""
-        return [REFERENCE, *(p for p in self.fits if "-" not in p.rsplit(".", 1)[-1])]
+        return [REFERENCE, *(p for p in self.of_runs if "-" not in p.rsplit(".", 1)[-1])]
+
+    @property
+    def of_runs(self) -> list[str]:
+        """The policies that runs train, half steps and anchors too."""
+        return [policy for policy, fit in self.fits.items() if fit.exploits is None]
 
     @property
     def replicas(self) -> dict[str, list[str]]:
         """Every run, of every seed -> its policies, in order."""
         runs = [replica(name, seed) for seed in range(1, self.config.seeds + 1) for name in self.config.runs]
         return {run: [p for p in self.evaluated if p.rpartition(".")[0] == run] for run in runs}
+
+    @property
+    def exploited(self) -> dict[str, str]:
+        """The policies whose exploitability is estimated -> the oracle that decides. Raises ConfigError."""
+        e = self.config.exploitability
+        if e is None:
+            return {}
+        for policy in e.policies or []:
+            if policy not in self.evaluated:
+                raise ConfigError(
+                    f"exploitability.policies: unknown policy {policy!r}{nearest(policy, self.evaluated)}"
+                )
+            if policy == REFERENCE and e.oracle is None:
+                raise ConfigError(f"exploitability.oracle: {REFERENCE} was trained for none; name one")
+        return {policy: e.oracle or self.fits[policy].oracle for policy in e.policies or self.lasts}
+
+    @property
+    def exploiters(self) -> dict[str, list[str]]:
+        """Each of them -> what its best response was after 0, 1, 2, ... iterations; the first is itself."""
+        return {
+            policy: [policy, *(name for name, fit in self.fits.items() if fit.exploits == policy)]
+            for policy in self.exploited
+        }
+
+    @property
+    def exploit_scores(self) -> list[str]:
+        """Win rates on held-out prompts of those against these, shard by shard. Raises ConfigError for none."""
+        if not self.exploited:
+            raise ConfigError(
+                "exploitability: whose? The configuration has no such block; configs/exploitability.yaml has"
+            )
+        return [
+            file
+            for policy, oracle in self.exploited.items()
+            for exploiter in self.exploiters[policy]
+            for file in self.score_shards(exploiter, HELDOUT, f"{oracle}{AGAINST}{policy}")
+        ]
 
     @property
     def lasts(self) -> list[str]:
@@ -181,7 +231,7 @@ class Plan:
 
     def prompts(self, part: str | int) -> str:
         """Prompts of a train part (1, 2, ...) or of `heldout`."""
-        return f"{self.root}/prompts/{part if part == HELDOUT else f'part{part}'}.parquet"
+        return f"{self.root}/prompts/{part_name(part)}.parquet"
 
     @property
     def cache(self) -> Path:
@@ -258,19 +308,19 @@ class Plan:
 
     def samples(self, policy: str, part: str | int, shard: str | int) -> str:
         """Responses of a policy to a shard of a part's prompts."""
-        return f"{self.root}/samples/{policy}/part{part}/{shard}.parquet"
+        return f"{self.root}/samples/{policy}/{part_name(part)}/{shard}.parquet"
 
     def scores(self, policy: str, part: str | int, oracle: str, shard: str | int) -> str:
-        """What an oracle thinks of those."""
-        return f"{self.root}/scores/{policy}/part{part}/{oracle}/{shard}.parquet"
+        """What an oracle thinks of those; of {oracle}@{policy}, how often they beat that policy's."""
+        return f"{self.root}/scores/{policy}/{part_name(part)}/{oracle}/{shard}.parquet"
 
     def pairs(self, policy: str, part: str | int, oracle: str) -> str:
         """Chosen and rejected responses of a part."""
-        return f"{self.root}/pairs/{policy}/part{part}/{oracle}.parquet"
+        return f"{self.root}/pairs/{policy}/{part_name(part)}/{oracle}.parquet"
 
     def logps(self, policy: str, part: str | int, oracle: str, text: str, scorer: str) -> str:
         """Log-probabilities of those pairs under the policy `scorer`, read as `text` (chat, raw, ...)."""
-        return f"{self.root}/logps/{policy}/part{part}/{oracle}/{text}/{scorer}.parquet"
+        return f"{self.root}/logps/{policy}/{part_name(part)}/{oracle}/{text}/{scorer}.parquet"
 
     def answers(self, policy: str, benchmark: str) -> str:
         """A policy's answers to the questions of a benchmark that a judge judges."""
@@ -313,6 +363,11 @@ class Plan:
     def score_shards(self, policy: str, part: str | int, oracle: str) -> list[str]:
         """All shards of an oracle's scores of them."""
         return [self.scores(policy, part, oracle, s) for s in range(self.config.sampling.shards)]
+
+    def against(self, part: str | int, oracle: str, shard: str | int) -> list[str]:
+        """The samples that scores of `oracle` compare with; nothing where they compare with none."""
+        _, _, policy = oracle.partition(AGAINST)
+        return [self.samples(policy, part, shard)] if policy else []
 
     def fit_pairs(self, policy: str) -> list[str]:
         """The pair files that a policy is trained on."""
@@ -413,6 +468,7 @@ class Plan:
             "heldout": self.tables,
             "figures": [f"{self.figure(f)}.{ending}" for f in FIGURES for ending in ("svg", "png")],
             "players": [f"{self.table('players')}.{ending}" for ending in TABLE_ENDINGS],
+            "exploitability": [f"{self.table('exploitability')}.{ending}" for ending in TABLE_ENDINGS],
             "benchmarks": [f"{self.table('benchmarks')}.{ending}" for ending in TABLE_ENDINGS],
             "costs": [f"{self.table('costs')}.{ending}" for ending in TABLE_ENDINGS],
             "theory": [self.table("theory") + ".csv", *(f"{self.figure('theory')}.{e}" for e in ("svg", "png"))],
@@ -465,14 +521,15 @@ class Plan:
             "sampling": self.config.sampling,
             "text": self.config.text,
             "shard": int(shard),
-            "seed": derive(self.config.seed, "sample", policy, part),
+            "seed": derive(self.config.seed, "sample", policy, part.removeprefix("part")),
         }
 
     def _score_settings(self, oracle: str) -> dict[str, Any]:
-        return self._oracles([oracle]) | {"oracle": oracle}
+        return self._oracles([oracle]) | {"oracle": oracle.partition(AGAINST)[0]}
 
-    def _pair_settings(self) -> dict[str, Any]:
-        return {"pairing": self.config.pairing}
+    def _pair_settings(self, oracle: str) -> dict[str, Any]:
+        """`min_gap` is in the units of the oracle's scores; win rates against a policy have none."""
+        return {"pairing": Pairing() if AGAINST in oracle else self.config.pairing}
 
     def _logps_settings(self, text: str) -> dict[str, Any]:
         forms = {f.tag(): f for p in PRESETS.values() for f in (p.opponent_text, p.policy_text)}
@@ -591,6 +648,19 @@ class Plan:
             "seed": derive(self.config.seed, "players"),
         }
 
+    def _exploitability_settings(self) -> dict[str, Any]:
+        evaluation = self.config.evaluation
+        return {
+            "exploited": [
+                [p, {"label": self.label(p), "oracle": oracle, "exploiters": self.exploiters[p]}]
+                for p, oracle in self.exploited.items()
+            ],
+            "shards": self.config.sampling.shards,
+            "bootstrap": evaluation.bootstrap,
+            "confidence": evaluation.confidence,
+            "seed": derive(self.config.seed, "exploitability"),
+        }
+
     def _benchmarks_settings(self) -> dict[str, Any]:
         return {"labels": [[p, self.label(p)] for p in self.finals], "benchmarks": list(self.measured)}
 
@@ -605,12 +675,15 @@ class Plan:
 
     def oracle_models(self, names: Iterable[str]) -> list[str]:
         """The models behind oracles, and behind all that these are made of."""
-        models = [self.config.oracles[name].model for name in self.config.with_members(names)]
+        models = [self.config.oracles[name].model for name in self._with_members(names)]
         return list(dict.fromkeys(m for m in models if m is not None))
+
+    def _with_members(self, names: Iterable[str]) -> list[str]:
+        return self.config.with_members(name.partition(AGAINST)[0] for name in names)
 
     def _oracles(self, names: Iterable[str]) -> dict[str, Any]:
         """What a stage reads of the oracles `names`, of all that they are made of, and of the models these need."""
-        specs = {name: self.config.oracles[name] for name in self.config.with_members(names)}
+        specs = {name: self.config.oracles[name] for name in self._with_members(names)}
         return {
             "oracles": {name: spec.model_dump(exclude_none=True) for name, spec in specs.items()},
             "models": {spec.model: self._made_of(spec.model) for spec in specs.values() if spec.model is not None},
@@ -627,6 +700,11 @@ class Plan:
         if stage == "sft" and any(m.architecture is not None for m in self.config.models.values()):
             chosen.append("mnpo.demo.model")
         return sources.digest(f"mnpo.stages.{stage}", *chosen)
+
+
+def part_name(part: str | int) -> str:
+    """How files call a part: 1, 2, ... are part1, part2, ..."""
+    return f"part{part}" if str(part).isdigit() else str(part)
 
 
 def _plain(value: Any) -> Any:
@@ -667,6 +745,21 @@ def _egpo(config: Config, name: str, run: Run, t: int) -> Iterable[Fit]:
     current, half = _policy(name, t - 1), f"{_policy(name, t)}-half"
     yield _fit(config, name, run, t, half, start=current, sampler=_sampler(name, run, t), opponents=[current])
     yield _fit(config, name, run, t, _policy(name, t), start=current, sampler=half, opponents=[current])
+
+
+def _exploiters(config: Config, policy: str, oracle: str) -> Iterable[Fit]:
+    """The steps of a best response to `policy`, which starts as `policy` itself: exact mirror ascent on
+    `P(y > policy)`, with no reference to hold it back (docs/method.md, eq. 23)."""
+    e = config.exploitability or Exploitability()
+    objective = Objective(name="td-mnpo", reward_scale=e.rate)
+    iterations = [Iteration(parts=parts) for parts in e.parts or [[t] for t in range(1, config.prompts.parts + 1)]]
+    run = Run(objective=objective, oracle=oracle, iterations=iterations, training=e.training)
+    current = policy
+    for t in range(1, len(iterations) + 1):
+        name = f"{policy}.exploiter"
+        fit = _fit(config, name, run, t, f"{name}.{t}", start=current, sampler=current, opponents=[current])
+        yield replace(fit, oracle=f"{oracle}{AGAINST}{policy}", exploits=policy)
+        current = fit.policy
 
 
 def _policy(run: str, t: int) -> str:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mnpo.config import DATASET, JUDGED, REFERENCE
-from mnpo.plan import FIGURES, HELDOUT, Plan
+from mnpo.plan import AGAINST, FIGURES, HELDOUT, Plan, part_name
 
 Item = TypeVar("Item")
-UNPRICED = ("download", "miniature", "prompts", "tabulate", "players", "compare", "benchmarks", "plot")
+PRINTED = ("tabulate", "players", "exploitability", "compare", "benchmarks", "plot")
+UNPRICED = ("download", "miniature", "prompts", *PRINTED)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Work:
     """The policy that computes (samples, scores texts, is trained, answers)."""
     models: tuple[str, ...] = ()
     """Entries of `models` that compute: the policy's architecture, or the oracle's."""
-    part: int | None = None
+    part: int | str | None = None
+    """Of the prompts: 1, 2, ... or HELDOUT."""
     benchmark: str | None = None
     judge: str | None = None
 
@@ -150,32 +152,42 @@ def _policies(plan: Plan) -> list[Work]:
 
 def _samples(plan: Plan) -> list[Work]:
     base = plan.config.reference.model
-    drawn = _unique((fit.sampler, part) for fit in plan.fits.values() for part in fit.parts)
+    fits = plan.fits.values()
+    drawn: list[tuple[str, int | str]] = [(fit.sampler, part) for fit in fits for part in fit.parts]
+    drawn += [(fit.exploits, part) for fit in fits if fit.exploits for part in fit.parts]
+    drawn += [(policy, HELDOUT) for policies in plan.exploiters.values() for policy in policies]
     shards = plan.config.sampling.shards
     work = []
-    for policy, part in drawn:
+    for policy, part in _unique(drawn):
         outputs, prompts = tuple(plan.sample_shards(policy, part)), plan.prompts(part)
         if policy == DATASET:
-            work.append(Work("reuse", f"part{part}", outputs, (plan.responses, prompts), shards, part=part))
+            work.append(Work("reuse", part_name(part), outputs, (plan.responses, prompts), shards, part=part))
         else:
-            inputs, what = (plan.policy(policy), prompts), f"{policy} part{part}"
+            inputs, what = (plan.policy(policy), prompts), f"{policy} {part_name(part)}"
             work.append(Work("sample", what, outputs, inputs, shards, policy=policy, models=(base,), part=part))
     return work
 
 
 def _scores(plan: Plan) -> list[Work]:
-    scored = _unique((fit.sampler, part, fit.oracle) for fit in plan.fits.values() for part in fit.parts)
+    fits, decides = plan.fits.values(), plan.exploited
+    scored: list[tuple[str, int | str, str]] = [(fit.sampler, p, fit.oracle) for fit in fits for p in fit.parts]
+    scored += [(e, HELDOUT, f"{decides[p]}{AGAINST}{p}") for p, some in plan.exploiters.items() for e in some]
+    shards = range(plan.config.sampling.shards)
     return [
         Work(
             "score",
-            f"{policy} part{part} {oracle}",
+            f"{policy} {part_name(part)} {oracle}",
             tuple(plan.score_shards(policy, part, oracle)),
-            (*plan.sample_shards(policy, part), *plan.model_sources(plan.oracle_models([oracle]))),
-            plan.config.sampling.shards,
+            (
+                *plan.sample_shards(policy, part),
+                *(file for s in shards for file in plan.against(part, oracle, s)),
+                *plan.model_sources(plan.oracle_models([oracle])),
+            ),
+            len(shards),
             models=tuple(plan.oracle_models([oracle])),
             part=part,
         )
-        for policy, part, oracle in scored
+        for policy, part, oracle in _unique(scored)
     ]
 
 
@@ -268,10 +280,16 @@ def _tables(plan: Plan) -> list[Work]:
         ),
         Work("tabulate", "heldout", tuple(plan.target("heldout")), heldout),
         Work("players", "players", tuple(plan.target("players")), heldout),
+        *_exploitability(plan),
         Work("benchmarks", "benchmarks", tuple(plan.target("benchmarks")), tuple(plan.benchmark_evaluations)),
         Work("plot", "figures", tuple(plan.target("figures")), tuple(plan.tables), len(FIGURES)),
         Work("theory", "theory", tuple(plan.target("theory")), ()),
     ]
+
+
+def _exploitability(plan: Plan) -> list[Work]:
+    outputs = tuple(plan.target("exploitability"))
+    return [Work("exploitability", "exploitability", outputs, tuple(plan.exploit_scores))] if plan.exploited else []
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:

@@ -47,8 +47,8 @@ def message(call: Callable[..., Any], *arguments: Any, **named: Any) -> str:
 def test_the_demo_loads(demo: Path) -> None:
     config = load(demo)
     assert config.name == "demo"
-    assert list(config.runs) == ["dpo", "inpo", "td-mnpo"]
-    assert [run.iterations[-1].parts for run in config.runs.values()] == [[1, 2, 3], [3], [3]]
+    assert list(config.runs) == ["dpo", "inpo", "td-mnpo", "ht-correctness", "ht-brevity", "ht-courtesy"]
+    assert [run.iterations[-1].parts for run in config.runs.values()] == [[1, 2, 3], [3], [3], [2], [2], [2]]
     assert config.oracles["overall"].members() == ["correctness", "brevity", "courtesy"]
 
 

@@ -58,7 +58,7 @@ def jobs(plan: Plan) -> dict[str, str]:
                     "sample", policy=fit.sampler, part=part, shard=shard
                 )
                 made[plan.scores(fit.sampler, part, fit.oracle, shard)] = plan.settings("score", oracle=fit.oracle)
-            made[plan.pairs(fit.sampler, part, fit.oracle)] = plan.settings("pair")
+            made[plan.pairs(fit.sampler, part, fit.oracle)] = plan.settings("pair", oracle=fit.oracle)
         for file in plan.fit_logps(policy):
             made[file] = plan.settings("logps", text=fit.protocol.opponent_text.tag())
         made[plan.policy(policy)] = plan.settings("train", policy=policy)
@@ -329,6 +329,76 @@ def test_one_more_player_costs_its_own_chain_and_a_log_probability_file_for_each
     third = {"samples": 4, "scores": 6, "pairs": 6, "logps": 3 + 3 * 2, "policies": 7, "evals": 7}
     assert nouns(three_players()) == third
     assert nouns(three_players(ratio=1 / 3)) == third | {"logps": 3 + 3 * 3}  # and the reference
+
+
+def test_a_players_opponents_are_the_others_last_policies(planned: Planned) -> None:
+    plan = planned(runs=three_players() | {"alone": a_run(2, name="inpo", eta=0.2)}, tables=SFT_ONLY, seeds=2)
+    assert plan.opponents("two.2") == {"one.2": 0.75, "three.2": 0.25}
+    assert plan.opponents("two.s2.2") == {"one.s2.2": 0.75, "three.s2.2": 0.25}
+    assert plan.opponents("alone.2") == {"alone.2": 1.0}
+
+
+# ------------------------------------------------------------------------------------------------------ best responses
+
+
+def test_a_best_response_starts_as_the_fixed_policy_and_is_judged_against_it(planned: Planned) -> None:
+    asked = {"policies": ["inpo.2"], "oracle": "majority", "parts": [[1], [2, 3]], "rate": 4.0}
+    plan = planned(exploitability=asked)
+    fits = [plan.fits[f"inpo.2.exploiter.{t}"] for t in (1, 2)]
+    assert [(f.start, f.sampler, f.opponents, f.parts) for f in fits] == [
+        ("inpo.2", "inpo.2", (("inpo.2", 1.0),), (1,)),
+        ("inpo.2.exploiter.1", "inpo.2.exploiter.1", (("inpo.2.exploiter.1", 1.0),), (2, 3)),
+    ]
+    root, name = "results/demo", "inpo.2.exploiter.1"
+    assert plan.fit_pairs("inpo.2.exploiter.2") == [
+        f"{root}/pairs/{name}/part{t}/majority@inpo.2.parquet" for t in (2, 3)
+    ]
+    assert plan.against(2, "majority@inpo.2", 0) == [f"{root}/samples/inpo.2/part2/0.parquet"]
+    assert plan.against(2, "majority", 0) == []
+    settings = json.loads(plan.settings("train", policy="inpo.2.exploiter.2"))
+    assert settings["objective"] == {"name": "td-mnpo", "reward_scale": 4.0} and settings["scorers"] == [name]
+    assert json.loads(plan.settings("score", oracle="majority@inpo.2"))["oracle"] == "majority"
+
+
+def test_the_work_of_exploitability_is_its_own(planned: Planned, plan: Plan) -> None:
+    """One policy, two iterations: samples of it on parts 1 and 2 (there for part 2 already) and of the first exploiter
+    on part 2; of all three on held-out prompts. Scores: two to train on, three held out."""
+    after = planned(exploitability={"policies": ["inpo.1"], "oracle": "overall", "parts": [[1], [2]]})
+    assert artifacts(after) == artifacts(plan) and after.evaluated == plan.evaluated and after.finals == plan.finals
+    assert after.target("figures") == plan.target("figures") and after.of_runs == list(plan.fits)
+    there = {piece.name for piece in work.needed(plan, work.files(plan, plan.config.tables.targets))}
+    more = [w for w in work.needed(after, after.target("exploitability")) if w.name not in there]
+    stages = [piece.stage for piece in more]
+    expected = {"sample": 2 + 3, "score": 2 + 3, "pair": 2, "logps": 2, "train": 2, "exploitability": 1}
+    assert {stage: stages.count(stage) for stage in stages} == expected
+    assert "score inpo.1.exploiter.2 heldout overall@inpo.1" in {piece.name for piece in more}
+    changed_settings = [n for n, text in jobs(plan).items() if jobs(after)[n] != text]
+    assert changed_settings == []
+
+
+def test_without_a_list_the_last_policy_of_every_run_is_exploited_under_its_own_oracle(planned: Planned) -> None:
+    plan = planned(runs=three_players(), tables=SFT_ONLY, exploitability={})
+    assert plan.exploited == {"one.2": "correctness", "two.2": "brevity", "three.2": "courtesy"}
+    assert plan.exploiters["two.2"] == ["two.2", *(f"two.2.exploiter.{t}" for t in (1, 2, 3))]  # one on each part
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"policies": ["inpo.4"]}, r"exploitability\.policies: unknown policy 'inpo\.4'; did you mean 'inpo\.3'"),
+        ({"policies": ["sft"]}, r"exploitability\.oracle: sft was trained for none; name one"),
+        ({"oracle": "overal"}, r"exploitability\.oracle: unknown oracle 'overal'; did you mean 'overall'"),
+        ({"parts": [[4]]}, r"exploitability\.parts: no part 4; prompts\.parts is 3"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused(planned: Planned, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planned(exploitability=asked)
+
+
+def test_exploitability_that_nothing_configures_is_refused(plan: Plan) -> None:
+    with pytest.raises(ConfigError, match="exploitability: whose.*configs/exploitability.yaml"):
+        _ = plan.exploit_scores
 
 
 def test_a_run_can_be_left_out_of_the_public_benchmarks(planned: Planned, runs: dict[str, Any]) -> None:

@@ -115,6 +115,12 @@ def win_rates(preferences: Sequence[Sequence[float]]) -> list[float]:
     return [_mean([p for j, p in enumerate(row) if j != i and not math.isnan(p)]) for i, row in enumerate(preferences)]
 
 
+def win_rates_against(preferences: Sequence[Sequence[float]], own: int) -> list[float]:
+    """P(y > pi) of each of the first `own` responses, over the rest, which are another policy's; 1/2 when it was
+    compared with none of them."""
+    return [_mean([p for p in row[own:] if not math.isnan(p)]) for row in preferences[:own]]
+
+
 def _mean(wins: Sequence[float]) -> float:
     return math.fsum(wins) / len(wins) if wins else 0.5
 

@@ -11,6 +11,7 @@ from typing import Any
 from mnpo import oracles
 from mnpo.artifacts import artifact, manifest_path, remove
 from mnpo.config import Block, Model, Oracle
+from mnpo.errors import BadInput
 from mnpo.oracles import Judgement, Question
 from mnpo.records import SAMPLES, SCORES, Table, read, write
 
@@ -36,32 +37,39 @@ class Settings(Block):
     models: dict[str, Model] = {}
 
 
-def run(settings: Settings, samples: Path, output: Path) -> None:
+def run(settings: Settings, samples: Path, output: Path, against: Path | None = None) -> None:
     """Write a score and a win rate for each row of `samples`; count the prompts whose preferences run in circles.
 
     Beside `output`, by the same name: `.objectives.parquet` where scores are made of several, `.comparisons.parquet`
     where preferences are more than who scores higher, a judge's answers in `.judge.sqlite`, which outlives failures.
+
+    Args:
+        against: samples of another policy. Then score and win rate of a response are how often it beats that policy's
+            responses to the same prompt, whatever the kind of oracle, and no tables lie beside.
+
+    Raises:
+        BadInput: `against` has no response to one of the prompts.
     """
     rows = read(SAMPLES, samples)
     settings_text = settings.model_dump(exclude_none=True)
-    with artifact(output, "score", settings_text, [samples]) as made:
+    inputs = [samples] if against is None else [samples, against]
+    with artifact(output, "score", settings_text, inputs) as made:
         groups = [group for _, group in rows.groupby("prompt_id", sort=False)]
         ids, ks = [str(g["prompt_id"].iloc[0]) for g in groups], [[int(k) for k in g["k"]] for g in groups]
+        others = dict.fromkeys(ids, []) if against is None else _others(against, ids)
         questions = [
-            Question(g["prompt"].iloc[0], g["truth"].iloc[0], g["response"].tolist(), id)
+            Question(g["prompt"].iloc[0], g["truth"].iloc[0], [*g["response"], *others[id]], id)
             for g, id in zip(groups, ids, strict=True)
         ]
         oracle = oracles.load(settings.oracle, settings.oracles, settings.models, output.with_suffix(".judge.sqlite"))
         judgements = oracle.judge(questions)
         judged = list(zip(ids, ks, judgements, strict=True))
-        scores: list[dict[str, Any]] = [
-            {"prompt_id": id, "k": k, "score": float(score), "win": win}
-            for id, numbers, judgement in judged
-            for k, score, win in zip(numbers, judgement.scores, oracles.win_rates(judgement.preferences), strict=True)
-        ]
+        scores = _scores(judged) if against is None else _scores_against(judged)
         write(SCORES, scores, made.path)
-        _write_beside(output, settings_text, samples, OBJECTIVES, _objectives(judged))
-        _write_beside(output, settings_text, samples, COMPARISONS, [] if _tell_all(oracle) else _comparisons(judged))
+        alone = against is None
+        _write_beside(output, settings_text, samples, OBJECTIVES, _objectives(judged) if alone else [])
+        told = alone and not _tell_all(oracle)
+        _write_beside(output, settings_text, samples, COMPARISONS, _comparisons(judged) if told else [])
         made.facts = {
             "rows": len(scores),
             "mean_score": fmean(row["score"] for row in scores),
@@ -87,7 +95,34 @@ def _write_beside(
 
 
 Judged = Sequence[tuple[str, Sequence[int], Judgement]]
-"""Prompt id, the responses' k, and what was thought of them."""
+"""Prompt id, the responses' k, and what was thought of them; of another policy's, which come last, there is no k."""
+
+
+def _others(against: Path, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Prompt -> the other policy's responses."""
+    found = {str(id): g["response"].tolist() for id, g in read(SAMPLES, against).groupby("prompt_id", sort=False)}
+    if missing := [id for id in ids if id not in found]:
+        raise BadInput(
+            f"{against}: no response to {len(missing)} prompts, such as {missing[0]}, to compare with; "
+            "sample that part again, with sampling.truncated: keep"
+        )
+    return found
+
+
+def _scores(judged: Judged) -> list[dict[str, Any]]:
+    return [
+        {"prompt_id": id, "k": k, "score": float(score), "win": win}
+        for id, ks, judgement in judged
+        for k, score, win in zip(ks, judgement.scores, oracles.win_rates(judgement.preferences), strict=True)
+    ]
+
+
+def _scores_against(judged: Judged) -> list[dict[str, Any]]:
+    return [
+        {"prompt_id": id, "k": k, "score": win, "win": win}
+        for id, ks, judgement in judged
+        for k, win in zip(ks, oracles.win_rates_against(judgement.preferences, len(ks)), strict=True)
+    ]
 
 
 def _objectives(judged: Judged) -> list[dict[str, Any]]:

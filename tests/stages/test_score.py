@@ -54,6 +54,35 @@ def test_condorcet_cycles_of_a_majority_are_counted(
     assert read(SCORES, tmp_path / "scores.parquet")["win"].tolist()[:3] == [0.5, 0.5, 0.5]
 
 
+def test_against_another_policy_scores_are_win_rates_and_whom_it_meets_decides(
+    tmp_path: Path, oracle_settings: dict[str, Any], manifest_of: Callable[[Path], Any]
+) -> None:
+    """Right and wordy beats nearly right and curt beats wrong and polite beats the first: against either end, the other
+    response is the better one. An equal response counts half."""
+    truth = '{"answer": "cat cat cat", "family": "repeat"}'
+    right, near, polite = "I think it is cat cat cat. I hope this helps.", "cat cat", "Of course: dog, dog, dog."
+
+    def samples(name: str, *responses: str) -> Path:
+        row = {"prompt_id": "p", "family": "repeat", "prompt": "Say cat 3 times", "truth": truth, "tokens": 5}
+        rows = [row | {"k": k, "response": r, "finish": "stop", "seed": k} for k, r in enumerate(responses)]
+        write(SAMPLES, rows, tmp_path / f"{name}.parquet")
+        return tmp_path / f"{name}.parquet"
+
+    def wins(against: Path) -> list[float]:
+        run(Settings(oracle="majority", oracles=oracle_settings), mine, tmp_path / "scores.parquet", against)
+        scores = read(SCORES, tmp_path / "scores.parquet")
+        assert scores["score"].equals(scores["win"]) and len(manifest_of(tmp_path / "scores.parquet")["inputs"]) == 2
+        return scores["score"].tolist()
+
+    mine = samples("mine", right, near, polite)
+    assert wins(samples("near", near)) == [1.0, 0.5, 0.0]
+    assert wins(samples("polite", polite)) == [0.0, 1.0, 0.5]
+    assert wins(samples("both", near, polite)) == [0.5, 0.75, 0.25]
+    write(SAMPLES, read(SAMPLES, mine).assign(prompt_id="q"), tmp_path / "other.parquet")
+    with pytest.raises(BadInput, match=r"other\.parquet: no response to 1 prompts, such as p, to compare with"):
+        wins(tmp_path / "other.parquet")
+
+
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
     """Two prompts, three responses and two; the k of the first are out of order."""

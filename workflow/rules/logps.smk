@@ -9,7 +9,7 @@ rule logps:
         logps=PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
         manifest=manifest(PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}")),
     log:
-        f"{LOGS}/logps/{{policy}}.part{{part}}.{{oracle}}.{{text}}.{{scorer}}.log",
+        f"{LOGS}/logps/{{policy}}.{{part}}.{{oracle}}.{{text}}.{{scorer}}.log",
     priority: 10
     conda:
         "../../envs/infer.yaml"

@@ -8,7 +8,7 @@ rule pair:
     output:
         PLAN.pairs("{policy}", "{part}", "{oracle}"),
     log:
-        f"{LOGS}/pair/{{policy}}.part{{part}}.{{oracle}}.log",
+        f"{LOGS}/pair/{{policy}}.{{part}}.{{oracle}}.log",
     priority: 10
     conda:
         "../../envs/infer.yaml"
@@ -16,7 +16,7 @@ rule pair:
     resources:
         **asked("pair"),
     params:
-        settings=PLAN.settings("pair"),
+        settings=lambda w: PLAN.settings("pair", oracle=w.oracle),
         code=PLAN.code("pair"),
         samples=lambda w, input: [f"--samples={file}" for file in input.samples],
         scores=lambda w, input: [f"--scores={file}" for file in input.scores],

@@ -8,7 +8,7 @@ rule reuse:
     output:
         PLAN.samples(DATASET, "{part}", "{shard}"),
     log:
-        f"{LOGS}/reuse/part{{part}}.{{shard}}.log",
+        f"{LOGS}/reuse/{{part}}.{{shard}}.log",
     conda:
         "../../envs/infer.yaml"
     threads: PLAN.threads("pair")
@@ -30,7 +30,7 @@ rule sample:
         samples=PLAN.samples("{policy}", "{part}", "{shard}"),
         manifest=manifest(PLAN.samples("{policy}", "{part}", "{shard}")),
     log:
-        f"{LOGS}/sample/{{policy}}.part{{part}}.{{shard}}.log",
+        f"{LOGS}/sample/{{policy}}.{{part}}.{{shard}}.log",
     wildcard_constraints:
         policy=f"(?!{DATASET}/)[^/]+",
     priority: 10

@@ -4,12 +4,13 @@
 rule score:
     input:
         samples=PLAN.samples("{policy}", "{part}", "{shard}"),
+        against=lambda w: PLAN.against(w.part, w.oracle, w.shard),
         models=lambda w: PLAN.model_sources(PLAN.oracle_models([w.oracle])),
     output:
         scores=PLAN.scores("{policy}", "{part}", "{oracle}", "{shard}"),
         manifest=manifest(PLAN.scores("{policy}", "{part}", "{oracle}", "{shard}")),
     log:
-        f"{LOGS}/score/{{policy}}.part{{part}}.{{oracle}}.{{shard}}.log",
+        f"{LOGS}/score/{{policy}}.{{part}}.{{oracle}}.{{shard}}.log",
     priority: 10
     conda:
         "../../envs/infer.yaml"
@@ -19,5 +20,7 @@ rule score:
     params:
         settings=lambda w: PLAN.settings("score", oracle=w.oracle),
         code=lambda w: PLAN.code("score", [w.oracle]),
+        against=lambda w, input: [f"--against={file}" for file in input.against],
     shell:
-        "exec python -m mnpo --log {log} score --settings {params.settings:q} --samples {input.samples} --output {output.scores}"
+        "exec python -m mnpo --log {log} score --settings {params.settings:q} --samples {input.samples} {params.against}"
+        " --output {output.scores}"

@@ -133,7 +133,7 @@ rule costs:
 rule plot:
     input:
         tables=PLAN.tables,
-        training=lambda w: [PLAN.training(p) for p in PLAN.fits] if w.figure == "training" else [],
+        training=lambda w: [PLAN.training(p) for p in PLAN.of_runs] if w.figure == "training" else [],
     output:
         svg=report(
             PLAN.figure("{figure}") + ".svg",
