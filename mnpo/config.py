@@ -464,8 +464,9 @@ class Run(Block):
     training: dict[str, Any] = {}
     """Replaces keys of the common `training` block."""
     preset: Literal["paper", "official-code"] = "paper"
-    benchmarks: bool = True
-    """Whether the public benchmarks measure its last policy."""
+    measured: Literal["all", "heldout", "last"] = "all"
+    """`all`: every iteration on held-out prompts, the last also on the public benchmarks; `heldout`: without these;
+    `last`: the last iteration alone, on held-out prompts."""
 
 
 Benchmark = Literal[

@@ -131,8 +131,16 @@ class Plan:
 
     @property
     def evaluated(self) -> list[str]:
-        """The policies of the held-out tables: the reference and every iteration of every run."""
-        return [REFERENCE, *(p for p in self.of_runs if "-" not in p.rsplit(".", 1)[-1])]
+        """The policies of the held-out tables: the reference and every iteration of every run, or its last alone."""
+        whole = [policy for policy in self.of_runs if "-" not in policy.rsplit(".", 1)[-1]]
+        return [REFERENCE, *(policy for policy in whole if self._is_evaluated(policy))]
+
+    def _is_evaluated(self, policy: str) -> bool:
+        run = self._run_of(policy)
+        return run.measured != "last" or self.fits[policy].iteration == len(run.iterations)
+
+    def _run_of(self, policy: str) -> Run:
+        return self.config.runs[policy.partition(".")[0]]
 
     @property
     def of_runs(self) -> list[str]:
@@ -191,8 +199,7 @@ class Plan:
     def finals(self) -> list[str]:
         """The policies that the public benchmarks measure: the reference, the last of every run that says nothing
         else, and other models."""
-        measured = {name for name, run in self.config.runs.items() if run.benchmarks}
-        last = [policy for policy in self.lasts if policy.partition(".")[0] in measured]
+        last = [policy for policy in self.lasts if self._run_of(policy).measured == "all"]
         return [REFERENCE, *last, *self.config.evaluation.models]
 
     def opponents(self, policy: str) -> dict[str, float]:

@@ -102,7 +102,7 @@ def test_the_demos_policies_start_from_whom_they_should(plan: Plan) -> None:
         **{f"ht-{name}.1": ("sft", "sft", (1,)) for name in PLAYERS},
         **{f"ht-{name}.2": (f"ht-{name}.1", f"ht-{name}.1", (2,)) for name in PLAYERS},
     }
-    assert plan.evaluated == ["sft", *plan.fits]
+    assert plan.evaluated == ["sft", *(p for p in plan.fits if p not in [f"ht-{name}.1" for name in PLAYERS])]
 
 
 def test_the_demos_opponents_are_those_that_exist_newest_first(plan: Plan) -> None:
@@ -153,7 +153,7 @@ def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
     # 2 + 2 for inpo.2 and inpo.3, 2 for td-mnpo.2 (whose second opponent is the reference), 3 for td-mnpo.3.
     # Three players: each its own scores and pairs of sft's samples, opposed by sft, and of its first policy's samples,
     # opposed by two.
-    expected = {"samples": 7 + 3, "scores": 7 + 6, "pairs": 7 + 6, "logps": 12 + 3 + 6, "policies": 14, "evals": 14}
+    expected = {"samples": 7 + 3, "scores": 7 + 6, "pairs": 7 + 6, "logps": 12 + 3 + 6, "policies": 14, "evals": 11}
     assert {noun: nouns.count(noun) for noun in set(nouns)} == expected
     assert len(set(artifacts(plan))) == len(artifacts(plan))
 
@@ -401,13 +401,15 @@ def test_exploitability_that_nothing_configures_is_refused(plan: Plan) -> None:
         _ = plan.exploit_scores
 
 
-def test_a_run_can_be_left_out_of_the_public_benchmarks(planned: Planned, runs: dict[str, Any]) -> None:
-    assert planned().finals == ["sft", "dpo.1", "inpo.3", "td-mnpo.3"]
-    runs["inpo"]["benchmarks"] = False
+def test_a_run_can_be_measured_on_held_out_prompts_alone_or_at_its_end(planned: Planned, runs: dict[str, Any]) -> None:
+    assert planned().finals == ["sft", "dpo.1", "inpo.3", "td-mnpo.3"]  # without the players
+    runs["inpo"]["measured"] = "heldout"
+    runs["td-mnpo"]["measured"] = "last"
     plan = planned(runs=runs, checkpoints="temporary")
-    assert plan.finals == ["sft", "dpo.1", "td-mnpo.3"]
-    assert "inpo.3" in plan.evaluated and "inpo.3" not in plan.passing and "inpo.2" in plan.passing
+    assert plan.finals == ["sft", "dpo.1"]
+    assert plan.evaluated[:6] == ["sft", "dpo.1", "inpo.1", "inpo.2", "inpo.3", "td-mnpo.3"]
     assert not [f for f in plan.benchmark_evaluations if "inpo" in f]
+    assert "inpo.3" not in plan.passing and {"inpo.2", "td-mnpo.2"} <= set(plan.passing)
 
 
 def test_a_player_that_no_run_makes_is_refused(planned: Planned) -> None:
@@ -480,13 +482,13 @@ def test_tables_and_figures_keep_the_configurations_order(plan: Plan) -> None:
 
     for stage, module in (("tabulate", tabulate), ("plot", plot)):
         settings = module.Settings.model_validate_json(plan.settings(stage))
-        assert list(settings.labels) == plan.evaluated == ["sft", *plan.fits]
+        assert list(settings.labels) == plan.evaluated
     figures = plot.Settings.model_validate_json(plan.settings("plot"))
     assert list(figures.runs.items()) == [
         ("dpo", ["dpo.1"]),
         ("inpo", ["inpo.1", "inpo.2", "inpo.3"]),
         ("td-mnpo", ["td-mnpo.1", "td-mnpo.2", "td-mnpo.3"]),
-        *((f"ht-{name}", [f"ht-{name}.1", f"ht-{name}.2"]) for name in PLAYERS),
+        *((f"ht-{name}", [f"ht-{name}.2"]) for name in PLAYERS),
     ]
 
 
@@ -561,7 +563,7 @@ def test_seeds_differ_between_policies_parts_and_runs_seeds(planned: Planned, pl
 
 def test_all_policies_are_evaluated_with_the_same_random_numbers(plan: Plan) -> None:
     texts = [json.loads(plan.settings("evaluate", policy=p, benchmark=HELDOUT)) for p in plan.evaluated]
-    assert len({t.pop("policy") for t in texts}) == 14
+    assert len({t.pop("policy") for t in texts}) == 11
     assert all(t == texts[0] for t in texts)
 
 
