@@ -57,6 +57,29 @@ def test_another_policy_gives_other_numbers_of_the_same_tokens(
     assert ((own["chosen"] - other["chosen"]).abs() > 0.1).all()
 
 
+def test_an_opponent_with_another_tokenizer_reads_the_text_by_its_own(
+    tmp_path: Path, chain: dict[str, Path], prompts_directory: Path, architecture: dict[str, Any], text: Text
+) -> None:
+    """An external policy whose tokenizer was trained on other texts, with a smaller vocabulary: other tokens, and other
+    numbers of them; the pairs stay the same."""
+    from mnpo.demo.model import build
+
+    words = [f"{a} {b}" for a in ("alpha", "beta", "gamma") for b in ("delta", "epsilon")]
+    build(tmp_path / "external", words, vocab_size=300, architecture=architecture, seed=1)
+    run(Settings(form={}, text=text), tmp_path / "external", chain["pairs"], tmp_path / "logps.parquet")
+    pairs, own, other = (
+        read(PAIRS, chain["pairs"]),
+        read(LOGPS, chain["logps"]),
+        read(LOGPS, tmp_path / "logps.parquet"),
+    )
+    assert own["pair_id"].tolist() == other["pair_id"].tolist()
+    assert (own["chosen_tokens"] != other["chosen_tokens"]).mean() > 0.5
+    pair, row = pairs.to_dict("records")[0], other.to_dict("records")[0]
+    for side in ("chosen", "rejected"):
+        value, tokens = by_full_logits(tmp_path / "external", text, TextForm(), pair["prompt"], pair[side])
+        assert row[side] == pytest.approx(value, abs=1e-4) and row[f"{side}_tokens"] == tokens
+
+
 def test_a_response_over_the_limit_is_cut_and_counted(
     tmp_path: Path, chain: dict[str, Path], manifest_of: Callable[[Path], Any]
 ) -> None:

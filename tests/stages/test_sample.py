@@ -109,6 +109,35 @@ def test_long_prompts_are_cut_and_counted_or_refused(
         sample(prompts=tmp_path / "prompts.parquet", text=Text(max_length=80, max_prompt_length=48, overflow="error"))
 
 
+def test_responses_cut_at_the_limit_are_kept_or_dropped_and_counted(
+    sample: Callable[..., pd.DataFrame], tmp_path: Path, manifest_of: Callable[[Path], Any]
+) -> None:
+    kept = sample(max_new_tokens=4)
+    dropped = sample(max_new_tokens=4, truncated="drop")
+    cut = (kept["finish"] == "length").sum()
+    assert 0 < cut < len(kept) == 56
+    pd.testing.assert_frame_equal(dropped, kept[kept["finish"] == "stop"].reset_index(drop=True))
+    facts = manifest_of(tmp_path / "samples-0.parquet")
+    assert (facts["rows"], facts["cut_responses"], facts["dropped_responses"]) == (56 - cut, cut, cut)
+    with pytest.raises(BadInput, match=r"all 56 responses were cut at sampling\.max_new_tokens = 1"):
+        sample(max_new_tokens=1, truncated="drop")
+
+
+def test_the_samplers_log_probabilities_are_compared_with_trainings(
+    sample: Callable[..., pd.DataFrame],
+    tmp_path: Path,
+    manifest_of: Callable[[Path], Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In bfloat16 they are apart, which is in the manifest, with a warning above the threshold that is asked for."""
+    samples = sample(logprobs=True, dtype="bfloat16", mismatch_warning=1e-4)
+    mismatch = manifest_of(tmp_path / "samples-0.parquet")["mismatch"]
+    assert mismatch["responses"] == 56 and mismatch["tokens"] == samples["tokens"].sum()
+    assert 1e-4 < mismatch["mean"] < mismatch["p99"] <= mismatch["max"]
+    assert "above 0.0001 (sampling.mismatch_warning)" in mismatch["warning"]
+    assert mismatch["warning"] in capsys.readouterr().err
+
+
 def test_a_shard_without_prompts_is_refused(sample: Callable[..., pd.DataFrame]) -> None:
     with pytest.raises(BadInput, match="no prompts for shard 14 of 15; use fewer shards"):
         sample(14, shards=15)

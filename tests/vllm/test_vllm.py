@@ -219,6 +219,27 @@ def test_responses_end_with_a_stop_token_or_at_the_limit(llama: Path) -> None:
         assert cut.finish == ("stop" if ends else "length")
 
 
+@pytest.mark.parametrize(
+    ("read", "tokens", "finish", "problem"),
+    [
+        ([2, 2, 9], [5], "stop", "vLLM read a prompt of 3 tokens that are not the 2 it was given"),
+        ([2, 9], [5], "abort", "ended a response after 1 tokens with 'abort'"),
+        ([2, 9], [], "stop", "ended a response after 0 tokens with 'stop'"),
+    ],
+    ids=["a second BOS", "failed", "empty"],
+)
+def test_another_prompt_or_no_answer_is_an_error(read: list[int], tokens: list[int], finish: str, problem: str) -> None:
+    from vllm import CompletionOutput, RequestOutput
+
+    from mnpo.samplers import Request
+    from mnpo.samplers.vllm import _response
+
+    drawn = CompletionOutput(0, "", tokens, None, None, finish_reason=finish)
+    output = RequestOutput("0", None, read, None, [drawn], finished=True)
+    with pytest.raises(RuntimeError, match=problem):
+        _response(Path("policy"), Request([2, 9], 0), output)
+
+
 def test_a_policy_that_the_engine_cannot_take_is_refused(llama: Path, tmp_path: Path) -> None:
     from mnpo.errors import BadInput
     from mnpo.samplers import Request

@@ -84,7 +84,7 @@ def test_a_second_run_has_nothing_to_do(checkout: Checkout) -> None:
     assert checkout.planned() == set()
 
 
-HELDOUT = {"tabulate tables/main.html", "costs tables/costs.html"}
+HELDOUT = {"tabulate tables/main.html", "players tables/players.html", "costs tables/costs.html"}
 BENCHMARKS = {"benchmarks tables/benchmarks.html", "costs tables/costs.html"}
 TABLES = HELDOUT | BENCHMARKS
 PLOTS = {f"plot figures/{f}.svg" for f in ("win_rate", "families", "training", "win_matrix")}
@@ -149,7 +149,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "the resamples of the bootstrap": (
         lambda c: c.edit(CONFIG, "bootstrap: 100", "bootstrap: 200"),
-        {"tabulate tables/main.html"} | PLOTS,
+        {"tabulate tables/main.html", "players tables/players.html"} | PLOTS,
     ),
     "the judge's model": (
         lambda c: c.edit("configs/demo.yaml", "demo: { model: demo,", "demo: { model: demo-2,"),
