@@ -151,7 +151,8 @@ class Plan:
     def replicas(self) -> dict[str, list[str]]:
         """Every run, of every seed -> its policies, in order."""
         runs = [replica(name, seed) for seed in range(1, self.config.seeds + 1) for name in self.config.runs]
-        return {run: [p for p in self.evaluated if p.rpartition(".")[0] == run] for run in runs}
+        evaluated = self.evaluated
+        return {run: [p for p in evaluated if p.rpartition(".")[0] == run] for run in runs}
 
     @property
     def exploited(self) -> dict[str, str]:
@@ -217,7 +218,8 @@ class Plan:
         """Policies that are deleted when the last job that reads them is done."""
         if self.config.checkpoints == "keep":
             return []
-        return [policy for policy in self.fits if policy not in self.lasts]
+        lasts = set(self.lasts)
+        return [policy for policy in self.fits if policy not in lasts]
 
     def label(self, policy: str) -> str:
         """How tables and figures call a policy."""
