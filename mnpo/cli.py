@@ -179,7 +179,7 @@ def score(
 
 @app.command()
 def pair(settings: Settings, samples: Files, scores: Files, output: Output) -> None:
-    """Pair the best with the worst response of each prompt."""
+    """Pair each prompt's responses: which are chosen over which."""
     stage = _stage("pair")
     stage.run(_settings(stage, settings), samples, scores, output)
 

@@ -364,6 +364,10 @@ class Sampling(Decoding):
 class Pairing(Block):
     """How scored responses become pairs."""
 
+    form: Literal["best-worst", "all", "each"] = "best-worst"
+    """`best-worst`: one pair a prompt, as in the paper; `all`: every two of its responses; `each`: the best against the
+    worst, the second against the second worst, and so on, so that a loss of single responses (SPPO) sees each text once
+    (of an odd number the middle one is left out, and counted)."""
     min_gap: float = Field(0.0, ge=0)
     """A pair whose scores differ by no more than this is a tie: skipped and counted."""
 

@@ -179,6 +179,8 @@ class Quantities:
         self.text = self.prompt + self.response
         self.pair = self.prompt + 2 * self.response
         """Tokens that reading a pair computes: its prompt once."""
+        self.pairs = {"best-worst": 1, "all": self.k * (self.k - 1) // 2, "each": self.k // 2}[c.pairing.form]
+        """Of a prompt, when none is tied."""
 
     def size(self, model: str) -> float:
         """Parameters of an entry of `models`."""
@@ -238,12 +240,12 @@ def _score(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _logps(q: Quantities, work: Work) -> list[Pass]:
-    return [Pass("read", q.size(work.models[0]), q.part * q.pair)]
+    return [Pass("read", q.size(work.models[0]), q.part * q.pairs * q.pair)]
 
 
 def _train(q: Quantities, work: Work) -> list[Pass]:
     fit = q.plan.fits[work.policy or ""]
-    return [Pass("train", q.size(work.models[0]), q.part * len(fit.parts) * fit.training.epochs * q.pair)]
+    return [Pass("train", q.size(work.models[0]), q.part * len(fit.parts) * fit.training.epochs * q.pairs * q.pair)]
 
 
 def _evaluate(q: Quantities, work: Work) -> list[Pass]:
@@ -351,9 +353,9 @@ def kept_bytes(q: Quantities, work: Work) -> float:
         case "score":
             return float(sampled * row)
         case "pair":
-            return q.part * (prompt + 2 * response + row)
+            return q.part * q.pairs * (prompt + 2 * response + row)
         case "logps":
-            return float(q.part * row)
+            return float(q.part * q.pairs * row)
         case "answer":
             return q.requests(work.benchmark or "") * (q.generated(work.benchmark or "") * TOKEN_BYTES + row)
         case "evaluate":

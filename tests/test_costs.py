@@ -88,6 +88,13 @@ def test_log_probabilities_and_training_encode_a_pairs_prompt_once() -> None:
     assert e.gpu_hours == pytest.approx(4 * e.seconds / 3600)
 
 
+@pytest.mark.parametrize(("form", "pairs"), [("all", 6), ("each", 2)])  # of four responses
+def test_several_pairs_of_a_prompt_cost_as_much_each(form: str, pairs: int) -> None:
+    one, several = tiny(), tiny(pairing={"form": form})
+    for name in ("train a.1", "logps a.1 part2 rm chat under sft"):
+        assert of(several, name).tokens == pairs * of(one, name).tokens
+
+
 def test_held_out_prompts_are_answered_greedily_and_sampled_compared_and_scored() -> None:
     e = of(tiny(), "evaluate a.1")
     written, sampled = 10 * (1 + 3), 10 * 3

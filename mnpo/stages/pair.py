@@ -1,10 +1,11 @@
-"""Stage `pair`: the best against the worst response of each prompt."""
+"""Stage `pair`: which of a prompt's scored responses are chosen over which."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class Settings(Block):
 
 
 def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], output: Path) -> None:
-    """Write at most one pair a prompt. Prompts without one are counted by reason in the manifest.
+    """Write each prompt's pairs. What makes none is counted by its reason in the manifest.
 
     Raises:
         BadInput: a sample without a score, or no pair at all.
@@ -33,51 +34,94 @@ def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], out
             f"{scores[0]}: no score for prompt {row['prompt_id']}, k = {row['k']}; score these samples again"
         )
     with artifact(output, "pair", settings.model_dump(), [*samples, *scores]) as made:
-        counts: Counter[str] = Counter(dict.fromkeys(("empty_responses", *REASONS), 0))
+        counts: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         pairs = []
-        for prompt_id, group in merged.groupby("prompt_id", sort=False):
-            answered = [r for r in rows_of(group) if r["response"].strip()]
-            counts["empty_responses"] += len(group) - len(answered)
-            pair = best_against_worst(answered, settings.pairing.min_gap)
-            if isinstance(pair, str):
-                counts[pair] += 1
-            else:
-                text = f"{pair['chosen']}\0{pair['rejected']}"
-                pair_id = f"{prompt_id}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"  # other responses, other pair
-                pairs.append({"pair_id": pair_id, **pair})
+        for _, group in merged.groupby("prompt_id", sort=False):
+            pairs += pairs_of(rows_of(group), settings.pairing, counts)
+        prompts = int(merged["prompt_id"].nunique())
         if not pairs:
-            raise BadInput(
-                f"{samples[0]}: no pair can be made of {merged['prompt_id'].nunique()} prompts ({dict(counts)})"
-            )
+            raise BadInput(f"{samples[0]}: no pair can be made of {prompts} prompts ({dict(counts)})")
         write(PAIRS, pairs, made.path)
-        made.facts = {"rows": len(pairs), "prompts": int(merged["prompt_id"].nunique()), **counts}
+        paired = len({pair["prompt_id"] for pair in pairs})
+        made.facts = {"rows": len(pairs), "prompts": prompts, "prompts_without_a_pair": prompts - paired, **counts}
 
 
-REASONS = ("fewer_than_two_responses", "identical_responses", "tied_scores")
+Row = dict[str, Any]
+"""A response: its row of samples joined with its row of scores."""
+REASONS = (
+    "empty_responses",
+    "repeated_responses",
+    "middle_responses",
+    "fewer_than_two_responses",
+    "identical_responses",
+    "tied_scores",
+)
+"""Why responses (the first three), prompts (the next two) and pairs (the last) are left out."""
 
 
-def best_against_worst(responses: Sequence[dict[str, Any]], min_gap: float) -> dict[str, Any] | str:
-    """The pair of a prompt's `responses` (rows of samples joined with scores), or the reason why there is none.
+def pairs_of(responses: Sequence[Row], pairing: Pairing, counts: Counter[str]) -> list[Row]:
+    """A prompt's pairs; what is left out is added to `counts` under one of REASONS.
 
-    Among equal scores the smallest k is taken, so the pair does not depend on the rows' order. A pair is never made
-    from a tie, from one response, or from a response and itself (docs/ledger.md, point 6).
+    Which pairs there are does not depend on the rows' order. None is made from a tie, from one response, or from a
+    response and itself (docs/ledger.md, point 6).
     """
-    if len(responses) < 2:
-        return "fewer_than_two_responses"
-    if len({r["response"] for r in responses}) == 1:
-        return "identical_responses"
+    answered = [r for r in responses if r["response"].strip()]
+    texts = len({r["response"] for r in answered})
+    counts["empty_responses"] += len(responses) - len(answered)
+    if len(answered) < 2 or texts == 1:
+        counts["fewer_than_two_responses" if len(answered) < 2 else "identical_responses"] += 1
+        return []
+    counts["repeated_responses"] += len(answered) - texts
+    counts["middle_responses"] += texts % 2 if pairing.form == "each" else 0
+    wanted = list(FORMS[pairing.form](answered))
+    pairs = [_pair(better, worse) for better, worse in wanted if better["score"] - worse["score"] > pairing.min_gap]
+    counts["tied_scores"] += len(wanted) - len(pairs)
+    return pairs
+
+
+def best_against_worst(responses: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """One pair, among equal scores the smallest k."""
     best = min(responses, key=lambda r: (-r["score"], r["k"]))
     others = (r for r in responses if r["response"] != best["response"])  # its own text may score apart by rounding
-    worst = min(others, key=lambda r: (r["score"], r["k"]))
-    if best["score"] - worst["score"] <= min_gap:
-        return "tied_scores"
+    return [(best, min(others, key=lambda r: (r["score"], r["k"])))]
+
+
+def every_two(responses: Sequence[Row]) -> Iterable[tuple[Row, Row]]:
+    """All pairs of different texts, the better one first."""
+    return combinations(_ranked(responses), 2)
+
+
+def each_once(responses: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The best against the worst, the second against the second worst, and so on: each text in one pair at most."""
+    ranked = _ranked(responses)
+    return list(zip(ranked, ranked[::-1], strict=True))[: len(ranked) // 2]
+
+
+FORMS: dict[str, Callable[[Sequence[Row]], Iterable[tuple[Row, Row]]]] = {
+    "best-worst": best_against_worst,
+    "all": every_two,
+    "each": each_once,
+}
+
+
+def _ranked(responses: Sequence[Row]) -> list[Row]:
+    """Each text once, best first; of its copies the one that scored best."""
+    ranked: dict[str, Row] = {}
+    for row in sorted(responses, key=lambda r: (-r["score"], r["k"])):
+        ranked.setdefault(row["response"], row)
+    return list(ranked.values())
+
+
+def _pair(chosen: Row, rejected: Row) -> Row:
+    text = f"{chosen['response']}\0{rejected['response']}"
     return {
-        "prompt_id": best["prompt_id"],
-        "prompt": best["prompt"],
-        "chosen": best["response"],
-        "rejected": worst["response"],
-        "chosen_score": best["score"],
-        "rejected_score": worst["score"],
-        "chosen_win": best["win"],
-        "rejected_win": worst["win"],
+        "pair_id": f"{chosen['prompt_id']}:{hashlib.sha256(text.encode()).hexdigest()[:12]}",  # other texts, other pair
+        "prompt_id": chosen["prompt_id"],
+        "prompt": chosen["prompt"],
+        "chosen": chosen["response"],
+        "rejected": rejected["response"],
+        "chosen_score": chosen["score"],
+        "rejected_score": rejected["score"],
+        "chosen_win": chosen["win"],
+        "rejected_win": rejected["win"],
     }

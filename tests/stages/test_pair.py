@@ -1,8 +1,10 @@
-"""Pairs: best against worst, never from a tie or from one text; whatever makes no pair is counted by its reason."""
+"""Pairs: never from a tie or from one text; whatever makes no pair is counted by its reason."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mnpo.config import Pairing
 from mnpo.errors import BadInput
 from mnpo.records import PAIRS, SAMPLES, SCORES, read, write
-from mnpo.stages.pair import Settings, best_against_worst, run
+from mnpo.stages.pair import REASONS, Settings, pairs_of, run
 
 Answers = list[tuple[str, float]]
 
@@ -23,7 +26,7 @@ def paired(tmp_path: Path, manifest_of: Callable[[Path], Any]) -> Callable[..., 
     """Pairs and manifest for prompts given as lists of (response, score); win is score / 10."""
 
     def _paired(
-        prompts: dict[str, Answers], min_gap: float = 0.0, shuffle: bool = False
+        prompts: dict[str, Answers], min_gap: float = 0.0, shuffle: bool = False, form: str = "best-worst"
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         samples, scores = [], []
         for name, answers in prompts.items():
@@ -45,7 +48,7 @@ def paired(tmp_path: Path, manifest_of: Callable[[Path], Any]) -> Callable[..., 
         files = [tmp_path / "samples.parquet", tmp_path / "scores.parquet", tmp_path / "pairs.parquet"]
         write(SAMPLES, samples, files[0])
         write(SCORES, scores, files[1])
-        run(Settings(pairing={"min_gap": min_gap}), [files[0]], [files[1]], files[2])
+        run(Settings(pairing={"min_gap": min_gap, "form": form}), [files[0]], [files[1]], files[2])
         return read(PAIRS, files[2]), manifest_of(files[2])
 
     return _paired
@@ -73,9 +76,6 @@ def test_the_best_is_chosen_over_the_worst(paired: Paired) -> None:
     assert (facts["rows"], facts["prompts"]) == (1, 1)
 
 
-REASONS = ("empty_responses", "fewer_than_two_responses", "identical_responses", "tied_scores")
-
-
 @pytest.mark.parametrize(
     ("answers", "counts"),
     [
@@ -90,7 +90,7 @@ def test_what_makes_no_pair_is_counted_by_its_reason(paired: Paired, answers: An
     pairs, facts = paired({"good": GOOD, "bad": answers})
     assert pairs["prompt_id"].tolist() == ["good"]
     assert {r: facts[r] for r in REASONS} == {**dict.fromkeys(REASONS, 0), **counts}
-    assert (facts["rows"], facts["prompts"]) == (1, 2)
+    assert (facts["rows"], facts["prompts"], facts["prompts_without_a_pair"]) == (1, 2, 1)
 
 
 def test_empty_responses_are_left_out_and_the_others_make_the_pair(paired: Paired) -> None:
@@ -121,29 +121,76 @@ def test_a_text_is_never_paired_with_itself_though_its_copies_score_apart(paired
     assert pairs[["chosen", "rejected", "rejected_score"]].to_numpy().tolist() == [["a", "b", 1.1]]
 
 
+# Scores 5, 4, 3, 1 and 0.5: ten pairs, of which e and d (a half apart) are a tie when the smallest gap is 1/2.
+FIVE: Answers = [("c", 3.0), ("a", 5.0), ("e", 0.5), ("b", 4.0), ("d", 1.0)]
+
+
+def two_texts(pairs: pd.DataFrame) -> list[str]:
+    return [chosen + rejected for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True)]
+
+
+def test_all_pairs_above_the_gap_are_made(paired: Paired) -> None:
+    for shuffle in (False, True):
+        pairs, facts = paired({"p": FIVE, "q": [("x", 1.0), ("y", 1.0)]}, 0.5, shuffle, "all")
+        assert two_texts(pairs) == ["ab", "ac", "ad", "ae", "bc", "bd", "be", "cd", "ce"]
+        assert (facts["rows"], facts["tied_scores"], facts["prompts_without_a_pair"]) == (9, 2, 1)
+        assert pairs["chosen_win"].tolist()[:5] == [0.5, 0.5, 0.5, 0.5, 0.4] and pairs["pair_id"].is_unique
+
+
+def test_each_response_is_in_one_pair_and_the_middle_one_is_counted(paired: Paired) -> None:
+    """SPPO's sum over responses: their own P(y > pi_t) stand in the pairs, each once."""
+    pairs, facts = paired({"p": FIVE, "q": GOOD[:2]}, form="each")
+    assert two_texts(pairs) == ["ae", "bd", "bestfair"]
+    assert pairs[["chosen_win", "rejected_win"]].to_numpy().tolist() == [[0.5, 0.05], [0.4, 0.1], [0.3, 0.2]]
+    assert (facts["middle_responses"], facts["tied_scores"]) == (1, 0)
+
+
+@pytest.mark.parametrize(("form", "made"), [("all", ["ba", "bc", "ac"]), ("each", ["bc"])])
+def test_copies_of_a_text_count_once_by_the_best_score(paired: Paired, form: str, made: list[str]) -> None:
+    pairs, facts = paired({"p": [("a", 1.0), ("c", 0.0), ("b", 2.0), ("a", 1.5), ("c", 0.0)]}, form=form)
+    assert two_texts(pairs) == made and facts["repeated_responses"] == 2
+    assert form == "each" or pairs["rejected_score"].tolist() == [1.5, 0.0, 0.0]
+
+
 @given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3).map(float)), max_size=6),
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c", ""]), st.integers(0, 3).map(float)), max_size=6),
     st.sampled_from([0.0, 1.0]),
+    st.sampled_from(["best-worst", "all", "each"]),
     st.randoms(use_true_random=False),
 )
-def test_a_pair_is_two_texts_a_gap_apart_whatever_the_order(answers: Answers, min_gap: float, random: Any) -> None:
+def test_pairs_are_two_texts_a_gap_apart_whatever_the_order_and_all_that_is_left_out_is_counted(
+    answers: Answers, min_gap: float, form: str, random: Any
+) -> None:
     rows = [
         {"prompt_id": "p", "prompt": "P", "k": k, "response": r, "score": s, "win": 0.5}
         for k, (r, s) in enumerate(answers)
     ]
-    pair = best_against_worst(rows, min_gap)
+    counts, again = Counter[str](), Counter[str]()
+    pairs = pairs_of(rows, Pairing(form=form, min_gap=min_gap), counts)  # type: ignore[arg-type]
     random.shuffle(rows)
-    assert best_against_worst(rows, min_gap) == pair
-    if isinstance(pair, dict):
-        others = [score for response, score in answers if response != pair["chosen"]]
-        assert pair["chosen"] != pair["rejected"]
-        assert pair["chosen_score"] == max(score for _, score in answers)
-        assert pair["rejected_score"] == min(others)
-        assert pair["chosen_score"] - pair["rejected_score"] > min_gap
-    elif pair == "identical_responses":
-        assert len(answers) > 1 and len({r for r, _ in answers}) == 1
-    elif pair == "fewer_than_two_responses":
-        assert len(answers) < 2
+    assert pairs_of(rows, Pairing(form=form, min_gap=min_gap), again) == pairs and again == counts  # type: ignore[arg-type]
+    for pair in pairs:
+        assert pair["chosen"] != pair["rejected"] and pair["chosen_score"] - pair["rejected_score"] > min_gap
+    best = {text: max(s for r, s in answers if r == text) for text, _ in answers if text}
+    texts, answered = len(best), sum(bool(r) for r, _ in answers)
+    assert counts["empty_responses"] == len(answers) - answered
+    assert counts["fewer_than_two_responses"] == (answered < 2)
+    assert counts["identical_responses"] == (answered >= 2 and texts == 1)
+    if texts >= 2:
+        assert counts["repeated_responses"] == answered - texts
+        assert counts["middle_responses"] == (texts % 2 if form == "each" else 0)
+        tried = {"best-worst": 1, "all": texts * (texts - 1) // 2, "each": texts // 2}[form]
+        assert len(pairs) + counts["tied_scores"] == tried
+    if form == "best-worst":
+        for pair in pairs:
+            assert pair["chosen_score"] == max(best.values())
+            assert pair["rejected_score"] == min(s for r, s in answers if r and r != pair["chosen"])
+    if form == "all":
+        apart = {frozenset(two) for two in combinations(best, 2) if abs(best[two[0]] - best[two[1]]) > min_gap}
+        assert {frozenset((pair["chosen"], pair["rejected"])) for pair in pairs} == apart
+    if form == "each":
+        used = [text for pair in pairs for text in (pair["chosen"], pair["rejected"])]
+        assert len(used) == len(set(used))
 
 
 def test_no_pair_at_all_is_refused_with_the_counts(paired: Paired, tmp_path: Path) -> None:
