@@ -20,12 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from mnpo.resume import Journal
 
 Reduction = Literal["sum", "mean", "none"]
 
@@ -467,12 +471,14 @@ def score_texts(
     chunk_tokens: int = 1024,
     share_prompts: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    journal: Journal | None = None,
 ) -> ScoredTexts:
     """Score any number of texts without gradients, longest first, in batches of at most ``max_tokens`` padded tokens.
 
     A text longer than ``max_tokens`` is a batch of its own. The longest go first, so that running out of memory happens
     at the start. ``progress(done, total)`` is called with counts of texts after every batch. The model is put in
-    evaluation mode and back. Errors as in ``response_logprobs``.
+    evaluation mode and back. ``journal`` keeps every batch that is finished, and has those of an earlier session.
+    Errors as in ``response_logprobs``; Interrupted when a signal asked the journal's session to stop.
     """
     if not texts:
         raise ValueError("no texts to score")
@@ -484,9 +490,10 @@ def score_texts(
     try:
         for chosen in _batches(rows, max_tokens):
             batch = _lay_out(texts, chosen, pad_id, model.device)
-            with torch.no_grad():
-                pieces = _score(model, batch, chunk_tokens)
-            sums[sorted(batch.members)] = torch.stack([t.sum() for t in pieces]).float().cpu()
+            do = partial(_sums, model, batch, chunk_tokens)
+            members = sorted(batch.members)
+            read = [[list(texts[i].prompt), list(texts[i].response)] for i in members]
+            sums[members] = torch.tensor(do() if journal is None else journal.once(read, do))
             computed += batch.ids.numel()
             done += len(batch.members)
             if progress:
@@ -500,6 +507,12 @@ def score_texts(
         needed=sum(row.length for row in rows),
         separate=sum(len(text.prompt) + len(text.response) - 1 for text in texts),
     )
+
+
+@torch.no_grad()
+def _sums(model: Any, batch: _Batch, chunk_tokens: int) -> list[float]:
+    """Of each of a batch's texts, in their order."""
+    return torch.stack([text.sum() for text in _score(model, batch, chunk_tokens)]).float().tolist()
 
 
 def _batches(rows: list[_Row], max_tokens: int) -> Iterator[list[_Row]]:

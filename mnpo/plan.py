@@ -36,7 +36,7 @@ from mnpo.config import (
     validated,
 )
 from mnpo.hub import Lock
-from mnpo.oracles import MODULES as ORACLE_MODULES
+from mnpo.oracles import modules
 from mnpo.seeds import derive
 
 HELDOUT = "heldout"
@@ -701,7 +701,7 @@ class Plan:
     def code(self, stage: str, oracles: Iterable[str] = ()) -> str:
         """The digest of the code behind a stage; `oracles` adds the modules of the kinds of oracle it uses."""
         kinds = {spec["kind"] for spec in self._oracles(oracles)["oracles"].values()}
-        chosen = [f"mnpo.oracles.{ORACLE_MODULES[kind]}" for kind in sorted(kinds)]
+        chosen = modules(kinds)
         if stage == "prompts" and self.config.prompts.source == "demo":
             chosen.append("mnpo.demo.world")
         if stage == "judge" and any(judge.endpoint == DEMO for judge in self.config.judges.values()):

@@ -32,15 +32,23 @@ LEAST_PAUSE = 10  # between two checkpoints, as a multiple of what writing one t
 
 @contextmanager
 def resumable(
-    output: Path, stage: str, settings: Mapping[str, Any], inputs: Sequence[Path], *, directory: bool = False
+    output: Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Sequence[Path],
+    *,
+    directory: bool = False,
+    modules: Sequence[str] = (),
 ) -> Iterator[tuple[Artifact, Session]]:
     """Make `output` as `mnpo.artifacts.artifact` does, with work that the next session takes up if this one stops.
+
+    Work holds for the code of the stage, all that it imports, and `modules`, which it imports by name.
 
     SIGTERM, SIGUSR1 and SIGINT stop the body at its next `Session.safe_point`; a second SIGINT stops it at once.
     The manifest says how often work was `resumed`, and its seconds are those of all sessions.
     """
     with artifact(output, stage, settings, inputs, directory=directory) as made:
-        follows_from = [stage, settings, list(made.inputs.values()), sources.digest(f"mnpo.stages.{stage}")]
+        follows_from = [stage, settings, list(made.inputs.values()), sources.digest(f"mnpo.stages.{stage}", *modules)]
         session = Session(output, hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest())
         made.earlier_seconds = session.earlier_seconds
         try:
@@ -60,11 +68,13 @@ class Session:
         directory: where it is kept.
         earlier_seconds: what earlier sessions took.
         asked: the name of the signal that asked this session to stop.
+        at_once: whether a signal need not wait for a safe point.
     """
 
     def __init__(self, output: Path, key: str) -> None:
         self.directory = beside(output, "work")
         self.asked: str | None = None
+        self.at_once = False
         self._output, self._key = output, key
         self._minutes = _minutes()
         self._started = self._kept = time.monotonic()
@@ -198,6 +208,22 @@ class Journal:
         """What was kept of a part, None if it is not finished."""
         return self._parts.get(part)
 
+    def once(self, work: Any, do: Callable[[], Any]) -> Any:
+        """What came of `work` (what it follows from, as JSON): kept by an earlier session, or done now and kept."""
+        part = hashlib.sha256(json.dumps(work).encode()).hexdigest()
+        if part not in self._parts:
+            self.add(part, do())
+        return self._parts[part]
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """For a body that keeps all that it does in a place of its own: a signal stops it at once."""
+        self._session.at_once = True
+        try:
+            yield
+        finally:
+            self._session.at_once = False
+
     def add(self, part: str, value: Any) -> None:
         """Keep what came of a part: JSON values. Raises Interrupted when a signal has asked to stop."""
         content = json.dumps([part, value]).encode()
@@ -221,6 +247,8 @@ def _signals(session: Session) -> Iterator[None]:
         session.asked = name
         with suppress(OSError):  # not `say`: it may be what the signal came into
             os.write(2, f"{name}: stops as soon as nothing is lost by it\n".encode())
+        if session.at_once:
+            session.safe_point("what is kept elsewhere")
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -19,7 +19,7 @@ from typing import Any
 from mnpo import artifacts, hub, sources, work
 from mnpo.config import load
 from mnpo.errors import BadInput
-from mnpo.oracles import MODULES as ORACLE_MODULES
+from mnpo.oracles import modules
 from mnpo.plan import Plan
 from mnpo.status import marks
 
@@ -296,9 +296,8 @@ def _modules(stage: str, job: Any) -> list[str]:
     """The modules that a stage starts from, as `Plan.code` has them, give or take the demo's."""
     settings = json.loads(getattr(job.params, "settings", "{}"))
     kinds = {spec["kind"] for spec in settings.get("oracles", {}).values()}
-    oracles = [f"mnpo.oracles.{ORACLE_MODULES[kind]}" for kind in sorted(kinds)]
     demo = {"prompts": "mnpo.demo.world", "judge": "mnpo.demo.judge", "sft": "mnpo.demo.model"}
-    return [f"mnpo.stages.{stage}", *oracles, *([demo[stage]] if stage in demo else [])]
+    return [f"mnpo.stages.{stage}", *modules(kinds), *([demo[stage]] if stage in demo else [])]
 
 
 def _changed_files(commit: str, modules: Iterable[str]) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mnpo.config import Model
 from mnpo.config import Oracle as OracleSettings
+
+if TYPE_CHECKING:
+    from mnpo.resume import Journal
 
 
 class Question(NamedTuple):
@@ -37,6 +40,18 @@ class Judgement(NamedTuple):
     compared."""
     objectives: Mapping[str, list[float]] = {}
     """What the scores were made of, where an oracle tells: objective -> one number a response."""
+
+
+class Kept(NamedTuple):
+    """Where what was thought is kept, so that a kill loses little of it."""
+
+    answers: Path | None = None
+    """A judge's answers (SQLite), for good; the kind `judge` cannot do without."""
+    journal: Journal | None = None
+    """The finished batches of models."""
+
+
+NOWHERE = Kept()
 
 
 class Oracle(Protocol):
@@ -83,18 +98,17 @@ MODULES = {
 }
 
 
-def load(
-    name: str, oracles: Mapping[str, OracleSettings], models: Mapping[str, Model], store: Path | None = None
-) -> Oracle:
-    """The oracle `name` of a configuration's `oracles`, with those it is made of.
+def modules(kinds: Iterable[str]) -> list[str]:
+    """The modules behind kinds of oracles."""
+    return [f"mnpo.oracles.{MODULES[kind]}" for kind in sorted(set(kinds))]
 
-    Args:
-        store: where a judge's answers are kept (SQLite); only the kind `judge` needs one.
-    """
+
+def load(name: str, oracles: Mapping[str, OracleSettings], models: Mapping[str, Model], kept: Kept = NOWHERE) -> Oracle:
+    """The oracle `name` of a configuration's `oracles`, with those it is made of."""
     settings = oracles[name]
-    members = {member: load(member, oracles, models, store) for member in settings.members()}
+    members = {member: load(member, oracles, models, kept) for member in settings.members()}
     module: Any = import_module(f"mnpo.oracles.{MODULES[settings.kind]}")
-    oracle: Oracle = module.build(settings, members, models, store)
+    oracle: Oracle = module.build(settings, members, models, kept)
     if isinstance(oracle, Scorer):
         oracle.temperature = settings.temperature
     return oracle

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mnpo.config import Model
 from mnpo.config import Oracle as OracleSettings
-from mnpo.oracles import Judgement, Oracle, Question, Scorer, win_rates
+from mnpo.oracles import Judgement, Kept, Oracle, Question, Scorer, win_rates
 from mnpo.seeds import derive
 
 
@@ -109,9 +108,7 @@ def facts_of(members: Mapping[str, Oracle]) -> dict[str, Any]:
     return {**({"tokens": tokens} if tokens else {}), **({"members": facts} if facts else {})}
 
 
-def build(
-    settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], store: Path | None
-) -> Oracle:
+def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], kept: Kept) -> Oracle:
     """The oracle that `settings` describe."""
     if settings.weights is not None:
         return Weighted(members, settings.weights)

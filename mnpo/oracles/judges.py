@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from mnpo.benchmarks.judged import decoding, refuse_silence
 from mnpo.config import Judge, Model
 from mnpo.config import Oracle as OracleSettings
 from mnpo.errors import BadInput
-from mnpo.oracles import Oracle
+from mnpo.oracles import Kept, Oracle
 from mnpo.oracles.pairs import Game, Pairwise
+from mnpo.resume import Journal
 
 SYSTEM = (
     "Two assistants have answered the same user. Decide which answer serves the user better: is it right, does it do "
@@ -36,8 +38,11 @@ class LanguageJudge(Pairwise):
         BadInput: no key for the endpoint, no prices for a budget, a damaged store.
     """
 
-    def __init__(self, judge: Judge, store: Path, comparisons: int | None = None) -> None:
+    def __init__(
+        self, judge: Judge, store: Path, comparisons: int | None = None, journal: Journal | None = None
+    ) -> None:
         super().__init__(comparisons)
+        self.journal = journal
         self.client = Client(judge, store)
 
     def prefer(self, games: Sequence[Game]) -> list[float | None]:
@@ -45,8 +50,10 @@ class LanguageJudge(Pairwise):
 
         Raises:
             BadInput: no verdict at all, a spent budget, an endpoint that fails.
+            Interrupted: a signal asked the journal's session to stop.
         """
-        found = self.client.verdicts([self._request(game) for game in games], verdict)
+        with nullcontext() if self.journal is None else self.journal.elsewhere():
+            found = self.client.verdicts([self._request(game) for game in games], verdict)
         judge = self.client.judge
         refuse_silence(f"oracle {judge.model}", judge, sum(v is not None for v in found), len(games))
         return found
@@ -71,14 +78,12 @@ def verdict(answer: Answer) -> float | None:
     return None
 
 
-def build(
-    settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], store: Path | None
-) -> Oracle:
+def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], kept: Kept) -> Oracle:
     """The oracle that `settings` describe."""
     assert settings.judge is not None
-    if store is None:
+    if kept.answers is None:
         raise BadInput(
             f"the oracle behind {settings.judge.model} is a paid judge, and nothing says where its answers are kept; "
             "it can decide pairs (the score stage), not the held-out evaluation: name another oracle there"
         )
-    return LanguageJudge(settings.judge, store, settings.comparisons)
+    return LanguageJudge(settings.judge, kept.answers, settings.comparisons, kept.journal)

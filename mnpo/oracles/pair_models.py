@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from mnpo.checkpoints import load_model, load_tokenizer
 from mnpo.config import Model
 from mnpo.config import Oracle as OracleSettings
 from mnpo.errors import BadInput
-from mnpo.oracles import Oracle
+from mnpo.oracles import Kept, Oracle
 from mnpo.oracles.pairs import Game, Pairwise
 from mnpo.oracles.reading import Reader
 from mnpo.oracles.reward_models import local
+from mnpo.resume import Journal
 
 
 class PairModel(Pairwise):
@@ -28,12 +28,18 @@ class PairModel(Pairwise):
         BadInput: a checkpoint without tokenizer or template, or one in which A or B is not one token.
     """
 
-    def __init__(self, path: str, comparisons: int | None = None, dtype: Literal["float32", "bfloat16"] = "float32"):
+    def __init__(
+        self,
+        path: str,
+        comparisons: int | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        journal: Journal | None = None,
+    ) -> None:
         super().__init__(comparisons)
         self.path, self.dtype = path, dtype
         self.tokenizer: Any = load_tokenizer(path)
         self.letters = [self._letter(letter) for letter in "AB"]
-        self.reader = Reader()
+        self.reader = Reader(journal)
 
     def prefer(self, games: Sequence[Game]) -> list[float | None]:
         """P(A) of each game, in (0, 1)."""
@@ -50,7 +56,7 @@ class PairModel(Pairwise):
             return (logits[:, first] - logits[:, second]).sigmoid()[:, None]
 
         texts = [self._text(game.question.prompt, *game.shown) for game in games]
-        return [p for (p,) in self.reader.read(model, forward, texts, 0, f"pair model {self.path}")]
+        return [p for (p,) in self.reader.read(model, forward, texts, 0, f"pair model {self.path} in {self.dtype}")]
 
     def facts(self) -> dict[str, Any]:
         """What was read, and how the games went."""
@@ -70,8 +76,6 @@ class PairModel(Pairwise):
         return int(ids[0])
 
 
-def build(
-    settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], store: Path | None
-) -> Oracle:
+def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], kept: Kept) -> Oracle:
     """The oracle that `settings` describe."""
-    return PairModel(local(models, settings.model), settings.comparisons, settings.dtype or "float32")
+    return PairModel(local(models, settings.model), settings.comparisons, settings.dtype or "float32", kept.journal)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mnpo.batches import SCORING_TOKENS, by_tokens
 from mnpo.errors import BadInput
 from mnpo.progress import track
+from mnpo.resume import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +24,13 @@ class Reader:
 
     What a text gets does not depend on its batch, except for rounding: about 1e-6 of the score's size in float32, 1e-2
     in bfloat16. Equal texts get equal numbers to the last bit.
+
+    Args:
+        journal: keeps every batch that is finished, and has those of an earlier session.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
+        self.journal = journal
         self.tokens = self.padding = self.parameters = 0
 
     def read(
@@ -32,11 +38,13 @@ class Reader:
     ) -> list[list[float]]:
         """What `forward` makes of each text.
 
+        Args:
+            what: the model's name, for messages and the journal.
+
         Raises:
             BadInput: a text that is longer than the model can read, or a number that is not finite.
+            Interrupted: a signal asked the journal's session to stop.
         """
-        import torch
-
         limit = getattr(model.config, "max_position_embeddings", None) or math.inf
         unique = list(dict.fromkeys(map(tuple, texts)))
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -50,17 +58,10 @@ class Reader:
                     f"{what}: a prompt and its response(s) of {max(lengths)} tokens, the model reads at most {limit}; "
                     "lower sampling.max_new_tokens or leave out the prompt"
                 )
-            ids = torch.full((len(rows), max(lengths)), pad)
-            for i, row in enumerate(rows):
-                ids[i, : len(row)] = torch.tensor(row)
-            mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-            with torch.inference_mode():
-                numbers = forward(ids.to(model.device), mask.to(model.device), lengths).float().cpu()
-            if not numbers.isfinite().all():
-                raise BadInput(f"{what}: the model's output is not a finite number; its weights or its dtype are wrong")
-            found |= zip(rows, numbers.tolist(), strict=True)
+            do = partial(_numbers, model, forward, rows, pad, what)
+            found |= zip(rows, do() if self.journal is None else self.journal.once([what, rows], do), strict=True)
             self.tokens += sum(lengths)
-            self.padding += ids.numel() - sum(lengths)
+            self.padding += max(lengths) * len(rows) - sum(lengths)
         return [found[tuple(text)] for text in texts]
 
     def facts(self) -> dict[str, Any]:
@@ -69,3 +70,19 @@ class Reader:
             return {}
         share = self.padding / (self.padding + self.tokens)
         return {"tokens": self.tokens, "padding_share": round(share, 4), "parameters": self.parameters}
+
+
+def _numbers(model: Any, forward: Forward, rows: Sequence[Sequence[int]], pad: int, what: str) -> list[list[float]]:
+    """What `forward` makes of one batch."""
+    import torch
+
+    lengths = [len(row) for row in rows]
+    ids = torch.full((len(rows), max(lengths)), pad)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    with torch.inference_mode():
+        numbers = forward(ids.to(model.device), mask.to(model.device), lengths).float().cpu()
+    if not numbers.isfinite().all():
+        raise BadInput(f"{what}: the model's output is not a finite number; its weights or its dtype are wrong")
+    return numbers.tolist()

@@ -14,8 +14,9 @@ from mnpo.checkpoints import load_model, load_tokenizer
 from mnpo.config import Model
 from mnpo.config import Oracle as OracleSettings
 from mnpo.errors import BadInput
-from mnpo.oracles import Judgement, Oracle, Question, Scorer, preferences_from_scores
+from mnpo.oracles import Judgement, Kept, Oracle, Question, Scorer, preferences_from_scores
 from mnpo.oracles.reading import Reader
+from mnpo.resume import Journal
 
 Dtype = Literal["float32", "bfloat16"]
 NO_PAIRRM = (
@@ -32,15 +33,16 @@ class RewardModel(Scorer):
     Args:
         path: the checkpoint.
         dtype: of the backbone.
+        journal: keeps finished batches.
 
     Raises:
         BadInput: a checkpoint without a tokenizer or a chat template.
     """
 
-    def __init__(self, path: str, dtype: Dtype = "float32") -> None:
+    def __init__(self, path: str, dtype: Dtype = "float32", journal: Journal | None = None) -> None:
         self.path, self.dtype = path, dtype
         self.tokenizer: Any = load_tokenizer(path)
-        self.reader = Reader()
+        self.reader = Reader(journal)
 
     def judge(self, questions: Sequence[Question]) -> list[Judgement]:
         """A judgement for each question, with every objective's reward where the model has several.
@@ -50,9 +52,8 @@ class RewardModel(Scorer):
         """
         texts = [self._text(question.prompt, response) for question in questions for response in question.responses]
         model = self._load()
-        read = self.reader.read(
-            model, lambda *batch: self._rewards(model, *batch), texts, self._pad(model), f"reward model {self.path}"
-        )
+        what = f"reward model {self.path} in {self.dtype}"
+        read = self.reader.read(model, lambda *batch: self._rewards(model, *batch), texts, self._pad(model), what)
         numbers = iter(read)
         return [self._judgement([next(numbers) for _ in question.responses]) for question in questions]
 
@@ -175,16 +176,16 @@ class Athene(RewardModel):
         return model.rewards(ids, mask, [n - 1 for n in lengths])
 
 
-def reward_model(path: str, dtype: Dtype = "float32") -> RewardModel:
+def reward_model(path: str, dtype: Dtype = "float32", journal: Journal | None = None) -> RewardModel:
     """The reward model in `path`, of the kind that the names of its weights tell. Raises BadInput."""
     names = _weights(Path(path))
     if "gating.logit_scale" in names:
-        return ArmoRM(path, dtype)
+        return ArmoRM(path, dtype, journal)
     if "v_head.weight" in names:
-        return Athene(path, dtype)
+        return Athene(path, dtype, journal)
     if any("PairRM" in name for name in _architectures(Path(path))):
         raise BadInput(f"{path}: {NO_PAIRRM}")
-    return Classifier(path, dtype)
+    return Classifier(path, dtype, journal)
 
 
 def _weights(directory: Path) -> set[str]:
@@ -215,8 +216,6 @@ def local(models: Mapping[str, Model], name: str | None) -> str:
     return path
 
 
-def build(
-    settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], store: Path | None
-) -> Oracle:
+def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], kept: Kept) -> Oracle:
     """The oracle that `settings` describe."""
-    return reward_model(local(models, settings.model), settings.dtype or "float32")
+    return reward_model(local(models, settings.model), settings.dtype or "float32", kept.journal)

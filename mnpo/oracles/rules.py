@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from mnpo.config import Model
 from mnpo.config import Oracle as OracleSettings
 from mnpo.demo.world import RULES
 from mnpo.errors import BadInput
-from mnpo.oracles import Oracle, Question, Scorer
+from mnpo.oracles import Kept, Oracle, Question, Scorer
 
 
 class Rule(Scorer):
@@ -30,9 +29,7 @@ class Rule(Scorer):
         return [[self.rule(q.truth, response) for response in q.responses] for q in questions]
 
 
-def build(
-    settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], store: Path | None
-) -> Oracle:
+def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], kept: Kept) -> Oracle:
     """The oracle that `settings` describe."""
     assert settings.rule is not None
     return Rule(settings.rule, RULES[settings.rule])

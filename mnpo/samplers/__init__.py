@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,9 +39,4 @@ def kept_or_drawn(
     """
     if journal is None:
         return draw(requests)
-    name = hashlib.sha256(json.dumps(requests).encode()).hexdigest()
-    if (kept := journal.get(name)) is not None:
-        return [Response(*response) for response in kept]
-    drawn = draw(requests)
-    journal.add(name, drawn)
-    return drawn
+    return [Response(*response) for response in journal.once(requests, lambda: draw(requests))]

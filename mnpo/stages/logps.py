@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mnpo.artifacts import artifact
 from mnpo.batches import SCORING_TOKENS
 from mnpo.config import Block, Text, TextForm
 from mnpo.progress import counter
 from mnpo.records import LOGPS, PAIRS, read, rows_of, write
+from mnpo.resume import resumable
 
 
 class Settings(Block):
@@ -22,13 +22,16 @@ class Settings(Block):
 
 
 def run(settings: Settings, policy: Path, pairs: Path, output: Path) -> None:
-    """Write the summed log-probabilities (nats) and token counts of both responses of every pair."""
+    """Write the summed log-probabilities (nats) and token counts of both responses of every pair.
+
+    Finished batches survive a kill.
+    """
     rows = read(PAIRS, pairs)
     from mnpo.chat import Chat
     from mnpo.checkpoints import load_model, load_tokenizer
     from mnpo.logprobs import score_texts
 
-    with artifact(output, "logps", settings.model_dump(), [policy, pairs]) as made:
+    with resumable(output, "logps", settings.model_dump(), [policy, pairs]) as (made, session):
         chat = Chat(load_tokenizer(policy), settings.text, settings.form)
         sides = ("chosen", "rejected")
         texts = [
@@ -38,7 +41,8 @@ def run(settings: Settings, policy: Path, pairs: Path, output: Path) -> None:
         ]
         model = load_model(policy, dtype=settings.dtype)
         progress = counter(f"logps {policy.name}", "texts")
-        scored = score_texts(model, texts, max_tokens=SCORING_TOKENS, progress=progress)
+        journal = session.journal("batches")
+        scored = score_texts(model, texts, max_tokens=SCORING_TOKENS, progress=progress, journal=journal)
         table = rows[["pair_id"]].copy()
         for i, side in enumerate(sides):
             table[side] = scored.sums[i::2].double().tolist()

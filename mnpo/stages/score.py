@@ -14,6 +14,7 @@ from mnpo.config import Block, Model, Oracle
 from mnpo.errors import BadInput
 from mnpo.oracles import Judgement, Question
 from mnpo.records import SAMPLES, SCORES, Table, read, write
+from mnpo.resume import resumable
 
 OBJECTIVES = Table(
     "objectives",
@@ -42,6 +43,7 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
 
     Beside `output`, by the same name: `.objectives.parquet` where scores are made of several, `.comparisons.parquet`
     where preferences are more than who scores higher, a judge's answers in `.judge.sqlite`, which outlives failures.
+    What models have read when a kill comes is not read again.
 
     Args:
         against: samples of another policy. Then score and win rate of a response are how often it beats that policy's
@@ -53,7 +55,8 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
     rows = read(SAMPLES, samples)
     settings_text = settings.model_dump(exclude_none=True)
     inputs = [samples] if against is None else [samples, against]
-    with artifact(output, "score", settings_text, inputs) as made:
+    modules = oracles.modules(oracle.kind for oracle in settings.oracles.values())
+    with resumable(output, "score", settings_text, inputs, modules=modules) as (made, session):
         groups = [group for _, group in rows.groupby("prompt_id", sort=False)]
         ids, ks = [str(g["prompt_id"].iloc[0]) for g in groups], [[int(k) for k in g["k"]] for g in groups]
         others = dict.fromkeys(ids, []) if against is None else _others(against, ids)
@@ -61,7 +64,8 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
             Question(g["prompt"].iloc[0], g["truth"].iloc[0], [*g["response"], *others[id]], id)
             for g, id in zip(groups, ids, strict=True)
         ]
-        oracle = oracles.load(settings.oracle, settings.oracles, settings.models, output.with_suffix(".judge.sqlite"))
+        kept = oracles.Kept(output.with_suffix(".judge.sqlite"), session.journal("batches"))
+        oracle = oracles.load(settings.oracle, settings.oracles, settings.models, kept)
         judgements = oracle.judge(questions)
         judged = list(zip(ids, ks, judgements, strict=True))
         scores = _scores(judged) if against is None else _scores_against(judged)

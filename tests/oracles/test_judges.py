@@ -11,7 +11,7 @@ from mnpo.benchmarks.judge import Answer
 from mnpo.config import Judge, Oracle
 from mnpo.demo.judge import Loopback, score, serve
 from mnpo.errors import BadInput
-from mnpo.oracles import Question, load
+from mnpo.oracles import Kept, Question, load
 from mnpo.oracles.judges import verdict
 
 QUESTIONS = [
@@ -33,9 +33,9 @@ def settings(server: Loopback, **more: int) -> dict[str, Oracle]:
 
 def test_a_judges_verdicts_become_preferences(tmp_path: Path) -> None:
     with serve() as server:
-        oracle = load("llm", settings(server), {}, tmp_path / "store.sqlite")
+        oracle = load("llm", settings(server), {}, Kept(tmp_path / "store.sqlite"))
         judged = oracle.judge(QUESTIONS)
-        again = load("llm", settings(server), {}, tmp_path / "store.sqlite")
+        again = load("llm", settings(server), {}, Kept(tmp_path / "store.sqlite"))
         assert again.judge(QUESTIONS) == judged
     assert server.requests == 8  # three pairs and one, each in both orders; the second oracle found them all
     for question, judgement in zip(QUESTIONS, judged, strict=True):
@@ -55,7 +55,7 @@ def test_an_unreadable_verdict_is_asked_again_and_then_left_out(tmp_path: Path) 
     """One game of p2 stays without a verdict at the second asking; its other order decides."""
     with serve(faults=["unparsable@1", "unparsable@3"]) as server:
         judge = {"llm": Oracle(kind="judge", judge=Judge(model="demo", endpoint=server.url, reasks=1, concurrency=1))}
-        oracle = load("llm", judge, {}, tmp_path / "store.sqlite")
+        oracle = load("llm", judge, {}, Kept(tmp_path / "store.sqlite"))
         (judgement,) = oracle.judge(QUESTIONS[1:])
     assert judgement.preferences == [[0.5, 1.0], [0.0, 0.5]]
     facts = oracle.facts()
@@ -67,7 +67,7 @@ def test_a_judge_that_never_says_a_verdict_stops_the_stage(tmp_path: Path) -> No
         serve(faults=["unparsable%1"]) as server,
         pytest.raises(BadInput, match="oracle demo: none of 2 replies .* holds a verdict"),
     ):
-        load("llm", settings(server), {}, tmp_path / "store.sqlite").judge(QUESTIONS[1:])
+        load("llm", settings(server), {}, Kept(tmp_path / "store.sqlite")).judge(QUESTIONS[1:])
 
 
 def test_without_a_place_for_its_answers_it_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from mnpo import logprobs
 from mnpo.chat import Chat
 from mnpo.checkpoints import load_tokenizer
 from mnpo.config import Text, TextForm
-from mnpo.errors import BadInput
+from mnpo.errors import BadInput, Interrupted
 from mnpo.records import LOGPS, PAIRS, read, write
 from mnpo.stages.logps import Settings, run
 
@@ -103,3 +105,36 @@ def test_a_prompt_that_is_too_long_is_named_with_its_pair(tmp_path: Path, chain:
     with pytest.raises(BadInput, match=f"{chain['pairs']}: pair .*, chosen: a prompt of .* tokens, the limit is 12"):
         run(Settings(form={}, text=limits), chain["policy"], chain["pairs"], tmp_path / "logps.parquet")
     assert not list(tmp_path.iterdir())
+
+
+def test_stopped_after_a_batch_and_continued_the_file_is_the_same_byte_for_byte(
+    tmp_path: Path,
+    chain: dict[str, Path],
+    text: Text,
+    monkeypatch: pytest.MonkeyPatch,
+    manifest_of: Callable[[Path], Any],
+) -> None:
+    monkeypatch.setattr("mnpo.stages.logps.SCORING_TOKENS", 60)
+    sums, done, point = logprobs._sums, 0, -1
+
+    def signalled(*given: Any) -> Any:
+        nonlocal done
+        if done == point:
+            signal.raise_signal(signal.SIGTERM)
+        done += 1
+        return sums(*given)
+
+    monkeypatch.setattr("mnpo.logprobs._sums", signalled)
+    output, settings = tmp_path / "logps.parquet", Settings(form={}, text=text)
+    run(settings, chain["policy"], chain["pairs"], output)
+    whole, batches = output.read_bytes(), done
+    assert batches > 3
+    output.unlink()
+    done, point = 0, 2
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after 3 batches; to be continued"):
+        run(settings, chain["policy"], chain["pairs"], output)
+    assert not output.exists()
+    done, point = 0, -1
+    run(settings, chain["policy"], chain["pairs"], output)
+    assert output.read_bytes() == whole and done == batches - 3
+    assert manifest_of(output)["resumed"] == 1 and not list(tmp_path.glob(".*"))

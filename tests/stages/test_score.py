@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,7 @@ import pytest
 
 from mnpo.demo.judge import serve
 from mnpo.demo.world import RULES
-from mnpo.errors import BadInput
+from mnpo.errors import BadInput, Interrupted
 from mnpo.records import SAMPLES, SCORES, read, write
 from mnpo.stages.score import COMPARISONS, Settings, run
 
@@ -125,6 +130,83 @@ def test_a_judges_comparisons_are_kept_beside_the_scores_and_its_answers_outlive
     facts = manifest_of(scores)
     assert facts["games"] == 6 and facts["tally"]["stored"] == 3 and facts["responses_without_a_comparison"] == 0
     assert facts["prompts_with_a_cycle"] == 0
+
+
+def stopped(command: list[str], ready: Callable[[], bool], number: int) -> int:
+    """The exit code of a command that gets a signal once `ready`."""
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment()) as process:
+        while not ready() and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(number)
+    return process.returncode
+
+
+def environment() -> dict[str, str]:
+    """Sums of floats depend on how many threads share them."""
+    import torch
+
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def scoring(settings: Settings, samples: Path, scores: Path) -> list[str]:
+    files = [f"--samples={samples}", f"--output={scores}"]
+    return [sys.executable, "-m", "mnpo", "score", "--settings", settings.model_dump_json(exclude_none=True), *files]
+
+
+@pytest.mark.slow
+def test_a_command_killed_without_a_warning_keeps_the_batches_that_its_models_have_read(
+    tmp_path: Path, random_policy: Path, architecture: dict[str, Any], manifest_of: Callable[[Path], Any]
+) -> None:
+    """Two reward models with the same tokenizer: what one thinks of a batch is not taken for the other's opinion."""
+    import torch
+    from transformers import Gemma2Config, Gemma2ForSequenceClassification
+
+    from mnpo.checkpoints import load_tokenizer
+
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        config = Gemma2Config(**architecture | {"max_position_embeddings": 2048}, vocab_size=340, num_labels=1)
+        Gemma2ForSequenceClassification(config).save_pretrained(tmp_path / name)
+        load_tokenizer(random_policy).save_pretrained(tmp_path / name)
+    rows = [
+        {"prompt_id": f"p{i}", "family": "", "prompt": f"Say {i}", "truth": "", "tokens": 5, "finish": "stop"}
+        | {"k": k, "response": "cat dog " * (150 + k), "seed": k}
+        for i in range(12)
+        for k in range(4)
+    ]
+    samples, whole, scores = (tmp_path / f"{name}.parquet" for name in ("samples", "whole", "scores"))
+    write(SAMPLES, rows, samples)
+    oracles = {name: {"kind": "reward-model", "model": name} for name in ("a", "b")}
+    sum_ = {"sum": {"kind": "weighted", "weights": {"a": 1, "b": 2}}}
+    models = {name: {"path": str(tmp_path / name)} for name in ("a", "b")}
+    settings = Settings(oracle="sum", oracles=oracles | sum_, models=models)
+    run(settings, samples, whole)
+    journal = tmp_path / ".work-scores.parquet" / "journal.jsonl"
+
+    def finished() -> int:
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    code = stopped(scoring(settings, samples, scores), lambda: finished() >= 3, signal.SIGKILL)
+    assert code == -signal.SIGKILL and not scores.exists() and finished() >= 3
+    kept = finished()
+    done = subprocess.run(scoring(settings, samples, scores), capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and f"{kept} batches were finished before, and are not done again" in done.stderr
+    assert scores.read_bytes() == whole.read_bytes()
+    facts, once = manifest_of(scores), manifest_of(whole)
+    assert facts["resumed"] == 1 and facts["tokens"] == once["tokens"] and facts["members"] == once["members"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_judge_is_left_at_once_and_its_answers_stay(samples: Path) -> None:
+    """A signal does not wait for the judge's other answers: each is kept when it arrives."""
+    scores = samples.with_name("scores.parquet")
+    with serve(faults=["hang@3"]) as server:
+        judge = {"model": "demo", "endpoint": server.url, "concurrency": 1}
+        settings = Settings(oracle="llm", oracles={"llm": {"kind": "judge", "judge": judge}})
+        code = stopped(scoring(settings, samples, scores), lambda: server.requests >= 3, signal.SIGTERM)
+        assert code == Interrupted.exit_code and not scores.exists()
+        run(settings, samples, scores)
+        assert server.requests == 3 + 6  # eight games, of which two were there
 
 
 def test_a_table_of_an_earlier_run_does_not_stay_beside_other_scores(
