@@ -24,7 +24,7 @@ from mnpo.artifacts import manifest_path
 from mnpo.config import DATASET, JUDGED, load
 from mnpo.errors import BadInput
 from mnpo.hub import read_lock
-from mnpo.plan import FIGURES, HELDOUT, REFERENCE, Plan
+from mnpo.plan import AGAINST, FIGURES, HELDOUT, REFERENCE, Plan
 
 if len(workflow.configfiles) > 1:
     raise WorkflowError("one --configfile at a time: a configuration that builds on another says `extends:`")
@@ -45,6 +45,7 @@ localrules:
     download,  # compute nodes often have no internet
     judge,
     report,
+    score_asking,
 
 
 # Before anything is submitted: tokens, keys and pins of what is about to run.

@@ -682,6 +682,11 @@ class Config(Block):
                 )
         if e.majority and self.oracles[e.majority].kind != "majority":
             raise ValueError(f"evaluation.majority: {e.majority} is not an oracle of kind majority")
+        if e.majority and (asking := [m for m in self.with_members([e.majority]) if self.oracles[m].kind == "judge"]):
+            raise ValueError(
+                f"evaluation.majority: {e.majority} asks the judge {asking[0]}, whose answers have no place in the "
+                "held-out evaluation; name voters that need none"
+            )
         return self
 
     def with_members(self, names: Iterable[str]) -> list[str]:

@@ -690,6 +690,12 @@ class Plan:
     def _with_members(self, names: Iterable[str]) -> list[str]:
         return self.config.with_members(name.partition(AGAINST)[0] for name in names)
 
+    @property
+    def asking(self) -> list[str]:
+        """The oracles that ask a judge, or are made of one that does: they need the internet."""
+        specs = self.config.oracles
+        return [name for name in specs if any(specs[part].kind == "judge" for part in self.config.with_members([name]))]
+
     def _oracles(self, names: Iterable[str]) -> dict[str, Any]:
         """What a stage reads of the oracles `names`, of all that they are made of, and of the models these need."""
         specs = {name: self.config.oracles[name] for name in self._with_members(names)}

@@ -25,6 +25,9 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
         elif rule == "judge":
             if (judge := plan.config.judges[of["judge"]]).endpoint != DEMO:
                 judges[of["judge"]] = judge
+        elif rule == "score_asking":
+            judges |= {name: judge for name in plan.config.with_members([of["oracle"]])
+                       if (judge := plan.config.oracles[name].judge) is not None}  # fmt: skip
         elif rule == "answer" and not plan.has_files(of["policy"]):
             model = plan.config.models[of["policy"]]
             judges[of["policy"]] = Judge(model=model.api or "", endpoint=model.endpoint, key=model.key)

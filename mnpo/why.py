@@ -24,7 +24,7 @@ from mnpo.plan import Plan
 from mnpo.status import marks
 
 DIGEST = re.compile(r"[0-9a-f]{12}")
-STAGES = {"costs": "tabulate", "theory": "game", "train_passing": "train"}
+STAGES = {"costs": "tabulate", "theory": "game", "train_passing": "train", "score_asking": "score"}
 """Rules that are not called as the stage that they call."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mnpo import work
+from mnpo import ready, work
 from mnpo.config import load
+from mnpo.errors import BadInput
 from mnpo.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +86,54 @@ def test_the_dry_run_has_the_jobs_of_the_plan(nothing: dict[str, str], checkout:
     for piece in work.needed(plan, work.files(plan, plan.config.tables.targets if target == "all" else [target])):
         planned[piece.stage] += piece.jobs
     assert +jobs == planned
+
+
+@pytest.mark.slow
+def test_what_needs_the_internet_runs_where_snakemake_does(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads, judgements, and the scores of oracles that ask a judge, be it as one of several."""
+    from snakemake import api
+    from snakemake.settings import types
+    from snakemake.settings.enums import Quietness
+
+    dpo = {"objective": {"name": "dpo", "beta": 0.01}, "iterations": [{"parts": [1], "samples": "dataset"}]}
+    asking = {
+        "extends": str(ROOT / "config.yaml"),
+        "add": {
+            "oracles": {
+                "llm": {"kind": "judge", "judge": {"model": "gpt-5-mini"}},
+                "both": {"kind": "majority", "of": ["llm", "armorm", "skywork"]},
+            }
+        },
+        "runs": {name: {**dpo, "oracle": name} for name in ("armorm", "llm", "both")},
+        "tables": {"targets": ["benchmarks"], "rows": {"table2": None, "table3": None, "table4": None}},
+    }
+    (checkout / "asking.yaml").write_text(json.dumps(asking))
+    for name in ("PATH", "PYTHONPATH"):  # which the Snakefile changes
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("MNPO_CACHE", str(checkout / "cache"))
+    monkeypatch.chdir(checkout)
+    with api.SnakemakeApi(types.OutputSettings(quiet={Quietness.ALL}, enable_file_logging=False)) as snakemake:
+        workflow = snakemake.workflow(
+            resource_settings=types.ResourceSettings(cores=1),
+            config_settings=types.ConfigSettings(configfiles=[Path("asking.yaml")]),
+            snakefile=ROOT / "Snakefile",
+        )
+        workflow.dag(types.DAGSettings()).execute_workflow("dryrun")
+        inside = workflow._workflow
+    jobs = [(job.rule.name, dict(job.wildcards_dict)) for job in inside.dag.jobs]
+    local = {name for name, _ in jobs if name in inside._localrules}
+    assert local == {"all", "download", "judge", "score_asking"}
+    assert {"score", "sft", "reuse", "pair", "logps", "train", "answer", "harness"} <= {
+        name for name, _ in jobs
+    } - local
+    scored = {(name, of["oracle"]) for name, of in jobs if name.startswith("score")}
+    assert scored == {("score", "armorm"), ("score_asking", "llm"), ("score_asking", "both")}
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    plan = Plan(load(checkout / "asking.yaml"))
+    with pytest.raises(BadInput, match="judge gpt-5-mini: .* OPENAI_API_KEY is not set"):
+        ready.check(plan, [job for job in jobs if job[0] == "score_asking"])
+    ready.check(plan, [job for job in jobs if job[0] == "score"])
 
 
 @pytest.mark.slow
