@@ -37,7 +37,7 @@ FAMILIES = {
     **dict.fromkeys(("sft", "train"), "train"),
     **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "evaluate", "answer"), "infer"),
     **dict.fromkeys(("harness", "judge", "compare", "benchmarks", "tabulate"), "eval"),
-    **dict.fromkeys(("players", "exploitability", "costs", "plot", "theory"), "eval"),
+    **dict.fromkeys(("players", "exploitability", "preferences", "costs", "plot", "theory"), "eval"),
 }
 """Which environment of envs/ a command runs in, where each has one of its own."""
 
@@ -306,6 +306,18 @@ def benchmarks(
     """Make the table of policies on public benchmarks."""
     stage = _stage("benchmarks")
     stage.run(_settings(stage, settings), evaluations or [], output)
+
+
+@app.command()
+def preferences(
+    settings: Settings,
+    pairs: Annotated[list[Path], typer.Option(help="One for each row of the settings.")],
+    scores: Annotated[list[Path], typer.Option(help="All shards of each row, row by row.")],
+    output: Annotated[Path, typer.Option(help="The table without its ending.")],
+) -> None:
+    """Make the table of cycles, ties and pairs of every iteration."""
+    stage = _stage("preferences")
+    stage.run(_settings(stage, settings), pairs, scores, output)
 
 
 @app.command()

@@ -529,13 +529,15 @@ class Evaluation(Block):
 
 
 Table = Literal["table2", "table3", "table4", "table5", "table6", "table7", "table8"]
-Target = Literal[Table, "heldout", "players", "exploitability", "benchmarks", "figures", "costs", "theory"]
+Target = Literal[
+    Table, "heldout", "players", "exploitability", "preferences", "benchmarks", "figures", "costs", "theory"
+]
 
 
 class Tables(Block):
     """What is printed."""
 
-    targets: list[Target] = ["heldout", "figures", "costs", "theory"]
+    targets: list[Target] = ["heldout", "preferences", "figures", "costs", "theory"]
     """What `snakemake` makes when no target is named."""
     rows: dict[Table, Annotated[dict[str, str], BeforeValidator(lambda rows: rows or {})]] = {}
     """The paper's row -> the run (its last policy), the reference or the model that is to be compared with it. `null`

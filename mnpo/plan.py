@@ -378,6 +378,17 @@ class Plan:
         _, _, policy = oracle.partition(AGAINST)
         return [self.samples(policy, part, shard)] if policy else []
 
+    @property
+    def paired(self) -> list[tuple[str, int, str]]:
+        """Whose responses, to which part's prompts, are scored by which oracle and paired; each once."""
+        wanted = ((fit.sampler, part, fit.oracle) for fit in self.fits.values() for part in fit.parts)
+        return list(dict.fromkeys(wanted))
+
+    @property
+    def annotated(self) -> list[tuple[str, int, str]]:
+        """Those of runs: without the best responses of an exploitability."""
+        return [of for of in self.paired if AGAINST not in of[2]]
+
     def fit_pairs(self, policy: str) -> list[str]:
         """The pair files that a policy is trained on."""
         fit = self.fits[policy]
@@ -478,6 +489,7 @@ class Plan:
             "figures": [f"{self.figure(f)}.{ending}" for f in FIGURES for ending in ("svg", "png")],
             "players": [f"{self.table('players')}.{ending}" for ending in TABLE_ENDINGS],
             "exploitability": [f"{self.table('exploitability')}.{ending}" for ending in TABLE_ENDINGS],
+            "preferences": [f"{self.table('preferences')}.{ending}" for ending in TABLE_ENDINGS],
             "benchmarks": [f"{self.table('benchmarks')}.{ending}" for ending in TABLE_ENDINGS],
             "costs": [f"{self.table('costs')}.{ending}" for ending in TABLE_ENDINGS],
             "theory": [self.table("theory") + ".csv", *(f"{self.figure('theory')}.{e}" for e in ("svg", "png"))],
@@ -669,6 +681,12 @@ class Plan:
             "confidence": evaluation.confidence,
             "seed": derive(self.config.seed, "exploitability"),
         }
+
+    def _preferences_settings(self) -> dict[str, Any]:
+        return {"rows": [[self._sampler_label(p), part, oracle] for p, part, oracle in self.annotated]}
+
+    def _sampler_label(self, policy: str) -> str:
+        return "data set" if policy == DATASET else self.label(policy)
 
     def _benchmarks_settings(self) -> dict[str, Any]:
         return {"labels": [[p, self.label(p)] for p in self.finals], "benchmarks": list(self.measured)}

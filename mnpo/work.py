@@ -13,7 +13,7 @@ from mnpo.config import DATASET, JUDGED, REFERENCE
 from mnpo.plan import AGAINST, FIGURES, HELDOUT, Plan, part_name
 
 Item = TypeVar("Item")
-PRINTED = ("tabulate", "players", "exploitability", "compare", "benchmarks", "plot")
+PRINTED = ("tabulate", "players", "exploitability", "preferences", "compare", "benchmarks", "plot")
 UNPRICED = ("download", "miniature", "prompts", *PRINTED)
 
 
@@ -169,8 +169,7 @@ def _samples(plan: Plan) -> list[Work]:
 
 
 def _scores(plan: Plan) -> list[Work]:
-    fits, decides = plan.fits.values(), plan.exploited
-    scored: list[tuple[str, int | str, str]] = [(fit.sampler, p, fit.oracle) for fit in fits for p in fit.parts]
+    decides, scored = plan.exploited, list[tuple[str, int | str, str]](plan.paired)
     scored += [(e, HELDOUT, f"{decides[p]}{AGAINST}{p}") for p, some in plan.exploiters.items() for e in some]
     shards = range(plan.config.sampling.shards)
     return [
@@ -187,12 +186,11 @@ def _scores(plan: Plan) -> list[Work]:
             models=tuple(plan.oracle_models([oracle])),
             part=part,
         )
-        for policy, part, oracle in _unique(scored)
+        for policy, part, oracle in scored
     ]
 
 
 def _pairs(plan: Plan) -> list[Work]:
-    paired = _unique((fit.sampler, part, fit.oracle) for fit in plan.fits.values() for part in fit.parts)
     return [
         Work(
             "pair",
@@ -201,7 +199,7 @@ def _pairs(plan: Plan) -> list[Work]:
             (*plan.sample_shards(policy, part), *plan.score_shards(policy, part, oracle)),
             part=part,
         )
-        for policy, part, oracle in paired
+        for policy, part, oracle in plan.paired
     ]
 
 
@@ -281,6 +279,7 @@ def _tables(plan: Plan) -> list[Work]:
         Work("tabulate", "heldout", tuple(plan.target("heldout")), heldout),
         Work("players", "players", tuple(plan.target("players")), heldout),
         *_exploitability(plan),
+        Work("preferences", "preferences", tuple(plan.target("preferences")), tuple(_preferences(plan))),
         Work("benchmarks", "benchmarks", tuple(plan.target("benchmarks")), tuple(plan.benchmark_evaluations)),
         Work("plot", "figures", tuple(plan.target("figures")), tuple(plan.tables), len(FIGURES)),
         Work("theory", "theory", tuple(plan.target("theory")), ()),
@@ -290,6 +289,10 @@ def _tables(plan: Plan) -> list[Work]:
 def _exploitability(plan: Plan) -> list[Work]:
     outputs = tuple(plan.target("exploitability"))
     return [Work("exploitability", "exploitability", outputs, tuple(plan.exploit_scores))] if plan.exploited else []
+
+
+def _preferences(plan: Plan) -> list[str]:
+    return [file for of in plan.annotated for file in (plan.pairs(*of), *plan.score_shards(*of))]
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:

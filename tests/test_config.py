@@ -44,6 +44,14 @@ def message(call: Callable[..., Any], *arguments: Any, **named: Any) -> str:
 # ----------------------------------------------------------------------------------------------------------- it is read
 
 
+def test_a_judge_does_not_vote_on_held_out_prompts(configured: Callable[..., Config]) -> None:
+    own = {name: oracle.model_dump(exclude_none=True) for name, oracle in configured().oracles.items()}
+    judge = {"kind": "judge", "judge": {"model": "gpt"}}
+    voters = {"kind": "majority", "of": ["correctness", "llm"]}
+    with pytest.raises(ConfigError, match=r"evaluation\.majority: crowd asks the judge llm"):
+        configured(oracles={**own, "llm": judge, "crowd": voters}, evaluation={"majority": "crowd"})
+
+
 def test_the_demo_loads(demo: Path) -> None:
     config = load(demo)
     assert config.name == "demo"

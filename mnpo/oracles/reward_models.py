@@ -21,7 +21,7 @@ from mnpo.resume import Journal
 Dtype = Literal["float32", "bfloat16"]
 NO_PAIRRM = (
     "PairRM is not supported: its library, llm-blender 0.0.2 of 2024, does not import with transformers 5 (its issue "
-    "33 is open); use an oracle of kind pair-model or judge"
+    "33 is open; docs/oracles.md); use an oracle of kind pair-model or judge"
 )
 
 

@@ -68,13 +68,16 @@ def test_a_preference_is_the_mean_of_both_orders(checkpoint: Path, questions: li
     assert oracle.facts()["games"] == 2 * (3 + 3) and oracle.facts()["tokens"] > 0
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_a_batch_gives_each_game_what_it_gets_alone(
-    checkpoint: Path, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, questions: list[Question], monkeypatch: pytest.MonkeyPatch, dtype: Any, tolerance: float
 ) -> None:
-    together = [p for j in PairModel(str(checkpoint)).judge(questions) for row in j.preferences for p in row]
+    together, alone = (PairModel(str(checkpoint), dtype=dtype) for _ in range(2))
+    judged = [p for j in together.judge(questions) for row in j.preferences for p in row]
     monkeypatch.setattr(reading, "SCORING_TOKENS", 1)
-    alone = [p for j in PairModel(str(checkpoint)).judge(questions) for row in j.preferences for p in row]
-    assert together == pytest.approx(alone, abs=1e-5)
+    one_by_one = [p for j in alone.judge(questions) for row in j.preferences for p in row]
+    assert judged == pytest.approx(one_by_one, abs=tolerance)
+    assert together.reader.padding > 0 == alone.reader.padding
 
 
 def test_the_kind_is_loaded_with_its_settings(checkpoint: Path, questions: list[Question]) -> None:

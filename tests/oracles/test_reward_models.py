@@ -279,6 +279,23 @@ def test_a_causal_model_is_refused_for_its_missing_head(random_policy: Path) -> 
         reward_model(str(random_policy)).score([Question("Say cat", "", ["cat"])])
 
 
+def test_code_that_comes_with_a_checkpoint_is_never_run(skywork: Path, tmp_path: Path) -> None:
+    """One that transformers knows without it is read; one that it does not know is refused."""
+    for file in skywork.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    ran = tmp_path / "ran"
+    (tmp_path / "modeling_custom.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    code = {f"Auto{n}": f"modeling_custom.{n}" for n in ("Config", "Tokenizer", "ModelForSequenceClassification")}
+    content = json.loads((skywork / "config.json").read_text()) | {"auto_map": code}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    questions = [Question("Say cat", "", ["cat", "dog"])]
+    assert reward_model(str(tmp_path)).score(questions) == reward_model(str(skywork)).score(questions)
+    (tmp_path / "config.json").write_text(json.dumps(content | {"model_type": "custom"}))
+    with pytest.raises(BadInput, match="not a classifier model that transformers loads"):
+        reward_model(str(tmp_path)).score(questions)
+    assert not ran.exists()
+
+
 def test_a_classifier_of_several_outputs_is_refused(tmp_path: Path, random_policy: Path, tiny: dict[str, Any]) -> None:
     path = classifier(tmp_path, random_policy, "Llama", tiny, labels=2)
     with pytest.raises(BadInput, match="a classifier of 2 outputs is no reward model; expected 1"):

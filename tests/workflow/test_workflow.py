@@ -87,6 +87,7 @@ def test_a_second_run_has_nothing_to_do(checkout: Checkout) -> None:
 HELDOUT = {"tabulate tables/main.html", "players tables/players.html", "costs tables/costs.html"}
 BENCHMARKS = {"benchmarks tables/benchmarks.html", "costs tables/costs.html"}
 TABLES = HELDOUT | BENCHMARKS
+PREFERENCES = {"preferences tables/preferences.html"}
 PLOTS = {f"plot figures/{f}.svg" for f in ("win_rate", "families", "training", "win_matrix")}
 
 
@@ -136,7 +137,8 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
         }
         | shards("sample", "inpo.1", 2)
         | shards("score", "inpo.1", 2)
-        | following("inpo.2"),
+        | following("inpo.2")
+        | PREFERENCES,
     ),
     "a plot's code": (lambda c: c.edit("mnpo/stages/plot.py", "capsize=3", "capsize=4"), PLOTS),
     "a comment in a stage's code": (
@@ -145,7 +147,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "the code of the tables": (
         lambda c: c.edit("mnpo/stages/tabulate.py", "0.5 * (difference == 0)", "0.25 * (difference == 0)"),
-        TABLES | PLOTS,
+        TABLES | PLOTS | PREFERENCES,
     ),
     "the resamples of the bootstrap": (
         lambda c: c.edit(CONFIG, "bootstrap: 100", "bootstrap: 200"),
@@ -188,6 +190,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
         | measured("inpo.2")
         | measured("td-mnpo.2")
         | TABLES
+        | PREFERENCES
         | PLOTS,
     ),
     "what only the plan reads": (

@@ -79,6 +79,37 @@ rule tabulate:
         "exec python -m mnpo --log {log} tabulate --settings {params.settings:q} {params.evaluations} --output {params.directory}"
 
 
+rule preferences:
+    input:
+        pairs=[PLAN.pairs(*of) for of in PLAN.annotated],
+        scores=[file for of in PLAN.annotated for file in PLAN.score_shards(*of)],
+    output:
+        html=report(
+            PLAN.table("preferences") + ".html",
+            caption="../report/preferences.rst",
+            category="Tables",
+            labels={"table": "preferences"},
+        ),
+        csv=PLAN.table("preferences") + ".csv",
+        md=PLAN.table("preferences") + ".md",
+    log:
+        f"{LOGS}/preferences.log",
+    conda:
+        "../../envs/eval.yaml"
+    threads: PLAN.threads("tabulate")
+    resources:
+        **asked("tabulate"),
+    params:
+        settings=PLAN.settings("preferences"),
+        code=PLAN.code("preferences"),
+        pairs=lambda w, input: [f"--pairs={file}" for file in input.pairs],
+        scores=lambda w, input: [f"--scores={file}" for file in input.scores],
+        table=subpath(output.csv, strip_suffix=".csv"),
+    shell:
+        "exec python -m mnpo --log {log} preferences --settings {params.settings:q} {params.pairs} {params.scores}"
+        " --output {params.table}"
+
+
 rule benchmarks:
     input:
         PLAN.benchmark_evaluations,

@@ -1,0 +1,74 @@
+"""The table of cycles and pairs, from real scores and pairs whose counts are known by construction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mnpo.errors import BadInput
+from mnpo.records import SAMPLES, write
+from mnpo.stages import pair, preferences, score
+
+TRUTH = '{"answer": "cat cat cat", "family": "repeat"}'
+# Right and wordy, nearly right and curt, wrong and polite: each beats the next by two rules of three.
+CIRCLE = ["I think it is cat cat cat. I hope this helps.", "cat cat", "Of course: dog, dog, dog."]
+RANKED = ["cat cat cat", "cat dog dog dog", " "]
+SAME = ["cat", "cat", "cat"]
+
+
+def shard(directory: Path, prompts: dict[str, list[str]], oracles: dict[str, Any]) -> tuple[Path, Path]:
+    rows = [
+        {"prompt_id": name, "family": "repeat", "prompt": "Say cat 3 times", "truth": TRUTH, "k": k, "response": text}
+        | {"tokens": 5, "finish": "stop", "seed": k}
+        for name, texts in prompts.items()
+        for k, text in enumerate(texts)
+    ]
+    directory.mkdir(parents=True)
+    write(SAMPLES, rows, directory / "samples.parquet")
+    asked = score.Settings(oracle="majority", oracles=oracles)
+    score.run(asked, directory / "samples.parquet", directory / "scores.parquet")
+    return directory / "samples.parquet", directory / "scores.parquet"
+
+
+def test_cycles_add_up_over_shards_and_what_made_no_pair_has_its_reason(
+    tmp_path: Path, oracle_settings: dict[str, Any]
+) -> None:
+    parts = [
+        [shard(tmp_path / "1/0", {"a": CIRCLE, "b": RANKED}, oracle_settings)]
+        + [shard(tmp_path / "1/1", {"c": CIRCLE, "d": SAME}, oracle_settings)],
+        [
+            shard(tmp_path / "2/0", {"a": RANKED}, oracle_settings),
+            shard(tmp_path / "2/1", {"b": RANKED}, oracle_settings),
+        ],
+    ]
+    pairs = []
+    for n, shards in enumerate(parts):
+        pairs.append(tmp_path / f"pairs{n}.parquet")
+        pair.run(pair.Settings(pairing={}), *map(list, zip(*shards, strict=True)), pairs[-1])
+    scores = [scored for shards in parts for _, scored in shards]
+    settings = preferences.Settings(rows=[("SFT", 1, "majority"), ("INPO 1", 2, "majority")])
+    preferences.run(settings, pairs, scores, tmp_path / "table")
+    table = pd.read_csv(tmp_path / "table.csv")
+    first, second = table.to_dict("records")
+    assert first == {
+        "policy": "SFT", "part": 1, "oracle": "majority",
+        "prompts": 4, "prompts_with_a_cycle": 2, "responses_without_a_comparison": 0,
+        "pairs": 1, "prompts_without_a_pair": 3,  # a circle's three responses win one half each: a tie
+        "empty_responses": 1, "repeated_responses": 0, "middle_responses": 0,
+        "fewer_than_two_responses": 0, "identical_responses": 1, "tied_scores": 2,
+    }  # fmt: skip
+    assert (second["prompts_with_a_cycle"], second["pairs"], second["empty_responses"]) == (0, 2, 2)
+    assert "prompts_with_a_cycle" in (tmp_path / "table.md").read_text()
+
+
+def test_files_that_do_not_fit_the_rows_are_refused(tmp_path: Path, chain: dict[str, Path]) -> None:
+    settings = preferences.Settings(rows=[("SFT", 1, "overall")])
+    with pytest.raises(BadInput, match="1 rows, 0 files of pairs and 1 of scores do not fit"):
+        preferences.run(settings, [], [chain["scores"]], tmp_path / "table")
+    bare = tmp_path / "bare.parquet"
+    bare.write_bytes(chain["pairs"].read_bytes())
+    with pytest.raises(BadInput, match=r"bare\.parquet: no manifest"):
+        preferences.run(settings, [bare], [chain["scores"]], tmp_path / "table")
