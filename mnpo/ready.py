@@ -26,8 +26,8 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
             if (judge := plan.config.judges[of["judge"]]).endpoint != DEMO:
                 judges[of["judge"]] = judge
         elif rule == "score_asking":
-            judges |= {name: judge for name in plan.config.with_members([of["oracle"]])
-                       if (judge := plan.config.oracles[name].judge) is not None}  # fmt: skip
+            members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
+            judges |= {name: asked for name, asked in members.items() if asked is not None}
         elif rule == "answer" and not plan.has_files(of["policy"]):
             model = plan.config.models[of["policy"]]
             judges[of["policy"]] = Judge(model=model.api or "", endpoint=model.endpoint, key=model.key)
