@@ -20,6 +20,21 @@ def by_tokens(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
     return batches
 
 
+def dealt(lengths: Sequence[int], most_tokens: int, ranks: int) -> list[list[list[int]]]:
+    """For each of `ranks` processes, the micro-batches of its share of a step's rows: as many for each.
+
+    Rows are dealt out by falling length, so that the shares are alike. Where one rank would have fewer batches than
+    another (a forward pass of a sharded model is everyone's), empty ones fill up.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    shares = [longest_first[rank::ranks] for rank in range(ranks)]
+    parts = [
+        [[rows[i] for i in part] for part in by_tokens([lengths[r] for r in rows], most_tokens)] for rows in shares
+    ]
+    most = max(map(len, parts))
+    return [mine + [[] for _ in range(most - len(mine))] for mine in parts]
+
+
 def shuffled(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
     """Endless epochs of batches of exactly `batch_size` rows (fewer only when there are fewer), of similar length.
 

@@ -10,6 +10,7 @@ from mnpo.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 SOFT_CAPPING = ("eager", "flash_attention_2")
@@ -131,9 +132,9 @@ def _check_bos(path: str | Path, tokenizer: Any) -> None:
         )
 
 
-def save(model: PreTrainedModel, tokenizer: Any, path: str | Path) -> None:
-    """Write a policy that `load_model` and any other tool can read."""
-    model.save_pretrained(path)
+def save(model: PreTrainedModel, tokenizer: Any, path: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a policy that `load_model` and any other tool can read, with its own weights or with others for them."""
+    model.save_pretrained(path, state_dict=weights)
     tokenizer.save_pretrained(path)
 
 

@@ -19,7 +19,8 @@ import typer
 
 from mnpo.config import ConfigError, load, read_yaml, schema, validated
 from mnpo.errors import EXPECTED, BadInput
-from mnpo.progress import say
+from mnpo.progress import complain
+from mnpo.ranks import rank
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,7 +59,7 @@ def _options(
 ) -> None:
     if environments := os.environ.get("MNPO_ENVIRONMENTS"):
         _enter(Path(environments), FAMILIES.get(context.invoked_subcommand or ""))
-    if log is not None:
+    if log is not None and rank() == 0:
         _copy_to(log)
 
 
@@ -476,8 +477,8 @@ def main() -> None:
     try:
         app()
     except EXPECTED as error:
-        say(f"mnpo: {error}")
+        complain(f"mnpo: {error}")
         sys.exit(error.exit_code)
     except FileNotFoundError as error:
-        say(f"mnpo: {error}")
+        complain(f"mnpo: {error}")
         sys.exit(BadInput.exit_code)

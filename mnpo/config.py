@@ -291,6 +291,13 @@ class Oracle(Block):
 # ------------------------------------------------------------------------------------------------------------- stages
 
 
+class Lora(Block):
+    """Low-rank adapters on all linear layers but the head; the policy is saved with them merged in."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+
+
 class Optimisation(Block):
     """How weights are moved: AdamW, one learning-rate cycle, batches of whole rows."""
 
@@ -307,6 +314,13 @@ class Optimisation(Block):
     clip: Positive = 1.0
     """Largest gradient norm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of products; weights, their optimiser and the loss stay float32."""
+    parallel: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
+    """How several processes share a training (docs/training.md); one process needs none of them."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    lora: Lora | None = None
+    """Train adapters and leave the weights alone; None trains all weights."""
 
 
 class SFT(Optimisation):

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
+from mnpo.ranks import rank
+
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
 
 
 def track(items: Iterable[Item], total: int, what: str, unit: str = "it") -> Iterator[Item]:
     """Yield `items`, showing how far through `total` they are. `what` says which work it is."""
-    if sys.stderr.isatty():
+    if rank() == 0 and sys.stderr.isatty():
         from tqdm import tqdm
 
         yield from tqdm(items, total=total, desc=what, unit=unit, dynamic_ncols=True)
@@ -48,6 +50,16 @@ def _line(what: str, unit: str, done: int, total: int, seconds: float) -> None:
 
 
 def say(line: str) -> None:
-    """A line for the log; that nobody reads it any more is no reason to stop."""
+    """A line for the log, from one rank of many; that nobody reads it any more is no reason to stop."""
+    if rank() == 0:
+        _print(line)
+
+
+def complain(line: str) -> None:
+    """A line about what went wrong here, from any rank."""
+    _print(f"rank {rank()}: {line}" if rank() else line)
+
+
+def _print(line: str) -> None:
     with suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ from mnpo import sources
 from mnpo.artifacts import Artifact, artifact, beside, remove
 from mnpo.errors import BadInput, Interrupted
 from mnpo.progress import say
+from mnpo.ranks import barrier, highest, rank, ranks
 
 MINUTES = "MNPO_CHECKPOINT_MINUTES"  # in the environment and not in the settings, for it changes no result
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -46,10 +47,20 @@ def resumable(
 
     SIGTERM, SIGUSR1 and SIGINT stop the body at its next `Session.safe_point`; a second SIGINT stops it at once.
     The manifest says how often work was `resumed`, and its seconds are those of all sessions.
+
+    On several ranks, rank 0 makes the output; the others hold the same session, and enter the body after it.
     """
+    if rank():
+        barrier()
+        follower = Session(output)
+        with _signals(follower):
+            yield Artifact(beside(output, "partial"), {}), follower
+        return
     with artifact(output, stage, settings, inputs, directory=directory) as made:
-        follows_from = [stage, settings, list(made.inputs.values()), sources.digest(f"mnpo.stages.{stage}", *modules)]
+        code = sources.digest(f"mnpo.stages.{stage}", *modules)
+        follows_from = [stage, settings, list(made.inputs.values()), code, ranks()]
         session = Session(output, hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest())
+        barrier()
         made.earlier_seconds = session.earlier_seconds
         try:
             with _signals(session):
@@ -64,6 +75,9 @@ def resumable(
 class Session:
     """One process at work on an output, with what earlier ones kept and what it keeps for the next.
 
+    Of several ranks each has a session; they stop and keep their work at the same step, each its own files of a
+    checkpoint, and all the rest is rank 0's. `due`, `keep` and `latest` are for all ranks to call together.
+
     Attributes:
         directory: where it is kept.
         earlier_seconds: what earlier sessions took.
@@ -71,7 +85,7 @@ class Session:
         at_once: whether a signal need not wait for a safe point.
     """
 
-    def __init__(self, output: Path, key: str) -> None:
+    def __init__(self, output: Path, key: str | None = None) -> None:
         self.directory = beside(output, "work")
         self.asked: str | None = None
         self.at_once = False
@@ -80,7 +94,7 @@ class Session:
         self._started = self._kept = time.monotonic()
         self._writing = 0.0
         self._taken_up = False
-        record = self._open()
+        record = self._open() if rank() == 0 else {}
         self.earlier_seconds: float = record.get("seconds", 0.0)
         self._resumed: int = record.get("resumed", 0)
         self.record()
@@ -97,36 +111,50 @@ class Session:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a checkpoint: some minutes have passed, or a signal asks to stop.
+        """Whether it is time for a checkpoint: some minutes have passed, or a signal asks to stop, on any rank.
 
         However long writing takes, it is a tenth of the time at most.
         """
         pause = max(60 * self._minutes, LEAST_PAUSE * self._writing) if self._minutes else 0
-        return self.asked is not None or time.monotonic() - self._kept >= pause
+        agreed = highest(2 if self.asked is not None else int(time.monotonic() - self._kept >= pause))
+        if agreed == 2 and self.asked is None:
+            self.asked = "a signal to another rank"
+        return agreed > 0
 
     def keep(self, step: int, write: Callable[[Path], None]) -> None:
         """Replace the checkpoint by one at `step`, which `write` puts into the directory that it is given."""
         started = time.monotonic()
         new, whole = self.directory / "new", self.directory / f"checkpoint-{step}"
-        remove(new)
-        new.mkdir()
+        if rank() == 0:
+            remove(new)
+            new.mkdir()
+        barrier()
         try:
             write(new)
-            _save(new / "index.json", {"files": _hashes(new)})
+            barrier()
+            if rank() == 0:
+                _save(new / "index.json", {"files": _hashes(new)})
         except BaseException:
             remove(new)
             raise
-        remove(whole)
-        os.replace(new, whole)
-        for old in self._checkpoints():
-            if old != whole:
-                remove(old)
+        if rank() == 0:
+            remove(whole)
+            os.replace(new, whole)
+            for old in self._checkpoints():
+                if old != whole:
+                    remove(old)
+        barrier()
         self.record()
         self._kept = time.monotonic()
         self._writing = self._kept - started
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint; one that was damaged is reported and removed."""
+        found = self._whole() if rank() == 0 else None
+        barrier()
+        return found if rank() == 0 else next(iter(self._checkpoints()), None)
+
+    def _whole(self) -> Path | None:
         for checkpoint in self._checkpoints():
             if damage := _damage(checkpoint):
                 say(f"{checkpoint}: {damage}; a checkpoint is taken up whole or not at all, so it is removed")
@@ -170,6 +198,8 @@ class Session:
 
     def record(self) -> None:
         """A sign of life: the seconds so far."""
+        if rank():
+            return
         content = {"key": self._key, "seconds": round(self.seconds, 3), "resumed": self.resumed}
         _save(self.directory / "work.json", content)
 

@@ -8,24 +8,32 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mnpo import batches
-from mnpo.config import Optimisation
+from mnpo.checkpoints import save
+from mnpo.config import Lora, Optimisation
+from mnpo.distributed import Engine, engine
 from mnpo.errors import Diverged
+from mnpo.logprobs import ResponseLogprobs
 from mnpo.progress import say, track
+from mnpo.ranks import rank, ranks
+from mnpo.ranks import total as summed
 from mnpo.resume import Session
 
-STATE = "state.pt"
-Losses = Callable[[list[int]], tuple[Tensor, Mapping[str, Tensor]]]
-"""Rows -> the loss of each row ``[rows]`` and further per-row metrics."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+METRICS = "metrics.jsonl"
+Losses = Callable[[Any, list[int]], tuple[Tensor, Mapping[str, Tensor]]]
+"""The module, as it is called in training, and rows -> the loss of each row ``[rows]`` and further per-row metrics."""
 
 
 def optimise(
-    model: torch.nn.Module,
+    module: torch.nn.Module,
     optimisation: Optimisation,
     losses: Losses,
     lengths: Sequence[int],
@@ -36,8 +44,8 @@ def optimise(
     seed: int,
     what: str,
     session: Session | None = None,
-) -> list[dict[str, float]]:
-    """Train `model` in place for `steps` optimiser steps; returns one row of metrics a step.
+) -> Trained:
+    """Train `module` for `steps` optimiser steps, alone or with the other ranks (mnpo/distributed.py).
 
     A step minimises the weighted mean of its rows' losses, over micro-batches of similar length.
 
@@ -54,20 +62,27 @@ def optimise(
         Interrupted: a signal asked the session to stop.
     """
     data = _Data(losses, lengths, [1.0] * len(lengths) if weights is None else weights, names)
-    state = _State.begin(model, optimisation, steps)
+    state = _State(engine(module, optimisation), [])
     if session is not None and (checkpoint := session.latest()):
         state.load(checkpoint)
         say(f"{what}: goes on after step {len(state.history)} of {steps}, from {checkpoint}")
     order = islice(batches.shuffled(lengths, optimisation.batch_size, seed), len(state.history), steps)
     for rows in track(order, steps - len(state.history), what, "steps"):
         step = len(state.history)
-        metrics = _accumulate(model, optimisation, data, rows, f"{what}: step {step}")
-        state.history.append({"step": step, **metrics, "learning_rate": float(state.rate.get_last_lr()[0])})
-        state.step()
+        rate = optimisation.learning_rate * schedule(optimisation, step, steps)
+        metrics = _step(state.engine, optimisation, data, rows, rate, f"{what}: step {step}")
+        state.history.append({"step": step, **metrics, "learning_rate": rate})
         if session is not None and session.due:
             session.keep(len(state.history), state.save)
             session.safe_point(f"step {len(state.history)} of {steps}")
-    return state.history
+    return Trained(state.history, state.engine.weights())
+
+
+class Trained(NamedTuple):
+    """What came of a training: a row of metrics a step, and the weights by name (on several ranks: on rank 0)."""
+
+    history: list[dict[str, float]]
+    weights: dict[str, Tensor]
 
 
 class _Data(NamedTuple):
@@ -77,73 +92,56 @@ class _Data(NamedTuple):
     names: Sequence[str]
 
 
-def _accumulate(
-    model: torch.nn.Module, optimisation: Optimisation, data: _Data, rows: Sequence[int], where: str
+def _step(
+    engine: Engine, optimisation: Optimisation, data: _Data, rows: Sequence[int], rate: float, where: str
 ) -> dict[str, float]:
-    """Add up the gradients of a step's rows, in micro-batches, and clip them; returns the step's metrics."""
+    """Add up the gradients of this rank's share of a step's rows, in micro-batches, and move the weights.
+
+    Returns the metrics of all of the step's rows.
+    """
     lengths = [data.lengths[r] for r in rows]
     total = sum(data.weights[r] for r in rows)
     sums: dict[str, float] = {}
-    padded = 0
-    for part in batches.by_tokens(lengths, optimisation.micro_batch_tokens):
-        micro = [rows[i] for i in part]
-        padded += len(part) * max(lengths[i] for i in part)
-        with precision(optimisation, model):
-            loss, metrics = data.losses(micro)
+    dealt = batches.dealt(lengths, optimisation.micro_batch_tokens, ranks())
+    mine = dealt[rank()]
+    for number, part in enumerate(mine, 1):
+        micro = [rows[i] for i in part] or [min(rows, key=lambda r: data.lengths[r])]  # counts nothing, when empty
+        with precision(optimisation, engine.module):
+            loss, metrics = data.losses(engine.module, micro)
         _require_finite(loss, [data.names[r] for r in micro], where)
-        share = torch.tensor([data.weights[r] / total for r in micro], device=loss.device, dtype=loss.dtype)
-        (loss * share).sum().backward()  # type: ignore[no-untyped-call]
+        shares = [data.weights[r] / total if part else 0.0 for r in micro]
+        share = torch.tensor(shares, device=loss.device, dtype=loss.dtype)
+        engine.backward((loss * share).sum(), last=number == len(mine))
         for name, value in {"loss": loss, **metrics}.items():
             sums[name] = sums.get(name, 0.0) + float((value.detach().to(share) * share).sum())
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optimisation.clip))
+    norm = engine.step(rate)
     if not math.isfinite(norm):
         raise Diverged(
             f"{where}: the gradient's norm is {norm}, on rows {_some(data.names[r] for r in rows)}; "
             "lower learning_rate, or look at these rows"
         )
-    return {"tokens": sum(lengths), "padded_tokens": padded, **sums, "gradient_norm": norm}
+    padded = sum(len(part) * max(lengths[i] for i in part) for parts in dealt for part in parts if part)
+    means = dict(zip(sums, summed(list(sums.values())), strict=True))
+    return {"tokens": sum(lengths), "padded_tokens": padded, **means, "gradient_norm": norm}
 
 
 @dataclass
 class _State:
     """All that the next step follows from, beside the settings and the data."""
 
-    model: torch.nn.Module
-    optimiser: torch.optim.Optimizer
-    rate: torch.optim.lr_scheduler.LambdaLR
+    engine: Engine
     history: list[dict[str, float]]
 
-    @classmethod
-    def begin(cls, model: torch.nn.Module, optimisation: Optimisation, steps: int) -> _State:
-        optimiser = torch.optim.AdamW(
-            model.parameters(),
-            lr=optimisation.learning_rate,
-            betas=optimisation.betas,
-            weight_decay=optimisation.weight_decay,
-            foreach=True,
-        )
-        rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(optimisation, step, steps))
-        return cls(model, optimiser, rate, [])
-
-    def step(self) -> None:
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.rate.step()
-
     def save(self, directory: Path) -> None:
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        with open(directory / STATE, "wb") as stream:  # a full disk is an OSError so, and not if torch opens the file
-            torch.save({**parts, "history": self.history, "random": _random_state()}, stream)
+        self.engine.save(directory)
+        with open(directory / f"state-{rank()}.pt", "wb") as stream:
+            torch.save({"history": self.history, "random": _random_state()}, stream)
 
     def load(self, directory: Path) -> None:
-        saved = torch.load(directory / STATE, map_location="cpu", mmap=torch.cuda.is_available(), weights_only=True)
-        for name, part in self._parts().items():
-            part.load_state_dict(saved[name])
+        self.engine.load(directory)
+        saved = torch.load(directory / f"state-{rank()}.pt", weights_only=True)
         self.history = saved["history"]
         _set_random_state(saved["random"])
-
-    def _parts(self) -> dict[str, Any]:
-        return {"model": self.model, "optimiser": self.optimiser, "rate": self.rate}
 
 
 def _random_state() -> dict[str, Any]:
@@ -176,6 +174,36 @@ def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "padding_share": round(1 - tokens / padded, 4),
         "final_loss": history[-1]["loss"],
     }
+
+
+def prepared(model: PreTrainedModel, optimisation: Optimisation) -> ResponseLogprobs:
+    """What is trained of `model`, in place: its log-probabilities, with adapters and checkpointing as asked."""
+    if optimisation.lora is not None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = optimisation.lora
+        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear"), model)
+    if optimisation.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return ResponseLogprobs(model)
+
+
+def write(trained: Trained, model: PreTrainedModel, tokenizer: Any, directory: Path, lora: Lora | None) -> None:
+    """Rank 0 writes the policy, which any tool can load, and its metrics."""
+    if rank() == 0:
+        weights = {name.removeprefix("model."): weight for name, weight in trained.weights.items()}
+        save(model, tokenizer, directory, weights if lora is None else _merged(weights, lora))
+        write_metrics(trained.history, directory / METRICS)
+
+
+def _merged(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+    """The weights of the plain model: ``W + alpha / rank * B A`` where there is an adapter (LoRA, eq. 3)."""
+    plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
+    for name, a in weights.items():
+        if name.endswith(".lora_A.default.weight"):
+            b = weights[name.replace(".lora_A.", ".lora_B.")]
+            plain[name.replace(".lora_A.default.", ".")] += lora.alpha / lora.rank * (b @ a)
+    return plain
 
 
 def write_metrics(history: Iterable[Mapping[str, float]], path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnpo.config import SFT, Block, Model, Text
 from mnpo.errors import BadInput
+from mnpo.ranks import barrier, process_group, rank
 from mnpo.records import DEMONSTRATIONS, read
 from mnpo.resume import Session, resumable
 
@@ -30,8 +31,13 @@ class Settings(Block):
 def run(settings: Settings, demonstrations: Path, output: Path) -> None:
     """Write the policy into the directory `output`: weights, tokenizer, metrics.jsonl, manifest."""
     rows = read(DEMONSTRATIONS, demonstrations)
-    with resumable(output, "sft", settings.model_dump(), [demonstrations], directory=True) as (made, session):
-        _start(settings, rows, made.path)
+    with (
+        process_group(),
+        resumable(output, "sft", settings.model_dump(), [demonstrations], directory=True) as (made, session),
+    ):
+        if rank() == 0:
+            _start(settings, rows, made.path)
+        barrier()
         if settings.sft is not None:
             made.facts = _fine_tune(settings, settings.sft, rows, made.path, session)
 
@@ -69,9 +75,8 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
     import torch
 
     from mnpo.chat import Chat
-    from mnpo.checkpoints import load_model, load_tokenizer, save
-    from mnpo.logprobs import response_logprobs
-    from mnpo.training import optimise, summary, write_metrics
+    from mnpo.checkpoints import load_model, load_tokenizer
+    from mnpo.training import optimise, prepared, summary, write
 
     if rows.empty:
         raise BadInput("reference.sft is given, but the prompts' source has no demonstrations to learn from")
@@ -82,15 +87,16 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
     texts = [chat.encode(p, r, n) for p, r, n in zip(rows["prompt"], rows["response"], names, strict=True)]
     response_tokens = [float(len(text.response)) for text in texts]
 
-    def losses(batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def losses(module: Any, batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean negative log-likelihood of each row's response tokens, nats (docs/method.md, eq. 1)."""
-        mean = response_logprobs(model, [texts[i] for i in batch], reduction="mean")
-        return -mean, {}
+        return -module([texts[i] for i in batch], reduction="mean"), {}
 
     torch.manual_seed(settings.seed)
+    parameters = model.num_parameters()
+    module = prepared(model, sft)
     model.train()
-    history = optimise(
-        model,
+    trained = optimise(
+        module,
         sft,
         losses,
         [len(t) for t in texts],
@@ -101,6 +107,5 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
         what="sft",
         session=session,
     )
-    save(model, tokenizer, directory)
-    write_metrics(history, directory / "metrics.jsonl")
-    return {"rows": len(texts), "parameters": model.num_parameters(), **summary(history), **chat.counts}
+    write(trained, model, tokenizer, directory, sft.lora)
+    return {"rows": len(texts), "parameters": parameters, **summary(trained.history), **chat.counts}

@@ -12,6 +12,7 @@ from mnpo import family
 from mnpo.artifacts import artifact
 from mnpo.config import REFERENCE, Block, Objective, Text, TextForm, Training
 from mnpo.errors import BadInput
+from mnpo.ranks import process_group, rank
 from mnpo.records import LOGPS, PAIRS, read, rows_of
 from mnpo.resume import Session, resumable
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from mnpo.chat import Encoded
     from mnpo.objectives import Pair
 
 METRICS = "metrics.jsonl"
@@ -66,14 +68,16 @@ def run(
         BadInput: pairs without log-probabilities, or precomputed ones that disagree with what training computes.
         Diverged: a loss that is not finite.
         Interrupted: a signal asked to stop; the same call goes on from there.
+
+    Run by torchrun or accelerate launch, all ranks train together and rank 0 writes (docs/training.md).
     """
     rows = read(PAIRS, *pairs)
     scored = _log_probabilities(settings, rows, pairs, logps)
     asked = settings.model_dump(exclude_none=True, exclude={"objective": {"history"}})
     inputs = [start, *pairs, *logps]
-    with resumable(output, "train", asked, inputs, directory=True) as (made, session):
+    with process_group(), resumable(output, "train", asked, inputs, directory=True) as (made, session):
         made.facts = _train(settings, rows, scored, start, made.path, session)
-        if training is not None:
+        if training is not None and rank() == 0:
             with artifact(training, "train", asked, inputs) as copy:
                 shutil.copyfile(made.path / METRICS, copy.path)
                 copy.facts, copy.earlier_seconds = made.facts, session.seconds
@@ -112,14 +116,14 @@ def _train(
 
     from mnpo.batches import by_tokens, shuffled
     from mnpo.chat import Chat
-    from mnpo.checkpoints import load_model, load_tokenizer, save
-    from mnpo.logprobs import response_logprobs
+    from mnpo.checkpoints import load_model, load_tokenizer
     from mnpo.objectives import Pair, preference_loss
-    from mnpo.training import optimise, precision, summary, write_metrics
+    from mnpo.training import optimise, precision, prepared, summary, write
 
     objective = family.member(**settings.objective.member_settings())
     by_mean = settings.length_normalised or objective.length_normalised
     tokenizer, model = load_tokenizer(start), load_model(start)
+    parameters = model.num_parameters()
     chat = Chat(tokenizer, settings.text, settings.form)
     records = rows_of(rows)
     chosen = [chat.encode(r["prompt"], r["chosen"], f"pair {r['pair_id']}, chosen") for r in records]
@@ -128,14 +132,13 @@ def _train(
     rewards = _columns(rows, "chosen_score", "rejected_score", model.device)
     wins = _columns(rows, "chosen_win", "rejected_win", model.device)
 
-    def policy(batch: list[int]) -> Pair:
-        texts = [side[i] for side in (chosen, rejected) for i in batch]
-        both = response_logprobs(model, texts, reduction="mean" if by_mean else "sum")
+    def policy(module: Any, batch: list[int]) -> Pair:
+        both = module([side[i] for side in (chosen, rejected) for i in batch], reduction="mean" if by_mean else "sum")
         return Pair(both[: len(batch)], both[len(batch) :])
 
-    def losses(batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def losses(module: Any, batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The objective of the pairs in `batch` (docs/method.md, eq. 4 to 11)."""
-        log_policy = policy(batch)
+        log_policy = policy(module, batch)
         outcome = preference_loss(
             objective,
             log_policy,
@@ -152,21 +155,25 @@ def _train(
             "rejected_reward": outcome.rejected_reward,
             "chosen_logp": log_policy.chosen,
             "rejected_logp": log_policy.rejected,
+            **_against(log_policy, {scorer: _rows(pair, batch) for scorer, pair in fixed.items()}, settings.opponents),
+            "chosen_tokens": _tokens(chosen, batch, log_policy.chosen),
+            "rejected_tokens": _tokens(rejected, batch, log_policy.chosen),
         }
 
     # The prompt is encoded once for both responses (mnpo/logprobs.py).
     lengths = [len(c) + len(r.response) for c, r in zip(chosen, rejected, strict=True)]
     torch.manual_seed(settings.seed)
+    module = prepared(model, settings.training)
     if settings.start in fixed and settings.form == settings.opponent_form:
         batch = next(shuffled(lengths, settings.training.batch_size, settings.seed))
         batch = [batch[i] for i in by_tokens([lengths[r] for r in batch], settings.training.micro_batch_tokens)[0]]
         tokens = [1 if by_mean else len(side[i].response) for side in (chosen, rejected) for i in batch]
         with torch.no_grad(), precision(settings.training, model):
-            _require_same(policy(batch), _rows(fixed[settings.start], batch), tokens, settings)
+            _require_same(policy(module, batch), _rows(fixed[settings.start], batch), tokens, settings)
     steps = math.ceil(len(rows) * settings.training.epochs / min(settings.training.batch_size, len(rows)))
     model.train()
-    history = optimise(
-        model,
+    trained = optimise(
+        module,
         settings.training,
         losses,
         lengths,
@@ -176,9 +183,8 @@ def _train(
         what=f"train {settings.policy}",
         session=session,
     )
-    save(model, tokenizer, directory)
-    write_metrics(history, directory / METRICS)
-    return {"rows": len(rows), "parameters": model.num_parameters(), **summary(history), **chat.counts}
+    write(trained, model, tokenizer, directory, settings.training.lora)
+    return {"rows": len(rows), "parameters": parameters, **summary(trained.history), **chat.counts}
 
 
 def _pair(table: pd.DataFrame, by_mean: bool, device: Any) -> Pair:
@@ -189,6 +195,26 @@ def _pair(table: pd.DataFrame, by_mean: bool, device: Any) -> Pair:
 
     sides = [table[s] / table[f"{s}_tokens"] if by_mean else table[s] for s in ("chosen", "rejected")]
     return Pair(*(torch.tensor(side.tolist(), dtype=torch.float32, device=device) for side in sides))
+
+
+def _against(policy: Pair, fixed: Mapping[str, Pair], opponents: Sequence[tuple[str, float]]) -> dict[str, Tensor]:
+    """How far the policy is from those it plays against and from the reference: ``[pairs]`` each, in nats.
+
+    `margin_{opponent}` is ``m_pi - m_opponent``: the log-ratio of the policy to it, chosen minus rejected.
+    `kl` estimates KL(policy || reference) a response: half the squared log-ratio, averaged over both responses. That
+    is right to second order in the log-ratio for responses that the policy itself draws; these are the best and the
+    worst of the sampler's, so it is biased, upwards as a rule. For length-normalised objectives all is per token.
+    """
+    margins = {f"margin_{name}": policy.gap - fixed[name].gap for name, _ in opponents}
+    if REFERENCE not in fixed:
+        return margins
+    ratios = [ours - theirs for ours, theirs in zip(policy, fixed[REFERENCE], strict=True)]
+    return {**margins, "kl": (ratios[0].square() + ratios[1].square()) / 4}
+
+
+def _tokens(texts: Sequence[Encoded], batch: list[int], like: Tensor) -> Tensor:
+    """The responses' lengths, ``[pairs]``."""
+    return like.new_tensor([len(texts[i].response) for i in batch])
 
 
 def _columns(rows: pd.DataFrame, chosen: str, rejected: str, device: Any) -> Pair:

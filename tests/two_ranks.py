@@ -1,0 +1,41 @@
+"""One rank of the trainings of tests/test_distributed.py: those of a JSON file, one after the other in one process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from mnpo import training
+from mnpo.errors import Interrupted
+from mnpo.ranks import process_group, rank
+from mnpo.stages.train import Settings, run
+
+asked = json.loads(Path(sys.argv[1]).read_text())
+start, pairs, logps = (Path(asked[name]) for name in ("policy", "pairs", "logps"))
+step = training._step
+
+
+def signalled(*given: Any) -> Any:
+    """The second rank gets a signal in the third step."""
+    if given[-1].endswith("step 2") and rank() == 1:
+        signal.raise_signal(signal.SIGTERM)
+    return step(*given)
+
+
+def train(name: str, settings: dict[str, Any]) -> None:
+    run(Settings.model_validate(settings), start, [pairs], [logps], Path(asked["output"]) / name)
+
+
+with process_group():
+    for name, settings in asked["trainings"].items():
+        if name.endswith("stopped"):
+            training._step = signalled
+            try:
+                train(name, settings)
+            except Interrupted as stopped:
+                print(f"rank {rank()}: {stopped}", flush=True)
+            training._step = step
+        train(name, settings)
