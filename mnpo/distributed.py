@@ -111,7 +111,9 @@ class _Torch:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_model_state_dict(self._plain, options=whole)  # type: ignore[return-value]
+        gathered = get_model_state_dict(self._plain, options=whole)
+        once = {name for name, _ in (*self._plain.named_parameters(), *self._plain.named_buffers())}  # tied ones too
+        return {name: weight for name, weight in gathered.items() if name in once}  # type: ignore[misc]
 
 
 def _file(directory: Path) -> Path:

@@ -23,6 +23,7 @@ from mnpo.progress import say, track
 from mnpo.ranks import rank, ranks
 from mnpo.ranks import total as summed
 from mnpo.resume import Session
+from mnpo.trackers import watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +45,7 @@ def optimise(
     seed: int,
     what: str,
     session: Session | None = None,
+    events: Path | None = None,
 ) -> Trained:
     """Train `module` for `steps` optimiser steps, alone or with the other ranks (mnpo/distributed.py).
 
@@ -56,6 +58,7 @@ def optimise(
         names: what to call each row when its loss is not finite.
         session: keeps checkpoints, and takes up what an earlier session kept: the steps, weights and metrics are those
             of an uninterrupted training.
+        events: the directory of what TensorBoard shows of it.
 
     Raises:
         Diverged: a loss or a gradient is not finite; names the rows.
@@ -67,14 +70,16 @@ def optimise(
         state.load(checkpoint)
         say(f"{what}: goes on after step {len(state.history)} of {steps}, from {checkpoint}")
     order = islice(batches.shuffled(lengths, optimisation.batch_size, seed), len(state.history), steps)
-    for rows in track(order, steps - len(state.history), what, "steps"):
-        step = len(state.history)
-        rate = optimisation.learning_rate * schedule(optimisation, step, steps)
-        metrics = _step(state.engine, optimisation, data, rows, rate, f"{what}: step {step}")
-        state.history.append({"step": step, **metrics, "learning_rate": rate})
-        if session is not None and session.due:
-            session.keep(len(state.history), state.save)
-            session.safe_point(f"step {len(state.history)} of {steps}")
+    with watched(what, events, len(state.history)) as watch:
+        for rows in track(order, steps - len(state.history), what, "steps"):
+            step = len(state.history)
+            rate = optimisation.learning_rate * schedule(optimisation, step, steps)
+            metrics = _step(state.engine, optimisation, data, rows, rate, f"{what}: step {step}")
+            state.history.append({"step": step, **metrics, "learning_rate": rate})
+            watch(state.history[-1])
+            if session is not None and session.due:
+                session.keep(len(state.history), state.save)
+                session.safe_point(f"step {len(state.history)} of {steps}")
     return Trained(state.history, state.engine.weights())
 
 
@@ -197,7 +202,7 @@ def write(trained: Trained, model: PreTrainedModel, tokenizer: Any, directory: P
 
 
 def _merged(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
-    """The weights of the plain model: ``W + alpha / rank * B A`` where there is an adapter (LoRA, eq. 3)."""
+    """The weights of the plain model: ``W + alpha / rank * B A`` where there is an adapter (LoRA, arXiv 2106.09685)."""
     plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
     for name, a in weights.items():
         if name.endswith(".lora_A.default.weight"):

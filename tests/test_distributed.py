@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from mnpo.checkpoints import load_model
 from mnpo.config import Text
@@ -94,6 +95,8 @@ def test_two_ranks_train_as_one_process_does(two: Path, one: dict[str, Path], na
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
     assert apart(two / name, alone) < 1e-5
+    files = [load_file(policy / "model.safetensors") for policy in (two / name, alone)]
+    assert files[0].keys() == files[1].keys()  # a tied head is kept once
     assert not list(two.glob(".*"))
 
 

@@ -62,7 +62,8 @@ def run(
         start: the policy whose weights training starts from.
         pairs: one file a part.
         logps: `len(scorers) * len(pairs)` files.
-        training: where the metrics go too, with a manifest: they outlive a policy that is not kept.
+        training: where the metrics go too, with a manifest: they outlive a policy that is not kept. TensorBoard's
+            events go beside it, into `tensorboard/`.
 
     Raises:
         BadInput: pairs without log-probabilities, or precomputed ones that disagree with what training computes.
@@ -76,7 +77,8 @@ def run(
     asked = settings.model_dump(exclude_none=True, exclude={"objective": {"history"}})
     inputs = [start, *pairs, *logps]
     with process_group(), resumable(output, "train", asked, inputs, directory=True) as (made, session):
-        made.facts = _train(settings, rows, scored, start, made.path, session)
+        events = training and training.parent / "tensorboard" / training.stem
+        made.facts = _train(settings, rows, scored, start, made.path, session, events)
         if training is not None and rank() == 0:
             with artifact(training, "train", asked, inputs) as copy:
                 shutil.copyfile(made.path / METRICS, copy.path)
@@ -111,6 +113,7 @@ def _train(
     start: Path,
     directory: Path,
     session: Session,
+    events: Path | None,
 ) -> dict[str, Any]:
     import torch
 
@@ -182,6 +185,7 @@ def _train(
         seed=settings.seed,
         what=f"train {settings.policy}",
         session=session,
+        events=events,
     )
     write(trained, model, tokenizer, directory, settings.training.lora)
     return {"rows": len(rows), "parameters": parameters, **summary(trained.history), **chat.counts}

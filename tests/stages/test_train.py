@@ -184,6 +184,50 @@ def test_metrics_go_to_a_file_of_their_own_with_what_they_cost(
     assert 0 < apart["seconds"] <= whole["seconds"] + 0.1
 
 
+def test_tensorboard_shows_the_metrics_and_speed_and_memory(
+    settings: Make, chain: dict[str, Path], tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):  # a training that is made again leaves nothing of the one before
+        run(settings(), chain["policy"], [chain["pairs"]], [chain["logps"]], tmp_path / "p", tmp_path / "t" / "p.jsonl")
+    events = EventAccumulator(str(tmp_path / "t" / "tensorboard" / "p"))
+    events.Reload()
+    rows = metrics(tmp_path / "p")
+    for name in rows[0].keys() - {"step"}:
+        shown = [(e.step, e.value) for e in events.Scalars(name)]
+        assert shown == [(row["step"], pytest.approx(row[name], rel=1e-6, abs=1e-12)) for row in rows]
+    assert all(e.value > 0 for name in ("tokens_per_second", "memory_gb") for e in events.Scalars(name))
+
+
+def test_margins_and_divergence_of_every_opponent_and_the_reference(
+    settings: Make,
+    trained: Callable[..., Path],
+    chain: dict[str, Path],
+    random_policy: Path,
+    text: Text,
+    tmp_path: Path,
+) -> None:
+    """At the first step policy and reference are one: margin_sft = kl = 0, and margin_other is m_sft - m_other."""
+    logps_stage.run(logps_stage.Settings(form={}, text=text), random_policy, chain["pairs"], tmp_path / "other.parquet")
+    own, other = read(LOGPS, chain["logps"]), read(LOGPS, tmp_path / "other.parquet")
+    asked = settings(
+        objective={"name": "td-mnpo", "eta": ETA},
+        opponents=[("sft", 0.75), ("other", 0.25)],
+        scorers=["sft", "other"],
+        training={"batch_size": len(own), "epochs": 3},
+    )
+    history = metrics(trained(asked, logps=[chain["logps"], tmp_path / "other.parquet"]))
+    first = history[0]
+    apart = (own["chosen"] - own["rejected"]) - (other["chosen"] - other["rejected"])
+    assert first["margin_other"] == pytest.approx(apart.mean(), abs=1e-4)
+    assert first["margin_sft"] == pytest.approx(0, abs=1e-4) and first["kl"] == pytest.approx(0, abs=1e-8)
+    assert first["chosen_tokens"] == pytest.approx(own["chosen_tokens"].mean())
+    for row in history:  # eq. 4: the objective's margin is their mean, by weight
+        assert row["margin"] == pytest.approx(0.75 * row["margin_sft"] + 0.25 * row["margin_other"], abs=1e-4)
+    assert history[-1]["kl"] > 1e-4
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
