@@ -36,7 +36,7 @@ Lock = Annotated[Path, typer.Option(help="What `mnpo pin` wrote.")]
 
 FAMILIES = {
     **dict.fromkeys(("sft", "train"), "train"),
-    **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "evaluate", "answer"), "infer"),
+    **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "heldout", "answer"), "infer"),
     **dict.fromkeys(("harness", "judge", "compare", "benchmarks", "tabulate"), "eval"),
     **dict.fromkeys(("players", "exploitability", "preferences", "costs", "plot", "theory"), "eval"),
 }
@@ -209,7 +209,7 @@ def train(
 
 
 @app.command()
-def evaluate(
+def heldout(
     settings: Settings,
     policy: Policy,
     reference: Annotated[Path, typer.Option(help="The policy that the KL divergence is taken to.")],
@@ -217,7 +217,7 @@ def evaluate(
     output: Output,
 ) -> None:
     """Measure a policy on held-out prompts."""
-    _stage("evaluate").run(_content(settings), policy, reference, prompts, output)
+    _stage("heldout").run(_content(settings), policy, reference, prompts, output)
 
 
 @app.command()

@@ -99,7 +99,7 @@ class Plan:
             self.fits |= {fit.policy: fit for fit in _exploiters(config, policy, oracle)}
         for fit in self.fits.values():
             for other in {fit.start, fit.sampler, *fit.scorers} - {DATASET}:
-                if other not in self.fits and other not in self.prepared:
+                if other not in self.fits and other not in self.prepared and not self._as_it_is(other):
                     raise ConfigError(
                         f"runs.{fit.run}, iteration {fit.iteration}: opposed by {other}, which no run makes"
                         f"{nearest(other, [*self.fits, *self.prepared])}"
@@ -122,12 +122,16 @@ class Plan:
 
     @property
     def prepared(self) -> dict[str, str]:
-        """Policies that are not trained by a run, and the model each is: the reference, external opponents, and models
-        that are only evaluated (without those behind an endpoint, which have no files)."""
+        """Policies that the sft stage makes, and the model each starts as: the reference, and models of random weights
+        that oppose or are evaluated."""
         fits = [fit for fit in self.fits.values() if fit.objective.name == "eo-mnpo"]
         external = [name for fit in fits for name, _ in fit.opponents]
-        others = [name for name in self.config.evaluation.models if self.config.models[name].api is None]
-        return {**{name: name for name in [*external, *others]}, REFERENCE: self.config.reference.model}
+        others = {name: name for name in [*external, *self.config.evaluation.models] if not self._as_it_is(name)}
+        return others | {REFERENCE: self.config.reference.model}
+
+    def _as_it_is(self, policy: str) -> bool:
+        """Whether a policy is a model that nothing has to be done to: its files are used where they are."""
+        return policy in self.config.models and self.config.models[policy].architecture is None
 
     @property
     def evaluated(self) -> list[str]:
@@ -198,10 +202,10 @@ class Plan:
 
     @property
     def finals(self) -> list[str]:
-        """The policies that the public benchmarks measure: the reference, the last of every run that says nothing
-        else, and other models."""
+        """The policies that the public benchmarks measure: the reference where there are runs, the last of every run
+        that says nothing else, and other models."""
         last = [policy for policy in self.lasts if self._run_of(policy).measured == "all"]
-        return [REFERENCE, *last, *self.config.evaluation.models]
+        return [*([REFERENCE] if self.lasts else []), *last, *self.config.evaluation.models]
 
     def opponents(self, policy: str) -> dict[str, float]:
         """Whom a run's last policy plays, with weights: the other players' last policies, or itself."""
@@ -309,7 +313,7 @@ class Plan:
 
     def policy(self, policy: str) -> str:
         """A checkpoint's directory."""
-        return f"{self.root}/policies/{policy}"
+        return self.source("models", policy) if self._as_it_is(policy) else f"{self.root}/policies/{policy}"
 
     def training(self, policy: str) -> str:
         """What a policy's training looked like, a JSON object a step; outlives a temporary policy."""
@@ -573,7 +577,7 @@ class Plan:
             "seed": derive(self.config.seed, "train", policy),
         }
 
-    def _evaluate_settings(self, policy: str, benchmark: str) -> dict[str, Any]:
+    def _heldout_settings(self, policy: str) -> dict[str, Any]:
         evaluation, sampling = self.config.evaluation, self.config.sampling
         return self._oracles(self.evaluation_oracles) | {
             "policy": policy,
@@ -585,7 +589,7 @@ class Plan:
             "batch_size": sampling.batch_size,
             "dtype": evaluation.dtype,
             "text": self.config.text,
-            "seed": derive(self.config.seed, "evaluate", benchmark),
+            "seed": derive(self.config.seed, "evaluate", HELDOUT),
         }
 
     def _download_settings(self, directory: str) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def _logps(plan: Plan) -> list[Work]:
             (plan.logps(policy, part, oracle, text, scorer),),
             (plan.policy(scorer), plan.pairs(policy, part, oracle)),
             policy=scorer,
-            models=(plan.prepared.get(scorer, base),),
+            models=(scorer if scorer in plan.config.models else base,),
             part=part,
         )
         for policy, part, oracle, text, scorer in scored
@@ -258,7 +258,7 @@ def _heldout(plan: Plan) -> list[Work]:
     models = (plan.config.reference.model, *oracles)
     return [
         Work(
-            "evaluate",
+            "heldout",
             policy,
             (plan.evaluation(policy, HELDOUT),),
             (plan.policy(policy), *shared),

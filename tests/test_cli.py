@@ -45,7 +45,7 @@ def mnpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_help_names_every_stage(mnpo: Call) -> None:
     code, out, _ = mnpo("--help")
     assert code == 0
-    stages = ["prompts", "sft", "sample", "score", "pair", "logps", "train", "evaluate", "tabulate", "plot"]
+    stages = ["prompts", "sft", "sample", "score", "pair", "logps", "train", "heldout", "evaluate", "tabulate", "plot"]
     stages += ["game", "theory", "costs", "plan", "show", "schema"]
     assert all(f" {stage} " in out for stage in stages)
     assert "Exit codes" in out

@@ -63,7 +63,7 @@ def jobs(plan: Plan) -> dict[str, str]:
             made[file] = plan.settings("logps", text=fit.protocol.opponent_text.tag())
         made[plan.policy(policy)] = plan.settings("train", policy=policy)
     for policy in plan.evaluated:
-        made[plan.evaluation(policy, HELDOUT)] = plan.settings("evaluate", policy=policy, benchmark=HELDOUT)
+        made[plan.evaluation(policy, HELDOUT)] = plan.settings("heldout", policy=policy)
     return made
 
 
@@ -429,12 +429,22 @@ def test_a_player_that_stops_early_is_refused(planned: Planned) -> None:
         planned(runs={**runs, "three": a_run(1, name="inpo", eta=1.0)}, tables=SFT_ONLY)
 
 
-def test_eo_mnpo_is_opposed_by_other_models_which_are_prepared(planned: Planned) -> None:
+def test_eo_mnpo_is_opposed_by_other_models_whose_files_are_used_where_they_are(planned: Planned) -> None:
     changes = {"models": {"tiny": {"path": "a"}, "big": {"path": "b"}}, "tables": SFT_ONLY}
     plan = planned(runs={"mine": a_run(2, name="eo-mnpo", eta=0.2, players=["big"])}, **changes)
-    assert plan.prepared == {"sft": "tiny", "big": "big"}
+    assert plan.prepared == {"sft": "tiny"}
     assert plan.fits["mine.2"].opponents == (("big", 1.0),)
-    assert json.loads(plan.settings("sft", policy="big"))["sft"] is None
+    assert plan.policy("big") == "b"
+
+
+def test_a_model_of_random_weights_that_is_evaluated_is_made_first(planned: Planned) -> None:
+    models = {"tiny": {"architecture": {}}, "other": {"architecture": {}}, "given": {"path": "g"}}
+    plan = planned(models=models, evaluation={"models": ["other", "given"]})
+    assert plan.prepared == {"sft": "tiny", "other": "other"}
+    assert plan.policy("other") == "results/demo/policies/other" and plan.policy("given") == "g"
+    assert plan.finals == ["sft", "dpo.1", "inpo.3", "td-mnpo.3", "other", "given"]
+    alone = planned(models=models, evaluation={"models": ["given"]}, runs={}, tables={"win_against": ["sft"]})
+    assert alone.finals == ["given"]
 
 
 def test_players_are_needed_by_some_and_read_by_no_other(planned: Planned) -> None:
@@ -470,9 +480,9 @@ def test_every_jobs_settings_are_what_its_stage_accepts(plan: Plan) -> None:
     seen = set()
     for name, text in jobs(plan).items():
         noun = name.split("/")[2] if "/" in name else name
-        stage = "sft" if name.endswith("policies/sft") else stages.get(noun) or nouns.get(noun) or "evaluate"
+        stage = "sft" if name.endswith("policies/sft") else stages.get(noun) or nouns.get(noun) or "heldout"
         seen.add(stage)
-        module = import_module("mnpo.benchmarks.heldout" if stage == "evaluate" else f"mnpo.stages.{stage}")
+        module = import_module("mnpo.benchmarks.heldout" if stage == "heldout" else f"mnpo.stages.{stage}")
         validated(module.Settings, json.loads(text), name)
     assert len(seen) == 10
 
@@ -562,7 +572,7 @@ def test_seeds_differ_between_policies_parts_and_runs_seeds(planned: Planned, pl
 
 
 def test_all_policies_are_evaluated_with_the_same_random_numbers(plan: Plan) -> None:
-    texts = [json.loads(plan.settings("evaluate", policy=p, benchmark=HELDOUT)) for p in plan.evaluated]
+    texts = [json.loads(plan.settings("heldout", policy=p)) for p in plan.evaluated]
     assert len({t.pop("policy") for t in texts}) == 11
     assert all(t == texts[0] for t in texts)
 

@@ -151,7 +151,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], str, list[str]]] = {
     "another content of an input": (
         overwrite,
         f"{RESULTS}/evals/sft/heldout.json",
-        [f"evaluate sft: {RESULTS}/prompts/heldout.parquet has another content"],
+        [f"heldout sft: {RESULTS}/prompts/heldout.parquet has another content"],
     ),
     "an output gone": (remove("tables/main.csv"), MAIN, [f"tabulate heldout: {MAIN} is gone"]),
     "an intermediate output gone": (remove("pairs/sft/part1/overall.parquet"), MAIN, []),
@@ -199,7 +199,7 @@ def test_a_new_revision_of_a_reward_model_reruns_what_it_scored(checkout: Checko
         "pair": 2,
         "logps": 2,
         "train": 2,
-        "evaluate": 2,
+        "heldout": 2,
         "tabulate": 1,
         "plot": 4,
     }

@@ -105,7 +105,7 @@ def measured(policy: str) -> set[str]:
 
 def following(policy: str) -> set[str]:
     """Evaluation of a run's last policy, and what is printed."""
-    return {f"evaluate evals/{policy}/heldout.json"} | measured(policy) | TABLES | PLOTS
+    return {f"heldout evals/{policy}/heldout.json"} | measured(policy) | TABLES | PLOTS
 
 
 FINAL = ("sft", "inpo.2", "td-mnpo.2")
@@ -133,7 +133,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
             "pair pairs/inpo.1/part2/overall.parquet",
             "logps logps/inpo.1/part2/overall/chat/inpo.1.parquet",
             "logps logps/inpo.1/part2/overall/chat/sft.parquet",
-            "evaluate evals/inpo.1/heldout.json",
+            "heldout evals/inpo.1/heldout.json",
         }
         | shards("sample", "inpo.1", 2)
         | shards("score", "inpo.1", 2)
@@ -186,7 +186,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
             for policy, t in (("sft", 1), ("inpo.1", 2), ("td-mnpo.1", 2))
             for job in shards(noun, policy, t)
         }
-        | {f"evaluate evals/{policy}/heldout.json" for policy in ("sft", "inpo.1", "inpo.2", "td-mnpo.1", "td-mnpo.2")}
+        | {f"heldout evals/{policy}/heldout.json" for policy in ("sft", "inpo.1", "inpo.2", "td-mnpo.1", "td-mnpo.2")}
         | measured("inpo.2")
         | measured("td-mnpo.2")
         | TABLES

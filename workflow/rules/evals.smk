@@ -1,29 +1,27 @@
 # evals: policies on benchmarks
 
 
-rule evaluate:
+rule heldout:
     input:
         policy=PLAN.policy("{policy}"),
         reference=PLAN.policy(REFERENCE),
         prompts=PLAN.prompts(HELDOUT),
         models=PLAN.model_sources(PLAN.oracle_models(PLAN.evaluation_oracles)),
     output:
-        summary=PLAN.evaluation("{policy}", "{benchmark}"),
-        rows=PLAN.evaluation_items("{policy}", "{benchmark}"),
+        summary=PLAN.evaluation("{policy}", HELDOUT),
+        rows=PLAN.evaluation_items("{policy}", HELDOUT),
     log:
-        f"{LOGS}/evaluate/{{policy}}.{{benchmark}}.log",
-    wildcard_constraints:
-        benchmark=HELDOUT,
+        f"{LOGS}/heldout/{{policy}}.log",
     conda:
         "../../envs/infer.yaml"
-    threads: PLAN.threads("evaluate")
+    threads: PLAN.threads("heldout")
     resources:
-        **asked("evaluate"),
+        **asked("heldout"),
     params:
-        settings=lambda w: PLAN.settings("evaluate", policy=w.policy, benchmark=w.benchmark),
-        code=PLAN.code("evaluate", PLAN.evaluation_oracles),
+        settings=lambda w: PLAN.settings("heldout", policy=w.policy),
+        code=PLAN.code("heldout", PLAN.evaluation_oracles),
     shell:
-        "exec python -m mnpo --log {log} evaluate --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
+        "exec python -m mnpo --log {log} heldout --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
         " --prompts {input.prompts} --output {output.summary}"
 
 
@@ -31,7 +29,7 @@ rule evaluate:
 # same policy has measured is not measured again.
 rule harness:
     input:
-        policy=PLAN.policy("{policy}"),
+        policy=lambda w: PLAN.policy(w.policy),
         data=PLAN.benchmark_sources(PLAN.harness),
     output:
         summaries=[PLAN.evaluation("{policy}", benchmark) for benchmark in PLAN.harness],

@@ -3,7 +3,7 @@
 
 rule logps:
     input:
-        policy=PLAN.policy("{scorer}"),
+        policy=lambda w: PLAN.policy(w.scorer),
         pairs=PLAN.pairs("{policy}", "{part}", "{oracle}"),
     output:
         logps=PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: a policy on a benchmark. Writes the summary as JSON and the per-item rows as Parquet beside it."""
+"""Stage `heldout`: a policy on held-out prompts. Writes the summary as JSON and the per-item rows as Parquet beside it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mnpo.records import JUDGED, PROMPTS, read, rows_of, write
 
 
 def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, output: Path) -> None:
-    """Evaluate on `heldout`. Raises BadInput for settings that the benchmark does not know."""
+    """Measure a policy. Raises BadInput for settings that the benchmark does not know."""
     wanted = validated(heldout.Settings, settings, "settings")
     rows = read(PROMPTS, prompts)
     inputs = [policy, reference, prompts]
     items = output.with_suffix(".parquet")
     with (
-        artifact(output, "evaluate", settings, inputs) as made,
-        artifact(items, "evaluate", settings, inputs) as made_items,
+        artifact(output, "heldout", settings, inputs) as made,
+        artifact(items, "heldout", settings, inputs) as made_items,
     ):
         summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows))
         write(JUDGED, judged, made_items.path)
