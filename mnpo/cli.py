@@ -36,7 +36,7 @@ Lock = Annotated[Path, typer.Option(help="What `mnpo pin` wrote.")]
 
 FAMILIES = {
     **dict.fromkeys(("sft", "train"), "train"),
-    **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "heldout", "answer"), "infer"),
+    **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "assess", "answer"), "infer"),
     **dict.fromkeys(("harness", "judge", "compare", "benchmarks", "tabulate"), "eval"),
     **dict.fromkeys(("players", "exploitability", "preferences", "costs", "plot", "theory"), "eval"),
 }
@@ -209,7 +209,7 @@ def train(
 
 
 @app.command()
-def heldout(
+def assess(
     settings: Settings,
     policy: Policy,
     reference: Annotated[Path, typer.Option(help="The policy that the KL divergence is taken to.")],
@@ -217,7 +217,30 @@ def heldout(
     output: Output,
 ) -> None:
     """Measure a policy on held-out prompts."""
-    _stage("heldout").run(_content(settings), policy, reference, prompts, output)
+    _stage("assess").run(_content(settings), policy, reference, prompts, output)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evaluate(
+    context: typer.Context,
+    policy: Policy,
+    config: Config = Path("config.yaml"),
+    benchmarks: Annotated[str, typer.Option(help="Only these of the configuration's: ifeval,mt-bench,...")] = "",
+    name: Annotated[str | None, typer.Option(help="Results go to results/NAME; by default the directory's.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Of Snakemake: slurm, profiles/demo, ...")] = None,
+) -> None:
+    """Measure any policy on all public benchmarks, by the workflow; what follows `--` goes to Snakemake."""
+    from mnpo import measure
+    from mnpo.plan import Plan
+
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    file = measure.configure(policy, config, name, [b for b in benchmarks.split(",") if b])
+    if code := measure.run(file, profile, context.args):
+        raise typer.Exit(code)
+    table = Path(Plan(load(file)).table("benchmarks") + ".md")
+    if table.is_file():
+        typer.echo(table.read_text(encoding="utf-8"))
+    typer.echo(f"results  {file.parent}/  (again, or with other options: snakemake --configfile {file})")
 
 
 @app.command()

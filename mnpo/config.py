@@ -588,7 +588,7 @@ class Needs(Block):
     """As much again at a further try."""
 
 
-Stage = Literal["prompts", "sft", "sample", "score", "pair", "logps", "train", "answer", "judge", "harness", "heldout",
+Stage = Literal["prompts", "sft", "sample", "score", "pair", "logps", "train", "answer", "judge", "harness", "assess",
                 "tabulate"]  # fmt: skip
 
 

@@ -248,7 +248,7 @@ def _train(q: Quantities, work: Work) -> list[Pass]:
     return [Pass("train", q.size(work.models[0]), q.part * len(fit.parts) * fit.training.epochs * q.pairs * q.pair)]
 
 
-def _heldout(q: Quantities, work: Work) -> list[Pass]:
+def _assess(q: Quantities, work: Work) -> list[Pass]:
     """Greedy and sampled responses, the divergence of the sampled ones, and what every oracle thinks of all."""
     policy, *oracles = work.models
     sampled = q.heldout * q.plan.config.evaluation.responses
@@ -284,7 +284,7 @@ PASSES: dict[str, Callable[[Quantities, Work], list[Pass]]] = {
     "score": _score,
     "logps": _logps,
     "train": _train,
-    "heldout": _heldout,
+    "assess": _assess,
     "answer": _answer,
     "harness": _harness,
 }
@@ -358,7 +358,7 @@ def kept_bytes(q: Quantities, work: Work) -> float:
             return float(q.part * q.pairs * row)
         case "answer":
             return q.requests(work.benchmark or "") * (q.generated(work.benchmark or "") * TOKEN_BYTES + row)
-        case "heldout":
+        case "assess":
             drawn = q.heldout * (1 + q.plan.config.evaluation.responses)
             return drawn * (prompt + response) + drawn * len(q.plan.evaluation_oracles) * row
         case "harness":

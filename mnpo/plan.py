@@ -46,7 +46,7 @@ TABLES = ("main", "families", "wins")  # of held-out prompts
 TABLE_ENDINGS = ("csv", "md", "html")
 PAPER_TABLE_ENDINGS = ("csv", "md", "tex", "html")
 PAPER_PARTS = ("significance", "gaps")  # which differences are more than noise: ours, and the published
-FIGURES = ("win_rate", "families", "training", "win_matrix")
+FIGURES = ("win_rate", "length", "families", "oracles", "training", "win_matrix")
 
 
 @dataclass(frozen=True)
@@ -577,7 +577,7 @@ class Plan:
             "seed": derive(self.config.seed, "train", policy),
         }
 
-    def _heldout_settings(self, policy: str) -> dict[str, Any]:
+    def _assess_settings(self, policy: str) -> dict[str, Any]:
         evaluation, sampling = self.config.evaluation, self.config.sampling
         return self._oracles(self.evaluation_oracles) | {
             "policy": policy,
@@ -701,6 +701,7 @@ class Plan:
             "runs": [[run, [p for p in self.evaluated if p.rpartition(".")[0] == run]] for run in self.config.runs],
             "run_labels": {run: self.run_label(run) for run in self.config.runs},
             "oracle": self.config.evaluation.oracle,
+            "scores": list(dict.fromkeys([self.config.evaluation.oracle, *self.config.evaluation.scores])),
             "family_value": "accuracy, sampled" if self.config.evaluation.accuracy else "mean score, sampled",
         }
 

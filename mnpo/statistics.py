@@ -72,6 +72,17 @@ def _percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def cyclic_triples(wins: np.ndarray) -> int:
+    """How many triples of policies beat each other in a circle, a over b over c over a.
+
+    Args:
+        wins: [policies, policies], the row's win rate over the column; a beats b when it is above one half.
+    """
+    beats = (np.asarray(wins) > 0.5).astype(int)
+    np.fill_diagonal(beats, 0)
+    return int(np.trace(beats @ beats @ beats)) // 3  # each circle is met from each of its three policies
+
+
 def normal_quantile(confidence: float) -> float:
     """Standard errors on either side of a mean that hold `confidence`: 1.96 for 0.95."""
     return NormalDist().inv_cdf((1 + confidence) / 2)

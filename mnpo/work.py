@@ -258,7 +258,7 @@ def _heldout(plan: Plan) -> list[Work]:
     models = (plan.config.reference.model, *oracles)
     return [
         Work(
-            "heldout",
+            "assess",
             policy,
             (plan.evaluation(policy, HELDOUT),),
             (plan.policy(policy), *shared),

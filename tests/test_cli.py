@@ -45,7 +45,7 @@ def mnpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def test_help_names_every_stage(mnpo: Call) -> None:
     code, out, _ = mnpo("--help")
     assert code == 0
-    stages = ["prompts", "sft", "sample", "score", "pair", "logps", "train", "heldout", "evaluate", "tabulate", "plot"]
+    stages = ["prompts", "sft", "sample", "score", "pair", "logps", "train", "assess", "evaluate", "tabulate", "plot"]
     stages += ["game", "theory", "costs", "plan", "show", "schema"]
     assert all(f" {stage} " in out for stage in stages)
     assert "Exit codes" in out
@@ -120,7 +120,12 @@ def test_a_bad_input_is_3_and_one_line(
     refused(mnpo(*arguments), "empty", "tokenizer_config.json")
     refused(
         mnpo(
-            "plot", "win_rat", "--settings", '{"labels":{},"runs":{},"run_labels":{},"oracle":"o"}', "--tables=.", out
+            "plot",
+            "win_rat",
+            "--settings",
+            '{"labels":{},"runs":{},"run_labels":{},"oracle":"o","scores":[]}',
+            "--tables=.",
+            out,
         ),
         "win_rate",
     )

@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
         "gpus": 8,
         "prompt_tokens": 50,
         "response_tokens": 100,
-        "stages": {stage: {"gpus": 1} for stage in ("sample", "score", "logps", "heldout", "answer")}
+        "stages": {stage: {"gpus": 1} for stage in ("sample", "score", "logps", "assess", "answer")}
         | {"train": {"gpus": 4}},
     },
 }
@@ -96,7 +96,7 @@ def test_several_pairs_of_a_prompt_cost_as_much_each(form: str, pairs: int) -> N
 
 
 def test_held_out_prompts_are_answered_greedily_and_sampled_compared_and_scored() -> None:
-    e = of(tiny(), "heldout a.1")
+    e = of(tiny(), "assess a.1")
     written, sampled = 10 * (1 + 3), 10 * 3
     assert e.tokens == written * (50 + 100) + 2 * sampled * 150 + written * 150
 

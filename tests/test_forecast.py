@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
         "gpus": 8,
         "prompt_tokens": 50,
         "response_tokens": 100,
-        "stages": {stage: {"gpus": 1} for stage in ("sample", "score", "logps", "train", "heldout")},
+        "stages": {stage: {"gpus": 1} for stage in ("sample", "score", "logps", "train", "assess")},
     },
 }
 

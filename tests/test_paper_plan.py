@@ -136,7 +136,7 @@ def test_the_log_probabilities_of_tables_2_to_4_counted_by_hand(plan: Plan) -> N
 def test_a_target_asks_for_nothing_that_it_does_not_show(plan: Plan) -> None:
     assert counted(plan, "table3")["judge"] == 0
     assert counted(plan, "table2")["harness"] == 0
-    assert counted(plan, "table2")["heldout"] == 0
+    assert counted(plan, "table2")["assess"] == 0
 
 
 def test_runs_share_what_they_have_in_common(plan: Plan) -> None:

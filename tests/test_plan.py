@@ -63,7 +63,7 @@ def jobs(plan: Plan) -> dict[str, str]:
             made[file] = plan.settings("logps", text=fit.protocol.opponent_text.tag())
         made[plan.policy(policy)] = plan.settings("train", policy=policy)
     for policy in plan.evaluated:
-        made[plan.evaluation(policy, HELDOUT)] = plan.settings("heldout", policy=policy)
+        made[plan.evaluation(policy, HELDOUT)] = plan.settings("assess", policy=policy)
     return made
 
 
@@ -480,9 +480,9 @@ def test_every_jobs_settings_are_what_its_stage_accepts(plan: Plan) -> None:
     seen = set()
     for name, text in jobs(plan).items():
         noun = name.split("/")[2] if "/" in name else name
-        stage = "sft" if name.endswith("policies/sft") else stages.get(noun) or nouns.get(noun) or "heldout"
+        stage = "sft" if name.endswith("policies/sft") else stages.get(noun) or nouns.get(noun) or "assess"
         seen.add(stage)
-        module = import_module("mnpo.benchmarks.heldout" if stage == "heldout" else f"mnpo.stages.{stage}")
+        module = import_module("mnpo.benchmarks.heldout" if stage == "assess" else f"mnpo.stages.{stage}")
         validated(module.Settings, json.loads(text), name)
     assert len(seen) == 10
 
@@ -572,7 +572,7 @@ def test_seeds_differ_between_policies_parts_and_runs_seeds(planned: Planned, pl
 
 
 def test_all_policies_are_evaluated_with_the_same_random_numbers(plan: Plan) -> None:
-    texts = [json.loads(plan.settings("heldout", policy=p)) for p in plan.evaluated]
+    texts = [json.loads(plan.settings("assess", policy=p)) for p in plan.evaluated]
     assert len({t.pop("policy") for t in texts}) == 11
     assert all(t == texts[0] for t in texts)
 

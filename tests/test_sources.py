@@ -12,7 +12,7 @@ import pytest
 
 import mnpo
 
-STAGES = ("prompts", "sft", "sample", "score", "pair", "logps", "train", "heldout", "tabulate", "plot", "game")
+STAGES = ("prompts", "sft", "sample", "score", "pair", "logps", "train", "assess", "tabulate", "plot", "game")
 Digests = Callable[[], dict[str, str]]
 
 
@@ -59,9 +59,9 @@ def reruns(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("stages/train.py", {"train"}),
         ("objectives.py", {"train"}),  # imported inside a function
         ("training.py", {"sft", "train"}),
-        ("logprobs.py", {"sft", "sample", "logps", "train", "heldout"}),  # sample: for its mismatch report
-        ("samplers/transformers.py", {"sample", "heldout"}),
-        ("benchmarks/heldout.py", {"heldout"}),
+        ("logprobs.py", {"sft", "sample", "logps", "train", "assess"}),  # sample: for its mismatch report
+        ("samplers/transformers.py", {"sample", "assess"}),
+        ("benchmarks/heldout.py", {"assess"}),
         ("demo/world.py", set()),  # named by the plan, where the configuration is the demo's
         ("demo/model.py", set()),
         ("games.py", {"game"}),

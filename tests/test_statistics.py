@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mnpo.statistics import (
     APART,
     WITHIN_NOISE,
     binomial_difference_error,
+    cyclic_triples,
     interval,
     normal_quantile,
     paired,
@@ -105,3 +107,18 @@ def test_a_weighted_comparison_is_the_difference_of_weighted_means() -> None:
     assert result.difference == pytest.approx(-0.25)
     # Resamples are (item 1 twice), (one of each), (item 2 twice): differences 1, -0.25, -1.
     assert result.low == -1 and result.high == 1
+
+
+def test_cyclic_triples_of_random_tournaments_are_those_of_all_triples_looked_at() -> None:
+    """Rock, paper, scissors is one circle, an order none; ties beat nobody; else by looking at every triple."""
+    assert cyclic_triples(np.array([[0.5, 0.4, 0.6], [0.6, 0.5, 0.4], [0.4, 0.6, 0.5]])) == 1
+    assert cyclic_triples(np.full((5, 5), 0.5)) == 0
+    rng = np.random.default_rng(0)
+    for n in (3, 4, 7):
+        upper = np.triu(rng.choice([0.2, 0.5, 0.8], (n, n)), 1)
+        wins = upper + np.tril(1 - upper.T, -1)
+        circles = sum(
+            any(wins[i, j] > 0.5 and wins[j, k] > 0.5 and wins[k, i] > 0.5 for i, j, k in ((a, b, c), (a, c, b)))
+            for a, b, c in combinations(range(n), 3)
+        )
+        assert cyclic_triples(wins) == circles

@@ -178,7 +178,7 @@ def test_what_runs_with_its_progress_and_the_expected_end(plan: Plan) -> None:
     assert running.left == pytest.approx(60, abs=5)
     # 50 s done and 50 s of the running one in 100 s: one job at once, and 60 s of work left
     assert found.seconds_left == pytest.approx(60, rel=0.1)
-    assert set(found.unknown) == {"prompts", "sft", "score", "pair", "logps", "train", "heldout", "tabulate"}
+    assert set(found.unknown) == {"prompts", "sft", "score", "pair", "logps", "train", "assess", "tabulate"}
     assert "expected end about " in status.line(found)
     assert re.search(r"runs    sft part1 1, for 5\d s: 40/160 batches, [56]\d s left", status.table(found))
 
@@ -188,7 +188,7 @@ def test_the_expected_end_takes_means_of_stages_and_what_ran_at_once(plan: Plan)
     """Scores of 40 s, two at once in this session: the policy's two evaluations of 100 s each are 100 s away."""
     now = time.time()
     finished = "Finished jobid: 1 (Rule: score)\nFinished jobid: 2 (Rule: score)\n"
-    session(now - 40, STATS.format("heldout", 2) + finished)
+    session(now - 40, STATS.format("assess", 2) + finished)
     make_all(plan, seconds=100, started=now - 1000)
     for shard in (0, 1):
         make(plan.scores("sft", 1, "overall", shard), seconds=40, started=now - 40)

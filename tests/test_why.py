@@ -151,7 +151,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], str, list[str]]] = {
     "another content of an input": (
         overwrite,
         f"{RESULTS}/evals/sft/heldout.json",
-        [f"heldout sft: {RESULTS}/prompts/heldout.parquet has another content"],
+        [f"assess sft: {RESULTS}/prompts/heldout.parquet has another content"],
     ),
     "an output gone": (remove("tables/main.csv"), MAIN, [f"tabulate heldout: {MAIN} is gone"]),
     "an intermediate output gone": (remove("pairs/sft/part1/overall.parquet"), MAIN, []),
@@ -199,9 +199,9 @@ def test_a_new_revision_of_a_reward_model_reruns_what_it_scored(checkout: Checko
         "pair": 2,
         "logps": 2,
         "train": 2,
-        "heldout": 2,
+        "assess": 2,
         "tabulate": 1,
-        "plot": 4,
+        "plot": 6,
     }
     assert not any("td-mnpo" in job for job in checkout.planned())
 

@@ -91,7 +91,7 @@ def _respond(
         Request(chat.prompt(p["prompt"], p["prompt_id"]), derive(settings.seed, mode, p["prompt_id"], k))
         for p, k in tasks
     ]
-    what = f"heldout {settings.policy}, {mode}"
+    what = f"assess {settings.policy}, {mode}"
     drawn = draw(model, requests, decoding, chat.stop_ids, settings.batch_size, what)
     return [
         {
@@ -145,7 +145,7 @@ def _kl(settings: Settings, chat: Any, model: Any, reference: Path, prompts: Seq
     plain = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=settings.decoding.max_new_tokens)
     rows = _respond(settings, chat, model, prompts, "kl", plain, 1)
     texts = [Encoded(row["request"].prompt, row["drawn"].tokens) for row in rows]
-    progress = counter(f"heldout {settings.policy}, kl", "texts")
+    progress = counter(f"assess {settings.policy}, kl", "texts")
     models = (model, load_model(reference, dtype=settings.dtype))
     under = [score_texts(m, texts, max_tokens=SCORING_TOKENS, progress=progress).sums for m in models]
     return float((under[0] - under[1]).mean())

@@ -18,7 +18,7 @@ from mnpo.plan import Fit
 
 ORDER = (
     "download", "miniature", "prompts", "sft", "reuse", "sample", "score", "pair", "logps", "train",
-    "heldout", "harness", "answer", "judge",
+    "assess", "harness", "answer", "judge",
 )  # fmt: skip
 """In which stages are shown; the tables come last."""
 

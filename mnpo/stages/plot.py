@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,17 @@ import pandas as pd
 from mnpo.artifacts import artifact
 from mnpo.config import REFERENCE, Block, Ordered, nearest
 from mnpo.errors import BadInput
+from mnpo.stages.tabulate import circles
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind
+MARKERS = "os^Dv<>"
+CURVES = {
+    "loss": "loss, of the iteration's first step",
+    "margin": "margin h (nats)",
+    "accuracy": "pairs with a positive margin",
+    "kl": "KL to the reference (nats)",
+}
+"""Column of a training's metrics -> what its panel is called."""
 
 
 class Settings(Block):
@@ -28,6 +37,9 @@ class Settings(Block):
     family_value: str = "accuracy, sampled"
     """What the table `families` holds."""
     oracle: str
+    """Decides wins."""
+    scores: list[str]
+    """Oracles whose mean score the table `main` has."""
 
 
 def run(settings: Settings, figure: str, tables: Path, trainings: Sequence[Path], output: Path) -> None:
@@ -85,6 +97,46 @@ def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
     return figure
 
 
+def length(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
+    """Mean length of sampled responses against the win rate over SFT, iteration by iteration from SFT on."""
+    tokens = pd.read_csv(tables / "main.csv").set_index("policy")["tokens"]
+    wins, sft = pd.read_csv(tables / "wins.csv"), settings.labels[REFERENCE]
+    rates = wins[wins["opponent"] == sft].set_index("policy")["win_rate"]
+    figure, axes = _canvas(5.2, 3.4)
+    axes.axhline(0.5, color="grey", linewidth=0.8)
+    for (colour, marker), (run_name, policies) in zip(_styles(), settings.runs.items(), strict=False):
+        labels = [settings.labels[p] for p in policies]
+        x, y = [tokens[sft], *tokens[labels]], [0.5, *rates[labels]]
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.6)
+        axes.plot(x[1:], y[1:], marker, color=colour, markersize=5, label=settings.run_labels[run_name])
+        axes.plot(x[-1:], y[-1:], marker, color=colour, markersize=9)
+    axes.plot([tokens[sft]], [0.5], "*", color="black", markersize=10, label=sft)
+    axes.margins(0.08)
+    axes.set(xlabel="mean length of a response (tokens)", ylabel=f"win rate against SFT\n(oracle: {settings.oracle})")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def oracles(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
+    """Every policy's mean score under every oracle, each on its own scale; SFT's as a line."""
+    table = pd.read_csv(tables / "main.csv").set_index("policy")
+    sft, n = settings.labels[REFERENCE], len(settings.labels)
+    figure, panels = _canvas(1.2 + 1.9 * len(settings.scores), 0.9 + 0.22 * n, len(settings.scores), sharey=True)
+    styles = {settings.labels[p]: s for s, (_, ps) in zip(_styles(), settings.runs.items(), strict=False) for p in ps}
+    for panel, oracle in zip(panels, settings.scores, strict=True):
+        values = table[f"score_{oracle}"]
+        panel.axvline(values[sft], color="grey", linewidth=0.8)
+        for y, label in enumerate(settings.labels.values()):
+            colour, marker = styles.get(label, ("black", "*"))
+            panel.plot([values[label]], [y], marker, color=colour, markersize=6)
+        panel.set(title=oracle, xlabel="mean score")
+        panel.margins(x=0.12)
+    panels[0].set_yticks(range(n), settings.labels.values())
+    panels[0].set_ylim(n - 0.5, -0.5)
+    figure.tight_layout()
+    return figure
+
+
 def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Sampled responses by family, for SFT and the last policy of every run."""
     table = pd.read_csv(tables / "families.csv").set_index("policy")
@@ -96,36 +148,47 @@ def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
         axes.bar(x, table.loc[label], width, color=colour, label=label)
     axes.set_xticks(range(len(table.columns)), table.columns)
     axes.set(ylabel=settings.family_value)
-    axes.legend(ncols=len(shown), loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
 def training(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
-    """Loss, margin and accuracy of the pairs over each run's training, iteration after iteration."""
-    figure, panels = _canvas(8.6, 2.8, 3)
+    """Loss, margin, accuracy of the pairs and KL to the reference over each run's training, iteration after iteration.
+
+    A training without the column `kl` is named where its curve would be.
+    """
+    figure, panels = _canvas(11.2, 2.8, len(CURVES))
+    without = [settings.run_labels[r] for r, ps in settings.runs.items() if any("kl" not in metrics[p] for p in ps)]
     for colour, (run_name, policies) in zip(cycle(COLOURS), settings.runs.items(), strict=False):
         start = 0
         for t, policy in enumerate(policies):
             rows = metrics[policy]
             steps = rows["step"] + start
             label = settings.run_labels[run_name] if t == 0 else None
-            for panel, column in zip(panels, ("loss", "margin", "accuracy"), strict=True):
+            for panel, column in zip(panels, CURVES, strict=True):
+                if column not in rows:
+                    continue
                 values = rows[column] / rows[column].iloc[0] if column == "loss" else rows[column]
                 panel.plot(steps, values.rolling(8, min_periods=1).mean(), color=colour, linewidth=1.2, label=label)
                 if t:
                     panel.axvline(start, color=colour, linewidth=0.5, alpha=0.4)
             start += len(rows)
-    titles = ("loss, of the iteration's first step", "margin h (nats)", "pairs with a positive margin")
-    for panel, title in zip(panels, titles, strict=True):
+    for panel, title in zip(panels, CURVES.values(), strict=True):
         panel.set(xlabel="optimiser step", title=title)
-    panels[0].legend()
+    if without:
+        where = {"ha": "center", "va": "top", "fontsize": 7, "transform": panels[-1].transAxes}
+        panels[-1].text(0.5, 0.95, "\n".join(["not recorded for", *without]), **where)
+    if not panels[-1].lines:
+        panels[-1].tick_params(labelbottom=False, labelleft=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=6, bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     return figure
 
 
 def win_matrix(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Policy against policy: the row's win rate over the column."""
-    wins = pd.read_csv(tables / "wins.csv").pivot(index="policy", columns="opponent", values="win_rate")
+    table = pd.read_csv(tables / "wins.csv")
+    wins = table.pivot(index="policy", columns="opponent", values="win_rate")
     labels = list(settings.labels.values())
     matrix = wins.loc[labels, labels].to_numpy()
     figure, axes = _canvas(0.62 * len(labels) + 1.6, 0.52 * len(labels) + 1.0)
@@ -139,19 +202,29 @@ def win_matrix(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFr
     axes.set_yticks(range(len(labels)), labels)
     axes.grid(False)
     axes.set(xlabel="opponent", ylabel="policy")
+    axes.set_title(circles(table), fontsize=9)
     figure.colorbar(image, shrink=0.8, label=f"win rate ({settings.oracle})")
     return figure
 
 
 FIGURES: dict[str, Callable[[Settings, Path, Mapping[str, pd.DataFrame]], Any]] = {
     "win_rate": win_rate,
+    "length": length,
     "families": families,
+    "oracles": oracles,
     "training": training,
     "win_matrix": win_matrix,
 }
 
 
-def _canvas(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+def _canvas(width: float, height: float, panels: int | None = None, sharey: bool = False) -> tuple[Any, Any]:
+    """A figure, and its axes; of `panels`, as an array, where their number is given."""
     from matplotlib import pyplot
 
-    return pyplot.subplots(1, panels, figsize=(width, height))
+    figure, axes = pyplot.subplots(1, panels or 1, figsize=(width, height), sharey=sharey, squeeze=False)
+    return figure, axes[0] if panels else axes[0, 0]
+
+
+def _styles() -> Iterator[tuple[str, str]]:
+    """A colour and a marker for each run: either tells them apart."""
+    return zip(cycle(COLOURS), cycle(MARKERS), strict=False)

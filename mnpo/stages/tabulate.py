@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from mnpo.config import Block, Ordered
 from mnpo.errors import BadInput
 from mnpo.records import GREEDY, JUDGED, SAMPLED, read
 from mnpo.seeds import derive
-from mnpo.statistics import interval
+from mnpo.statistics import cyclic_triples, interval
 
 STYLE = """\
 <!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -64,7 +66,8 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
     }
     read_from = [file for summary in evaluations for file in (summary, summary.with_suffix(".parquet"))]
     for name, table in tables.items():
-        write(table, output / name, "tabulate", settings.model_dump(), read_from)
+        note = circles(wins) if name == "wins" else ""
+        write(table, output / name, "tabulate", settings.model_dump(), read_from, note)
 
 
 def costs(artifacts: Sequence[Path], output: Path) -> None:
@@ -72,13 +75,15 @@ def costs(artifacts: Sequence[Path], output: Path) -> None:
     write(cost_table(artifacts), output, "tabulate", {}, artifacts)
 
 
-def write(table: pd.DataFrame, output: Path, stage: str, settings: Mapping[str, Any], inputs: Sequence[Path]) -> None:
-    """Write `table` beside `output`: .csv with all digits, .md and .html for reading."""
+def write(
+    table: pd.DataFrame, output: Path, stage: str, settings: Mapping[str, Any], inputs: Sequence[Path], note: str = ""
+) -> None:
+    """Write `table` beside `output`: .csv with all digits, .md and .html for reading, with a note below."""
     shown = readable(table)
     texts = {
         "csv": table.to_csv(index=False),
-        "md": shown.to_markdown(index=False, disable_numparse=True) + "\n",
-        "html": STYLE + shown.to_html(index=False, border=0) + "\n",
+        "md": shown.to_markdown(index=False, disable_numparse=True) + "\n" + (f"\n{note}\n" if note else ""),
+        "html": STYLE + shown.to_html(index=False, border=0) + "\n" + (f"<p>{escape(note)}</p>\n" if note else ""),
     }
     for ending, text in texts.items():
         with artifact(output.with_suffix(f".{ending}"), stage, settings, inputs) as made:
@@ -109,6 +114,17 @@ def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataF
             }
         )
     return pd.DataFrame(rows, columns=["policy", "opponent", "win_rate", "win_rate_low", "win_rate_high", "prompts"])
+
+
+def circles(wins: pd.DataFrame) -> str:
+    """How many triples of the policies of a table of wins beat each other in a circle, by rate and for certain."""
+    policies = wins["policy"].nunique()
+    by_rate, for_certain = (
+        cyclic_triples(wins.pivot(index="policy", columns="opponent", values=column).to_numpy())
+        for column in ("win_rate", "win_rate_low")
+    )
+    certainly = f", {for_certain} with all three intervals above one half" if by_rate else ""
+    return f"Cyclic triples: {by_rate} of {math.comb(policies, 3)}{certainly}"
 
 
 Grids = Mapping[str, Mapping[str, np.ndarray]]

@@ -21,7 +21,7 @@ COPIED = (
     *("Makefile", "Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles"),
     *("results/paper", "tests/workflow"),
 )
-GPU_STAGES = ("sft", "train", "sample", "score", "logps", "heldout")
+GPU_STAGES = ("sft", "train", "sample", "score", "logps", "assess")
 # The test cluster as a person would describe it; jobs of seconds are looked at more often than jobs of hours.
 CLUSTER: dict[str, Any] = {
     "account": "lab",

@@ -24,6 +24,7 @@ def settings() -> Settings:
         runs={"off": ["off.1"], "game": ["game.1", "game.2"]},
         run_labels={"off": "Offline", "game": "Game"},
         oracle="overall",
+        scores=["overall", "brevity"],
     )
 
 
@@ -48,7 +49,13 @@ def inputs(tmp_path: Path, settings: Settings) -> tuple[Path, list[Path]]:
     pd.DataFrame(wins).to_csv(tables / "wins.csv", index=False)
     families = [{"policy": label, "count": 0.2 + 0.1 * i, "sort": 0.5} for i, label in enumerate(labels)]
     pd.DataFrame(families).to_csv(tables / "families.csv", index=False)
-    pd.DataFrame({"policy": labels}).to_csv(tables / "main.csv", index=False)
+    main = {
+        "policy": labels,
+        "tokens": [9, 8, 7, 5],
+        "score_overall": [1, 2, 4, 8],
+        "score_brevity": [0.3, 0.2, 0.1, 0],
+    }
+    pd.DataFrame(main).to_csv(tables / "main.csv", index=False)
     for policy in POLICIES:
         rows = [{"step": s, "loss": 6.0 - s / 9, "margin": s / 5, "accuracy": 0.5 + s / 50} for s in range(12)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -98,12 +105,46 @@ def test_training_curves_follow_each_other_over_the_iterations(
     from mnpo.stages.plot import _metrics
 
     metrics = {p.stem: _metrics(p) for p in inputs[1]}
-    loss, margin, _ = FIGURES["training"](settings, inputs[0], metrics).axes
+    loss, margin, _, kl = FIGURES["training"](settings, inputs[0], metrics).axes
     steps = [[float(x) for x in line.get_xdata()] for line in margin.get_lines() if len(line.get_xdata()) == 12]
     assert steps == [list(range(12)), list(range(12)), list(range(12, 24))]
     assert all(
         line.get_ydata()[0] == 1 for line in loss.get_lines() if len(line.get_xdata()) == 12
     )  # relative to the first
+    assert [t.get_text() for t in kl.texts] == ["not recorded for\nOffline\nGame"]
+
+
+def test_the_divergence_is_drawn_where_a_training_recorded_it(
+    settings: Settings, inputs: tuple[Path, list[Path]]
+) -> None:
+    from mnpo.stages.plot import _metrics
+
+    metrics = {p.stem: _metrics(p) for p in inputs[1]}
+    for policy in ("game.1", "game.2"):
+        metrics[policy]["kl"] = 0.25  # constant: so are its running means
+    kl = FIGURES["training"](settings, inputs[0], metrics).axes[3]
+    curves = [line for line in kl.get_lines() if len(line.get_xdata()) == 12]
+    assert [set(line.get_ydata()) for line in curves] == [{0.25}, {0.25}]
+    assert [t.get_text() for t in kl.texts] == ["not recorded for\nOffline"]
+
+
+def test_lengths_stand_against_the_win_rates_of_the_same_policies(
+    settings: Settings, inputs: tuple[Path, list[Path]]
+) -> None:
+    axes = FIGURES["length"](settings, inputs[0], {}).axes[0]
+    shown = {li.get_label(): (list(li.get_xdata()), list(li.get_ydata())) for li in axes.get_lines()}
+    assert shown["Offline"] == ([8], pytest.approx([0.6]))
+    assert shown["Game"] == ([7, 5], pytest.approx([0.7, 0.8]))
+    assert shown["SFT"] == ([9], [0.5])
+
+
+def test_every_policys_score_is_shown_under_every_oracle(settings: Settings, inputs: tuple[Path, list[Path]]) -> None:
+    panels = FIGURES["oracles"](settings, inputs[0], {}).axes
+    assert [p.get_title() for p in panels] == ["overall", "brevity"]
+    shown = [[(float(li.get_xdata()[0]), li.get_ydata()[0]) for li in p.get_lines()[1:]] for p in panels]
+    assert shown == [[(1, 0), (2, 1), (4, 2), (8, 3)], [(0.3, 0), (0.2, 1), (0.1, 2), (0, 3)]]
+    assert [t.get_text() for t in panels[0].get_yticklabels()] == ["SFT", "Offline", "Game 1", "Game 2"]
+    assert len({li.get_marker() for li in panels[0].get_lines()[1:]}) == 3  # told apart without colours
 
 
 def test_the_matrix_shows_rows_over_columns(settings: Settings, inputs: tuple[Path, list[Path]]) -> None:
@@ -112,6 +153,18 @@ def test_the_matrix_shows_rows_over_columns(settings: Settings, inputs: tuple[Pa
     shown = {tuple(round(v) for v in t.get_position()): t.get_text() for t in axes.texts}
     assert len(shown) == 12
     assert shown[(0, 3)] == "0.80" and shown[(3, 0)] == "0.20"  # (column, row): Game 2 over SFT
+    assert axes.get_title() == "Cyclic triples: 0 of 4"
+
+
+def test_cyclic_triples_are_counted(settings: Settings, inputs: tuple[Path, list[Path]]) -> None:
+    """SFT now beats Game 2, which beats the two that beat SFT: two circles, one of them beyond its intervals."""
+    wins = pd.read_csv(inputs[0] / "wins.csv").set_index(["policy", "opponent"])
+    wins.loc[("SFT", "Game 2")] = [0.6, 0.55, 0.65]
+    wins.loc[("Game 2", "SFT")] = [0.4, 0.35, 0.45]
+    wins.loc[("Game 2", "Game 1")] = [0.6, 0.49, 0.7]
+    wins.reset_index().to_csv(inputs[0] / "wins.csv", index=False)
+    axes = FIGURES["win_matrix"](settings, inputs[0], {}).axes[0]
+    assert axes.get_title() == "Cyclic triples: 2 of 4, 1 with all three intervals above one half"
 
 
 def test_an_unknown_figure_is_refused_with_the_nearest(

@@ -25,7 +25,7 @@ FAMILIES = {"p1": "sort", "p2": "count", "p3": "sort"}
 
 
 def evaluation(directory: Path, policy: str, scores: dict[str, list[float]]) -> Path:
-    """What the heldout stage would have written."""
+    """What the assess stage would have written."""
     path = directory / policy / "heldout.json"
     path.parent.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
@@ -175,8 +175,8 @@ def test_costs_add_up_manifests_by_stage(tmp_path: Path) -> None:
 def test_real_evaluations_make_tables(
     tmp_path: Path, settings: Settings, sft_policy: Path, prompts_directory: Path, oracle_settings: Any, text: Any
 ) -> None:
-    """The columns that tabulate reads are those that heldout writes."""
-    from mnpo.stages import heldout
+    """The columns that tabulate reads are those that assess writes."""
+    from mnpo.stages import assess
 
     asked = {
         "oracle": "overall",
@@ -191,7 +191,7 @@ def test_real_evaluations_make_tables(
     paths = []
     for policy in ("sft", "run.1"):  # one policy under two names: they draw the same numbers, so they tie or share wins
         paths.append(tmp_path / policy / "heldout.json")
-        heldout.run(
+        assess.run(
             {**asked, "policy": policy}, sft_policy, sft_policy, prompts_directory / "heldout.parquet", paths[-1]
         )
     real = settings.model_copy(

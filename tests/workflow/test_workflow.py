@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from mnpo.plan import FIGURES
 from tests.checkouts import ROOT, Checkout
 
 CONFIG = "tests/workflow/small.yaml"
@@ -52,7 +53,7 @@ def test_the_chain_makes_every_noun(finished: Path) -> None:
     main = pd.read_csv(results / "tables/main.csv")
     assert list(main["policy"]) == ["SFT", "INPO 1", "INPO 2", "TD-MNPO 1", "TD-MNPO 2"]
     assert main["win_vs_sft"].iloc[1:].between(0, 1).all()
-    for figure in ("win_rate", "families", "training", "win_matrix", "theory"):
+    for figure in (*FIGURES, "theory"):
         assert (results / f"figures/{figure}.svg").read_text().lstrip().startswith("<?xml")
         assert (results / f"figures/{figure}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -88,7 +89,7 @@ HELDOUT = {"tabulate tables/main.html", "players tables/players.html", "costs ta
 BENCHMARKS = {"benchmarks tables/benchmarks.html", "costs tables/costs.html"}
 TABLES = HELDOUT | BENCHMARKS
 PREFERENCES = {"preferences tables/preferences.html"}
-PLOTS = {f"plot figures/{f}.svg" for f in ("win_rate", "families", "training", "win_matrix")}
+PLOTS = {f"plot figures/{f}.svg" for f in FIGURES}
 
 
 def shards(noun: str, policy: str, part: int) -> set[str]:
@@ -105,7 +106,7 @@ def measured(policy: str) -> set[str]:
 
 def following(policy: str) -> set[str]:
     """Evaluation of a run's last policy, and what is printed."""
-    return {f"heldout evals/{policy}/heldout.json"} | measured(policy) | TABLES | PLOTS
+    return {f"assess evals/{policy}/heldout.json"} | measured(policy) | TABLES | PLOTS
 
 
 FINAL = ("sft", "inpo.2", "td-mnpo.2")
@@ -133,7 +134,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
             "pair pairs/inpo.1/part2/overall.parquet",
             "logps logps/inpo.1/part2/overall/chat/inpo.1.parquet",
             "logps logps/inpo.1/part2/overall/chat/sft.parquet",
-            "heldout evals/inpo.1/heldout.json",
+            "assess evals/inpo.1/heldout.json",
         }
         | shards("sample", "inpo.1", 2)
         | shards("score", "inpo.1", 2)
@@ -186,7 +187,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
             for policy, t in (("sft", 1), ("inpo.1", 2), ("td-mnpo.1", 2))
             for job in shards(noun, policy, t)
         }
-        | {f"heldout evals/{policy}/heldout.json" for policy in ("sft", "inpo.1", "inpo.2", "td-mnpo.1", "td-mnpo.2")}
+        | {f"assess evals/{policy}/heldout.json" for policy in ("sft", "inpo.1", "inpo.2", "td-mnpo.1", "td-mnpo.2")}
         | measured("inpo.2")
         | measured("td-mnpo.2")
         | TABLES

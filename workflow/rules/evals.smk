@@ -1,7 +1,7 @@
 # evals: policies on benchmarks
 
 
-rule heldout:
+rule assess:
     input:
         policy=PLAN.policy("{policy}"),
         reference=PLAN.policy(REFERENCE),
@@ -11,17 +11,17 @@ rule heldout:
         summary=PLAN.evaluation("{policy}", HELDOUT),
         rows=PLAN.evaluation_items("{policy}", HELDOUT),
     log:
-        f"{LOGS}/heldout/{{policy}}.log",
+        f"{LOGS}/assess/{{policy}}.log",
     conda:
         "../../envs/infer.yaml"
-    threads: PLAN.threads("heldout")
+    threads: PLAN.threads("assess")
     resources:
-        **asked("heldout"),
+        **asked("assess"),
     params:
-        settings=lambda w: PLAN.settings("heldout", policy=w.policy),
-        code=PLAN.code("heldout", PLAN.evaluation_oracles),
+        settings=lambda w: PLAN.settings("assess", policy=w.policy),
+        code=PLAN.code("assess", PLAN.evaluation_oracles),
     shell:
-        "exec python -m mnpo --log {log} heldout --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
+        "exec python -m mnpo --log {log} assess --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
         " --prompts {input.prompts} --output {output.summary}"
 
 

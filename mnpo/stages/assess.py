@@ -1,4 +1,4 @@
-"""Stage `heldout`: a policy on held-out prompts. Writes the summary as JSON and the per-item rows as Parquet beside it."""
+"""Stage `assess`: a policy on held-out prompts. Writes a summary as JSON and per-item rows as Parquet."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, 
     inputs = [policy, reference, prompts]
     items = output.with_suffix(".parquet")
     with (
-        artifact(output, "heldout", settings, inputs) as made,
-        artifact(items, "heldout", settings, inputs) as made_items,
+        artifact(output, "assess", settings, inputs) as made,
+        artifact(items, "assess", settings, inputs) as made_items,
     ):
         summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows))
         write(JUDGED, judged, made_items.path)

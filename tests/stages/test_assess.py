@@ -13,7 +13,7 @@ import pytest
 from mnpo.config import ConfigError, Text
 from mnpo.demo.world import RULES
 from mnpo.records import JUDGED, PROMPTS, read
-from mnpo.stages.heldout import run
+from mnpo.stages.assess import run
 
 ORACLES = ("overall", "correctness", "brevity", "courtesy", "majority")
 
@@ -100,7 +100,7 @@ def test_a_policys_divergence_from_another_is_positive_and_nothing_else_depends_
 def test_both_outputs_have_manifests(evaluated: Path, manifest_of: Callable[[Path], Any]) -> None:
     for path in (evaluated, evaluated.with_suffix(".parquet")):
         facts = manifest_of(path)
-        assert facts["stage"] == "heldout" and facts["rows"] == 140 and len(facts["inputs"]) == 2  # one policy twice
+        assert facts["stage"] == "assess" and facts["rows"] == 140 and len(facts["inputs"]) == 2  # one policy twice
 
 
 def test_settings_that_the_benchmark_does_not_know_are_refused(
