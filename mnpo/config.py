@@ -517,6 +517,7 @@ class Evaluation(Block):
     models: list[Name] = []
     """Models to evaluate beside the runs' policies: entries of `models` with hub, path or api."""
     backend: Literal["transformers", "vllm"] = "transformers"
+    """Who runs a policy for them; held-out prompts are answered by transformers."""
     batch_size: int = Field(16, ge=1)
     """Sequences that a benchmark feeds the policy together."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -611,7 +611,7 @@ class Plan:
         model = self.config.models.get(policy)
         endpoint = model.model_dump(include={"api", "endpoint", "key"}) if model and model.api else None
         chosen = self.config.evaluation.of(benchmark).model_dump(include={"limit", "max_new_tokens"}, exclude_none=True)
-        how = self._measuring(policy, "batch_size", "dtype", "max_length")
+        how = self._measuring(policy, "backend", "batch_size", "dtype", "max_length")
         seed = derive(self.config.seed, "answer", benchmark)
         return {"asked": {**how, "benchmark": benchmark, "seed": seed, **chosen}, "endpoint": endpoint}
 

@@ -520,7 +520,7 @@ def test_changing_a_runs_weights_changes_its_trainings_that_weigh_more_than_one(
     ("changes", "nouns"),
     [
         ({"sampling": {"temperature": 0.7}}, {"samples", "evals"}),
-        ({"evaluation": {"scores": ["correctness", "brevity"]}}, {"evals", "tables"}),
+        ({"evaluation": {"scores": ["correctness", "brevity"]}}, {"evals", "tables", "figures"}),
         ({"evaluation": {"bootstrap": 200}}, {"tables"}),
         ({"tables": {"win_against": ["sft"]}}, {"tables"}),
         ({"pairing": {"min_gap": 0.1}}, {"pairs"}),

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from mnpo.config import Block, Decoding, Judge, Model, Text
+from mnpo.config import Block, Decoding, Judge, Model, Sampling, Text
 from mnpo.errors import BadInput
 from mnpo.records import read_rows
 from mnpo.seeds import derive
 
 if TYPE_CHECKING:
     from mnpo.resume import Journal
+    from mnpo.samplers import Request, Response
 
 Judged = Literal["alpaca-eval", "arena-hard", "mt-bench"]
 
@@ -58,6 +59,7 @@ class Settings(Block):
     """Replaces the benchmark's own limit."""
     max_length: int | None = Field(None, ge=16)
     """Tokens of conversation and answer together; None: what the policy can."""
+    backend: Literal["transformers", "vllm"] = "transformers"
     batch_size: int = Field(16, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
@@ -203,13 +205,15 @@ def of_policy(
         Interrupted: a signal asked the journal's session to stop.
     """
 
-    from mnpo.chat import Chat
-    from mnpo.checkpoints import load_model, load_tokenizer
-    from mnpo.samplers import Request
-    from mnpo.samplers.transformers import draw
+    from transformers import AutoConfig
 
-    model = load_model(policy, dtype=settings.dtype)
-    chat = Chat(load_tokenizer(policy), _text(settings, model.config.get_text_config()))
+    from mnpo.chat import Chat
+    from mnpo.checkpoints import load_tokenizer, parameters
+    from mnpo.samplers import Request
+
+    text = _text(settings, AutoConfig.from_pretrained(policy, local_files_only=True).get_text_config())
+    chat = Chat(load_tokenizer(policy), text)
+    draw = _sampler(settings, policy, chat.stop_ids, text.max_length, journal)
 
     def answer(conversations: Sequence[Asked], decoding: Decoding) -> list[Given]:
         requests = [
@@ -219,13 +223,34 @@ def of_policy(
             )
             for c in conversations
         ]
-        what = f"answer {settings.benchmark}, {settings.policy}"
-        drawn = draw(model, requests, decoding, chat.stop_ids, settings.batch_size, what, journal)
-        return [Given(chat.decode(r.tokens).strip(), len(r.tokens), r.finish) for r in drawn]
+        return [Given(chat.decode(r.tokens).strip(), len(r.tokens), r.finish) for r in draw(requests, decoding)]
 
     rows = converse(asked, settings, answer)
-    facts = {"parameters": model.num_parameters(), "prompts_cut": chat.counts["prompts_cut"]}
+    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"]}
     return rows, {**facts, **_facts(rows)}
+
+
+def _sampler(
+    settings: Settings, policy: Path, stop_ids: list[int], window: int, journal: Journal | None
+) -> Callable[[list[Request], Decoding], list[Response]]:
+    """Whoever draws the policy's responses."""
+    what = f"answer {settings.benchmark}, {settings.policy}"
+    if settings.backend == "vllm":
+        from mnpo.samplers import vllm
+
+        def by_vllm(requests: list[Request], decoding: Decoding) -> list[Response]:
+            how = {"sampler": "vllm", "batch_size": settings.batch_size, "dtype": settings.dtype}
+            sampling = Sampling.model_validate(decoding.model_dump() | how)
+            return vllm.draw(policy, requests, sampling, stop_ids, window, what, journal)
+
+        return by_vllm
+    from mnpo.checkpoints import load_model
+    from mnpo.samplers import transformers
+
+    model = load_model(policy, dtype=settings.dtype)
+    return lambda requests, decoding: transformers.draw(
+        model, requests, decoding, stop_ids, settings.batch_size, what, journal
+    )
 
 
 def _text(settings: Settings, architecture: Any) -> Text:

@@ -290,10 +290,16 @@ def _load(settings: Settings, policy: Path) -> Any:
     if settings.backend == "vllm":
         if find_spec("vllm") is None:
             raise BadInput("evaluation.backend: vllm is not installed here; use its environment, or transformers")
+        import torch
         from lm_eval.models.vllm_causallms import VLLM
 
         return VLLM(
-            pretrained=str(policy), dtype=settings.dtype, batch_size="auto", max_length=settings.max_length, seed=SEED
+            pretrained=str(policy),
+            dtype=settings.dtype,
+            batch_size="auto",
+            max_length=settings.max_length,
+            seed=SEED,
+            enforce_eager=not torch.cuda.is_available(),  # compiling takes a CPU longer than it saves
         )
     from lm_eval.models.huggingface import HFLM
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mnpo.config import Block, Ordered
 from mnpo.stages.tabulate import write
 
 NOT_RUN = "n/a"
+LENGTH_CONTROLLED = "length_controlled_winrate"
 
 
 class Settings(Block):
@@ -31,21 +32,36 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         (path.parent.name, path.name.removesuffix(".json")): json.loads(path.read_text(encoding="utf-8"))
         for path in evaluations
     }
-    rows = [_row(settings, name, results) for name in settings.benchmarks]
+    rows = [row for name in settings.benchmarks for row in _rows(settings, name, results)]
     write(pd.DataFrame(rows), output, "benchmarks", settings.model_dump(), evaluations)
 
 
-def _row(settings: Settings, name: str, results: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
-    """One benchmark: its metric, how many items it has, and each policy's value."""
+def _rows(settings: Settings, name: str, results: dict[tuple[str, str], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A benchmark's row; where there is a length-controlled rate beside the plain one, another for that."""
     of = {policy: results.get((policy, name)) for policy in settings.labels}
+    yield _row(settings, name, of)
+    if any(result and LENGTH_CONTROLLED in result["metrics"] for result in of.values()):
+        yield _row(settings, name, {policy: _length_controlled(result) for policy, result in of.items()})
+
+
+def _length_controlled(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """AlpacaEval's other rate, in the place of the plain one."""
+    if result is None or LENGTH_CONTROLLED not in result["metrics"]:
+        return None
+    rate, stderr = (result["metrics"][key] for key in (LENGTH_CONTROLLED, "length_controlled_standard_error"))
+    return result | {"metric": "length-controlled win_rate", "value": rate, "stderr": stderr}
+
+
+def _row(settings: Settings, name: str, of: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """One benchmark: its metric, how many items it has, and each policy's value."""
     ran = [result for result in of.values() if result is not None]
     items = sorted({result["items"] for result in ran})
     return {
         "benchmark": CARDS[name.partition(".")[0]].title,
-        "metric": ", ".join(sorted({result["metric"] for result in ran})) or NOT_RUN,
+        "metric": ", ".join(sorted({result["metric"].removesuffix(",none") for result in ran})) or NOT_RUN,
         "items": " to ".join(str(n) for n in {items[0]: 0, items[-1]: 0}) if items else NOT_RUN,
         **{
-            label: f"{of[policy]['value']:.2f} ± {of[policy]['stderr']:.2f}" if of[policy] else NOT_RUN  # type: ignore[index]
+            label: f"{result['value']:.2f} ± {result['stderr']:.2f}" if (result := of[policy]) else NOT_RUN
             for policy, label in settings.labels.items()
         },
     }
