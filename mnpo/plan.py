@@ -17,6 +17,7 @@ from mnpo import family, hub, paper, sources
 from mnpo.config import (
     DATASET,
     DEMO,
+    EVALSCOPE,
     JUDGED,
     PRESETS,
     REFERENCE,
@@ -412,8 +413,14 @@ class Plan:
 
     @property
     def harness(self) -> list[str]:
-        """The benchmarks that need no judge: one job a policy measures them all."""
-        return [b for b in self.config.evaluation.benchmarks if b not in JUDGED]
+        """The benchmarks that need no judge and run by lm-eval: one job a policy measures them all."""
+        return [b for b in self.config.evaluation.benchmarks if b not in JUDGED and b not in self.evalscope]
+
+    @property
+    def evalscope(self) -> list[str]:
+        """Those that run by EvalScope: one job a policy measures them all."""
+        e = self.config.evaluation
+        return [b for b in e.benchmarks if b in EVALSCOPE and e.protocol == "evalscope"]
 
     @property
     def measured(self) -> dict[str, tuple[str, str | None]]:
@@ -421,7 +428,7 @@ class Plan:
         e = self.config.evaluation
         repeats = range(1, e.repeats + 1)
         judged = {self.judged(b, j, r): (b, j) for b in e.benchmarks if b in JUDGED for j in e.judges for r in repeats}
-        return {**{b: (b, None) for b in self.harness}, **judged}
+        return {**{b: (b, None) for b in [*self.harness, *self.evalscope]}, **judged}
 
     def has_files(self, policy: str) -> bool:
         """Whether a policy is a checkpoint, and not a model behind an endpoint."""
@@ -606,6 +613,12 @@ class Plan:
         how = self._measuring(policy, "backend", "batch_size", "dtype", "max_length")
         chosen = {b: self.config.evaluation.of(b).model_dump(exclude_none=True) for b in self.harness}
         return {"harness": {**how, "benchmarks": chosen}, "code": self.code("harness")}
+
+    def _evalscope_settings(self, policy: str) -> dict[str, Any]:
+        how = self._measuring(policy, "backend", "batch_size", "dtype", "max_length")
+        chosen = {b: self.config.evaluation.of(b).model_dump(exclude_none=True) for b in self.evalscope}
+        answer = {**how, "seed": derive(self.config.seed, "answer", "evalscope")}
+        return {"evalscope": {"policy": policy, "benchmarks": chosen}, "answer": answer}
 
     def _answer_settings(self, policy: str, benchmark: str) -> dict[str, Any]:
         model = self.config.models.get(policy)

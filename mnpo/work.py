@@ -238,6 +238,10 @@ def _benchmarks(plan: Plan, policy: str) -> list[Work]:
         outputs = tuple(plan.evaluation(policy, b) for b in plan.harness)
         inputs = (*files, *plan.benchmark_sources(plan.harness))
         work.append(Work("harness", policy, outputs, inputs, policy=policy, models=(base,)))
+    if plan.evalscope and files:
+        outputs = tuple(plan.evaluation(policy, b) for b in plan.evalscope)
+        inputs = (*files, *plan.benchmark_sources(plan.evalscope))
+        work.append(Work("evalscope", policy, outputs, inputs, policy=policy, models=(base,)))
     for benchmark in (b for b in plan.config.evaluation.benchmarks if b in JUDGED):
         data, answers = plan.benchmark_sources([benchmark]), plan.answers(policy, benchmark)
         what = f"{policy} {benchmark}"

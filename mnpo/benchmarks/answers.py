@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mnpo.resume import Journal
     from mnpo.samplers import Request, Response
 
-Judged = Literal["alpaca-eval", "arena-hard", "mt-bench"]
+Asking = Literal["alpaca-eval", "arena-hard", "mt-bench", "evalscope"]
+"""What a policy answers: three benchmarks that a judge judges, and prompts that EvalScope rendered."""
 
 # Greedy where the protocol says temperature 0 (Arena-Hard) or leaves it to the model's owner (AlpacaEval; the paper's
 # own setting is unpublished). The limits are Arena-Hard's and MT-Bench's own; AlpacaEval's is a usual one of its board.
@@ -26,6 +27,7 @@ DECODING: dict[str, Decoding] = {
     "alpaca-eval": Decoding(temperature=0, top_p=1, max_new_tokens=2048),
     "arena-hard": Decoding(temperature=0, top_p=1, max_new_tokens=4096),
     "mt-bench": Decoding(temperature=0, top_p=1, max_new_tokens=1024),
+    "evalscope": Decoding(temperature=0, top_p=1, max_new_tokens=2048),  # its own
 }
 TEMPERATURES = {  # MT-Bench's, by category; other categories than its own are drawn at 0.7 too
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0,
@@ -37,6 +39,7 @@ QUESTIONS = {
     "alpaca-eval": ("alpaca_eval_gpt4_baseline.json", "reference_outputs_gpt4_1106_preview.json"),
     "arena-hard": ("data/arena-hard-v0.1/question.jsonl", "question.jsonl"),
     "mt-bench": ("fastchat/llm_judge/data/mt_bench/question.jsonl", "question.jsonl"),
+    "evalscope": ("question.jsonl",),
 }
 
 
@@ -52,7 +55,7 @@ class Settings(Block):
     """What answering reads."""
 
     policy: str
-    benchmark: Judged
+    benchmark: Asking
     limit: int | None = Field(None, ge=1)
     """The first so many questions only."""
     max_new_tokens: int | None = Field(None, ge=1)
@@ -87,7 +90,7 @@ def questions(benchmark: str, directory: Path, limit: int | None = None) -> list
     """
     path = data_file(directory, *QUESTIONS[benchmark])
     rows = read_json(path) if path.suffix == ".json" else read_rows(path)
-    read = {"alpaca-eval": _alpaca, "arena-hard": _arena, "mt-bench": _mt}[benchmark]
+    read = {"alpaca-eval": _alpaca, "arena-hard": _arena, "mt-bench": _mt, "evalscope": _evalscope}[benchmark]
     found = []
     for number, row in enumerate(rows):
         try:
@@ -116,6 +119,10 @@ def _arena(number: int, row: Mapping[str, Any]) -> Question:
 def _mt(number: int, row: Mapping[str, Any]) -> Question:
     first, second = row["turns"]
     return Question(str(row["question_id"]), row["category"], (first, second))
+
+
+def _evalscope(number: int, row: Mapping[str, Any]) -> Question:
+    return Question(str(number), "", (row["prompt"],))
 
 
 def data_file(directory: Path, *names: str) -> Path:

@@ -191,6 +191,15 @@ def _split(card: Card, directory: Path, split: str, subject: str = "") -> list[P
     )
 
 
+def split_files(card: Card, directory: Path, split: str) -> list[tuple[str, Path]]:
+    """The files of a benchmark's split, each with its subject ('' where files have none). Raises BadInput."""
+    subjects = sorted({file.parent.name for file in directory.glob(card.files[split].format("*"))})
+    if "{}" in card.task and subjects:
+        kept = [s for s in subjects if s not in ("all", "auxiliary_train")]
+        return [(subject, file) for subject in kept for file in _split(card, directory, split, subject)]
+    return [("", file) for file in _split(card, directory, split)]
+
+
 def _as_problems(files: dict[str, list[Path]], scratch: Path) -> dict[str, list[Path]]:
     """Rows of question and answer, as some copies of Minerva-Math have them, in the columns of MATH."""
     ((split, found),) = files.items()

@@ -50,6 +50,31 @@ rule harness:
         " --output {params.directory}"
 
 
+# The same by the paper's harness, in its own environment; the policy is run by `mnpo answer` in that one's.
+rule evalscope:
+    input:
+        policy=lambda w: PLAN.policy(w.policy),
+        data=PLAN.benchmark_sources(PLAN.evalscope),
+    output:
+        summaries=[PLAN.evaluation("{policy}", benchmark) for benchmark in PLAN.evalscope],
+        rows=[PLAN.evaluation_items("{policy}", benchmark) for benchmark in PLAN.evalscope],
+    log:
+        f"{LOGS}/evalscope/{{policy}}.log",
+    conda:
+        "../../envs/evalscope.yaml"
+    threads: PLAN.threads("harness")
+    resources:
+        **asked("harness"),
+    params:
+        settings=lambda w: PLAN.settings("evalscope", policy=w.policy),
+        code=PLAN.code("evalscope"),
+        data=[f"--data={name}={directory}" for name, directory in PLAN.benchmark_data(PLAN.evalscope).items()],
+        directory=lambda w, output: os.path.dirname(output[0]),
+    shell:
+        "exec python -m mnpo --log {log} evalscope --settings {params.settings:q} --policy {input.policy} {params.data:q}"
+        " --output {params.directory}"
+
+
 rule answer:
     input:
         policy=lambda w: PLAN.policy(w.policy) if PLAN.has_files(w.policy) else [],
