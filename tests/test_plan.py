@@ -625,3 +625,12 @@ def test_who_opposes_is_read_by_the_objective_and_exists(
     runs = {"mine": {"objective": objective, "oracle": "overall", "iterations": [{"parts": [1]}]}}
     with pytest.raises(ConfigError, match=message):
         planned(runs=runs, tables=SFT_ONLY)
+
+
+def test_evalscope_measures_what_it_can_and_lm_eval_the_rest(planned: Planned) -> None:
+    plan = planned(evaluation={"protocol": "evalscope", "benchmarks": ["gsm8k", "ifeval", "arc", "mt-bench"]})
+    assert (plan.evalscope, plan.harness) == (["gsm8k", "arc"], ["ifeval"])
+    assert list(plan.measured) == ["ifeval", "gsm8k", "arc", "mt-bench.demo"]
+    made = {piece.stage: piece.outputs for piece in work.needed(plan, [plan.evaluation("sft", "arc")])}
+    assert made["evalscope"] == ("results/demo/evals/sft/gsm8k.json", "results/demo/evals/sft/arc.json")
+    assert "harness" not in made and planned().evalscope == []

@@ -239,7 +239,7 @@ CARDS: dict[str, Card] = {
             generated_tokens=150,
             max_new_tokens=1024,
             protocol="the last number of the reply, examples as turns of the chat",
-            paper=f"four examples in one turn; {BOXED}",
+            paper="four examples in one turn; asks for steps and a last line ANSWER:, and reads the last number",
         ),
         _generated(
             "minerva",
