@@ -40,10 +40,18 @@ LOGS = f"logs/{PLAN.config.name}"
 report: "workflow/report/workflow.rst"
 
 
+# On a cluster these run where Snakemake does: where there is internet, or because they are over in seconds.
 localrules:
     all,
-    download,  # compute nodes often have no internet
+    download,
+    miniature,
     judge,
+    compare,
+    tabulate,
+    benchmarks,
+    costs,
+    plot,
+    theory,
     report,
     score_asking,
 

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mnpo import cluster
 from mnpo.config import ConfigError, load, read_yaml, schema, validated
-from mnpo.errors import EXPECTED, BadInput
+from mnpo.errors import EXPECTED, BadInput, Interrupted
 from mnpo.progress import complain
 from mnpo.ranks import rank
 
@@ -514,6 +515,8 @@ def main() -> None:
         app()
     except EXPECTED as error:
         complain(f"mnpo: {error}")
+        if isinstance(error, Interrupted):
+            cluster.requeue()
         sys.exit(error.exit_code)
     except FileNotFoundError as error:
         complain(f"mnpo: {error}")

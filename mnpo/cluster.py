@@ -1,4 +1,4 @@
-"""Where jobs run on a SLURM cluster: what the cluster file says, in the words of Snakemake's plugin.
+"""Where and how jobs run on a SLURM cluster: what the cluster file says, in the words of Snakemake's plugin.
 
 What a stage needs is the configuration's; which partition, type of GPU and time limit that means is the cluster's.
 """
@@ -16,8 +16,13 @@ from pydantic import Field
 
 from mnpo.config import Block, Needs, read_yaml, validated
 from mnpo.errors import BadInput
+from mnpo.progress import say
 
 VARIABLE = "MNPO_CLUSTER"  # names the cluster file; profiles/slurm sets it
+CONTINUED = ("sft", "train", "sample", "answer")
+"""Stages that stop when asked to, and go on where they stopped (mnpo/resume.py)."""
+RANKED = ("train",)
+"""Stages that run once for each of their GPUs, as one process group (mnpo/distributed.py)."""
 
 
 class Place(Block):
@@ -49,26 +54,52 @@ class Cluster(Block):
     """At most so many in the queue; read by the profile."""
     seconds_between_checks: int = Field(40, ge=1)
     """Before the first look at new jobs; read by the profile."""
+    seconds_to_stop: int = Field(300, ge=1)
+    """So long before its time limit a stage that can be continued is told to stop; half the limit at most."""
 
-    def place(self, needs: Needs) -> dict[str, Any]:
-        """Snakemake's resources that say where a job with `needs` runs.
+    def place(self, stage: str, needs: Needs) -> dict[str, Any]:
+        """Snakemake's resources that say where and how a job of `stage` with `needs` runs.
 
         Raises:
-            BadInput: its GPUs do not divide over whole nodes.
+            BadInput: its GPUs do not divide over whole nodes, or the stage cannot use more than one node.
         """
         on = self.gpu if needs.gpus else self.cpu
         names = {"slurm_account": self.account, "slurm_partition": on.partition}
         asked: dict[str, Any] = {**names, "qos": on.qos, "constraint": on.constraint}
         asked = {name: value for name, value in asked.items() if value}
-        asked["runtime"] = lambda wildcards, attempt: min(round(needs.hours * 60 * attempt), on.max_minutes)
+
+        def runtime(wildcards: Any, attempt: int) -> int:
+            return min(max(round(needs.hours * 60 * attempt), 1), on.max_minutes)
+
+        def stop(wildcards: Any, attempt: int) -> str:
+            return f"--signal=TERM@{min(self.seconds_to_stop, 30 * runtime(wildcards, attempt))}"
+
+        asked["runtime"] = runtime
+        if stage in CONTINUED:
+            asked["slurm_extra"] = stop
         if needs.gpus:
-            nodes = ceil(needs.gpus / self.gpu.per_node)
-            if needs.gpus % nodes:
-                raise BadInput(f"{needs.gpus} GPUs do not divide over {nodes} nodes of {self.gpu.per_node}")
-            asked["gres"] = ":".join(["gpu", *filter(None, [self.gpu.type]), str(needs.gpus // nodes)])
-            if nodes > 1:  # the stage starts its own srun, one task a node
-                asked |= {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"}
+            nodes, each = self._nodes(stage, needs)
+            asked["gres"] = ":".join(["gpu", *filter(None, [self.gpu.type]), str(each)])
+            if stage in RANKED and needs.gpus > 1:  # `launch` starts the tasks: the plugin must not
+                tasks = {"tasks_per_node": each} if each > 1 else {"tasks": nodes}
+                cpus = max(needs.cpus // each, 1)
+                asked |= {"nodes": nodes, "mpi": "srun", **tasks, "tasks_per_gpu": 0, "cpus_per_task": cpus}
         return asked
+
+    def _nodes(self, stage: str, needs: Needs) -> tuple[int, int]:
+        """On how many nodes a job runs, and its GPUs of each."""
+        nodes = ceil(needs.gpus / self.gpu.per_node)
+        if needs.gpus % nodes:
+            raise BadInput(
+                f"resources.stages.{stage}.gpus: {needs.gpus} GPUs do not divide over {nodes} nodes of "
+                f"{self.gpu.per_node}"
+            )
+        if nodes > 1 and stage not in RANKED:
+            raise BadInput(
+                f"resources.stages.{stage}.gpus: {needs.gpus}, and a node has {self.gpu.per_node}; only "
+                f"{', '.join(RANKED)} runs on several nodes"
+            )
+        return nodes, needs.gpus // nodes
 
 
 def load() -> Cluster | None:
@@ -86,6 +117,36 @@ def load() -> Cluster | None:
     if "CHANGE_ME" in path.read_text(encoding="utf-8").replace("# CHANGE_ME", ""):
         raise BadInput(f"{path}: CHANGE_ME stands where your account or partition belongs (docs/cluster.md)")
     return cluster
+
+
+def launch(stage: str, needs: Needs, cluster: Cluster | None, rank: Path) -> str:
+    """The words before `-m mnpo`: Python, once, or for a stage of RANKED once for each GPU with torchrun's variables.
+
+    On a cluster srun starts the processes, and the script `rank` tells each which it is. torchrun would kill what has
+    not ended 30 s after a SIGTERM, sooner than a large checkpoint is written, and would swallow the exit code.
+    """
+    if stage not in RANKED or needs.gpus <= 1:
+        return "python"
+    if cluster is None:
+        return f"python -m torch.distributed.run --standalone --nproc-per-node={needs.gpus}"
+    nodes, each = cluster._nodes(stage, needs)
+    # When a process has ended, the others have time to end too; what hangs is killed.
+    tasks = f"--nodes={nodes} --ntasks={needs.gpus} --ntasks-per-node={each}"
+    return f"srun --overlap {tasks} --kill-on-bad-exit=0 --wait=120 bash {rank} python"
+
+
+def requeue() -> None:
+    """Put the SLURM job that this stage runs in back into the queue: it was told to stop, and is to be continued.
+
+    A job that somebody cancelled, or that is over already, is left alone; so is what no workflow of ours started.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job or VARIABLE not in os.environ or os.environ.get("RANK", "0") != "0":
+        return
+    query = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    if subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() == "RUNNING":
+        say(f"SLURM job {job} goes back into the queue")
+        subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 def require_no_jobs(directory: Path) -> None:

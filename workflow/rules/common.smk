@@ -8,10 +8,16 @@ def one_of(names):
 
 def asked(stage):
     """What a job of a stage asks for: what it needs by the configuration, where by the cluster file."""
-    place = CLUSTER.place(PLAN.config.resources.of(stage)) if CLUSTER else {}
+    place = CLUSTER.place(stage, PLAN.config.resources.of(stage)) if CLUSTER else {}
     return PLAN.resources(stage) | place
 
 
 def manifest(file):
     """Beside a file; an output as well, so that `--cache` carries both."""
     return str(manifest_path(file))
+
+
+def launched(stage):
+    """What starts a stage's Python. Being a function of `resources`, it is no reason to run a job again."""
+    words = cluster.launch(stage, PLAN.config.resources.of(stage), CLUSTER, Path(workflow.basedir) / "workflow/rank.sh")
+    return lambda wildcards, resources: words

@@ -44,12 +44,13 @@ rule train:
     resources:
         **asked("train"),
     params:
+        launch=launched("train"),
         settings=lambda w: PLAN.settings("train", policy=w.policy),
         code=PLAN.code("train"),
         pairs=lambda w, input: [f"--pairs={file}" for file in input.pairs],
         logps=lambda w, input: [f"--logps={file}" for file in input.logps],
     shell:
-        "exec python -m mnpo --log {log} train --settings {params.settings:q} --start {input.start} {params.pairs} {params.logps}"
+        "exec {params.launch} -m mnpo --log {log} train --settings {params.settings:q} --start {input.start} {params.pairs} {params.logps}"
         " --output {output.policy} --training {output.training}"
 
 
