@@ -97,6 +97,8 @@ class Session:
     """Stage -> jobs that it set out to run and has not finished."""
     failed: frozenset[str]
     """Outputs of jobs that failed."""
+    numbers: Mapping[str, str]
+    """Output -> the number of its job on the cluster: Snakemake's marks lose it when the job begins."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,9 @@ def look(plan: Plan) -> Status:
     """How far the run of `plan` is, in the checkout that is the working directory."""
     jobs = [job for piece in work.needed(plan, work.files(plan, plan.config.tables.targets)) for job in _jobs(piece)]
     begun, session = marks(), _session(plan.config.name)
-    queue = _queue() if any(mark.external for mark in begun.values()) else {}
-    on_cluster = any(mark.external in queue for mark in begun.values())
+    number = {output: mark.external or session.numbers.get(output) for output, mark in begun.items()}
+    queue = _queue() if any(number.values()) else {}
+    on_cluster = any(job in queue for job in number.values())
     locked = any((SNAKEMAKE / "locks").glob("*.lock"))
     watched = locked and _workflow_is_here()
     stages: dict[str, StageStatus] = {}
@@ -134,7 +137,8 @@ def look(plan: Plan) -> Status:
     for job in jobs:
         stage = stages.setdefault(job.stage, StageStatus(gpus=_gpus(plan, job.stage)))
         stage.total += 1
-        mark = next((begun[output] for output in job.outputs if output in begun), None)
+        output = next((output for output in job.outputs if output in begun), "")
+        mark, state = begun.get(output), queue.get(number.get(output) or "")
         if mark is None and _whole(plan, job):
             started, seconds = _manifest(job)
             stage.seconds.append(seconds)
@@ -145,9 +149,9 @@ def look(plan: Plan) -> Status:
             stage.failed[job.what] = _last_line(_log(plan, job))
         elif mark is None:
             continue
-        elif queue.get(mark.external or "") == "PENDING":
+        elif state == "PENDING":
             stage.queued += 1
-        elif mark.external in queue or (watched and mark.since >= session.started):
+        elif state or (watched and mark.since >= session.started):
             stage.running.append(_running(plan, job, mark.since))
         else:
             interrupted += 1
@@ -333,7 +337,7 @@ def _session(name: str) -> Session:
         about = set(re.findall(r"\bresults/([^/\s]+)/", text))
         if "Nothing to be done" in text or ("Job stats:" in text and (not about or name in about)):
             return _read(log, text)
-    return Session(0.0, {}, frozenset())
+    return Session(0.0, {}, frozenset(), {})
 
 
 def _stage(rule: str) -> str:
@@ -350,7 +354,13 @@ def _read(log: Path, text: str) -> Session:
     to_do.subtract(_stage(rule) for rule in re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", text, re.M))
     errors = re.findall(r"^Error in rule \w+:\n(?:    .*\n)*?    output: (.+)$", text, re.M)
     failed = frozenset(output for outputs in errors for output in outputs.split(", "))
-    return Session(started.timestamp(), to_do, failed)
+    outputs_of = {
+        job: outputs.split(", ")
+        for outputs, job in re.findall(r"^    output: (.+)\n(?:    .*\n)*?    jobid: (\d+)$", text, re.M)
+    }
+    submitted = re.findall(r"^Job (\d+) has been submitted with SLURM jobid (\d+)", text, re.M)
+    numbers = {output: number for job, number in submitted for output in outputs_of.get(job, [])}
+    return Session(started.timestamp(), to_do, failed, numbers)
 
 
 def _workflow_is_here() -> bool:

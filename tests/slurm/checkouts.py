@@ -21,15 +21,18 @@ COPIED = (
     *("Makefile", "Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles"),
     *("results/paper", "tests/workflow"),
 )
-GPU_STAGES = ("sft", "train", "sample", "score", "logps", "assess")
+GPU_STAGES = ("sft", "train", "sample", "score", "logps", "assess", "harness", "answer")
 # The test cluster as a person would describe it; jobs of seconds are looked at more often than jobs of hours.
 CLUSTER: dict[str, Any] = {
     "account": "lab",
     "cpu": {"partition": "cpu", "max_minutes": 60},
     "gpu": {"partition": "gpu", "max_minutes": 120, "per_node": 8, "type": "h100"},
-    "jobs": 3,
-    "seconds_between_checks": 8,
+    "jobs": 4,
+    "seconds_between_checks": 4,
 }
+SLURM = ("--profile", "slurm")
+LOCAL = ("--cores", "2", "--rerun-incomplete")
+TRAINED = "results/small/policies/td-mnpo.2"  # what `edited` leaves to do
 
 
 class Checkout:
@@ -43,25 +46,23 @@ class Checkout:
             "XDG_CONFIG_HOME": str(path / "home/.config"),
             "PYTHONPATH": str(path),
             "PATH": f"{Path(sys.executable).parent}:{cluster.path}",
+            "OMP_NUM_THREADS": "1",
         }
 
     def set_up(self) -> None:
         """`make slurm-profile`, then a cluster file and a configuration of our own."""
+        self.path.mkdir()
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(
-                    source, self.path / name, ignore=shutil.ignore_patterns("__pycache__", "cluster.yaml", "tables")
-                )
+                ignored = shutil.ignore_patterns("__pycache__", "cluster.yaml", "tables")
+                shutil.copytree(source, self.path / name, ignore=ignored)
             else:
-                self.path.mkdir(exist_ok=True)
                 shutil.copy(source, self.path / name)
         small = (self.path / "tests/workflow/small.yaml").read_text().replace("../../configs/", "configs/")
         one_run, dropped = re.subn(r"^  inpo:.*?(?=^  td-mnpo:)", "", small, flags=re.M | re.S)
         assert dropped == 1
-        (self.path / "config.yaml").write_text(
-            one_run.replace("evaluation: {", "evaluation: { benchmarks: [], judges: [],")
-        )
+        (self.path / "config.yaml").write_text(one_run.replace("[arc, gpqa, mt-bench]", "[arc, mt-bench]"))
         self.needs(**{stage: {"gpus": 1, "memory_gb": 1} for stage in GPU_STAGES})
         self.link()
         self.describe()
@@ -70,6 +71,14 @@ class Checkout:
         """Let Snakemake find this checkout's profile."""
         command = ["make", "slurm-profile", "CLUSTER=profiles/slurm/clusters/h100.yaml"]
         subprocess.run(command, cwd=self.path, env=self.environment, check=True, capture_output=True)
+
+    def edited(self, path: Path) -> Checkout:
+        """A copy of this checkout, which is finished, with one training to do: iteration 2 of td-mnpo."""
+        shutil.copytree(self.path, path, symlinks=True)
+        copy = Checkout(path, self.cluster)
+        copy.link()
+        copy.edit("config.yaml", "- parts:\n      - 2\n", "- {parts: [2], objective: {eta: 0.1}}\n")
+        return copy
 
     def describe(self, **changes: Any) -> None:
         """Write the cluster file."""
@@ -82,37 +91,58 @@ class Checkout:
         content.setdefault("resources", {}).setdefault("stages", {}).update(stages)
         path.write_text(yaml.safe_dump(content, sort_keys=False))
 
-    def start(self, *options: str) -> Workflow:
-        """Start `snakemake --profile slurm`."""
-        return Workflow(self, options)
-
-    def run(self, *options: str, timeout: float = 900) -> str:
-        """Run `snakemake --profile slurm` to its end, which must be a good one; what it said."""
-        workflow = self.start(*options)
-        said = workflow.wait(timeout)
-        assert workflow.process.returncode == 0, said[-6000:]
-        return said
-
-    def jobs(self, *states: str) -> list[str]:
-        """The comments (rule and wildcards) of this checkout's jobs in the queue."""
-        lines = self.cluster.run("squeue", "-h", "-t", ",".join(states) or "all", "-o", "%Z|%i|%k").splitlines()
-        return [line.split("|", 1)[1] for line in lines if line.startswith(f"{self.path}|")]
-
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.path / file
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new, 1))
 
+    def start(self, *options: str, on: tuple[str, ...] = SLURM) -> Workflow:
+        """Start `snakemake --profile slurm`, or on two cores of this machine."""
+        return Workflow(self, (*on, *options))
+
+    def run(self, *options: str, on: tuple[str, ...] = SLURM, timeout: float = 1200) -> str:
+        """Run a workflow to its end, which must be a good one; what it said."""
+        return self.start(*options, on=on).succeeded(timeout)
+
+    def refused(self, *options: str, on: tuple[str, ...] = SLURM) -> str:
+        """Run a workflow that must fail; what it said."""
+        workflow = self.start(*options, on=on)
+        said = workflow.wait()
+        assert workflow.process.returncode != 0, said[-6000:]
+        return said
+
+    def mnpo(self, *words: str) -> str:
+        """What `mnpo ...` prints."""
+        command = [sys.executable, "-m", "mnpo", *words]
+        return subprocess.run(
+            command, cwd=self.path, env=self.environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    def jobs(self, *states: str) -> list[tuple[str, str]]:
+        """Number and comment (rule and wildcards) of this checkout's jobs in the queue."""
+        lines = self.cluster.run("squeue", "-h", "-t", ",".join(states), "-o", "%Z|%i|%k").splitlines()
+        rows = [line.split("|") for line in lines]
+        return [(number, comment) for directory, number, comment in rows if directory == str(self.path)]
+
+    def trained(self) -> bytes:
+        """The weights of the one training; nothing half written lies about, and nothing of it is left to do."""
+        policy = self.path / TRAINED
+        assert (policy / "manifest.json").is_file()
+        assert not list((self.path / "results").rglob(".partial*"))
+        assert not list((self.path / "results").rglob(".work*"))
+        assert "Nothing to be done" in self.run("--dry-run", TRAINED, on=LOCAL)
+        return (policy / "model.safetensors").read_bytes()
+
 
 class Workflow:
-    """A running `snakemake --profile slurm`."""
+    """A running Snakemake."""
 
     def __init__(self, checkout: Checkout, options: tuple[str, ...]) -> None:
         self.log = checkout.path / f"workflow.{time.monotonic_ns()}.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                ["snakemake", "--profile", "slurm", *options],
+                ["snakemake", *options],
                 cwd=checkout.path,
                 env=checkout.environment,
                 stdout=log,
@@ -124,7 +154,7 @@ class Workflow:
     def said(self) -> str:
         return self.log.read_text()
 
-    def wait(self, timeout: float = 300) -> str:
+    def wait(self, timeout: float = 600) -> str:
         """What it said until its end."""
         try:
             self.process.wait(timeout)
@@ -134,12 +164,24 @@ class Workflow:
             raise AssertionError(f"no end within {timeout} s:\n{self.said[-6000:]}") from None
         return self.said
 
+    def succeeded(self, timeout: float = 600) -> str:
+        """What it said until its end, which must be a good one."""
+        said = self.wait(timeout)
+        assert self.process.returncode == 0, said[-8000:]
+        return said
+
     def submitted(self) -> list[str]:
         """The SLURM jobs that it submitted: rule, wildcards."""
         return re.findall(r"has been submitted with SLURM jobid \d+ \(log: .*?/rule_(.+)/\d+\.log\)", self.said)
 
 
-def until(ready: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def ran(said: str) -> list[str]:
+    """The jobs that a workflow started: `rule what-it-makes`."""
+    jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: (\S+?),?(?: .*)?$", said, re.M)
+    return [f"{rule} {output.removeprefix('results/small/')}" for rule, output in jobs]
+
+
+def until(ready: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     """What `ready` says as soon as it is true."""
     deadline = time.monotonic() + seconds
     while not (found := ready()):
@@ -148,22 +190,46 @@ def until(ready: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     return found
 
 
-def stage(checkout: Path, name: str) -> int | None:
-    """The process of `python -m mnpo NAME` that works on a checkout."""
+def stage(checkout: Checkout, name: str | None = None) -> int | None:
+    """The process of `python -m mnpo NAME` (None: of any stage) that works on a checkout."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if words[1:3] == [b"-m", b"mnpo"] and name.encode() in words and (entry / "cwd").readlink() == checkout:
+                ours = words[1:3] == [b"-m", b"mnpo"] and (name is None or name.encode() in words)
+                if ours and (entry / "cwd").readlink() == checkout.path:
                     return int(entry.name)
             except OSError:
                 continue
     return None
 
 
-def held(checkout: Checkout, name: str) -> int:
-    """The process of a stage, stopped while it writes."""
-    pid = until(lambda: stage(checkout.path, name), f"a process of {name}")
-    until(lambda: list((checkout.path / "results").rglob(".partial-*")), "something half written")
+def held(checkout: Checkout, but: int | None = None) -> int:
+    """The training's process (another one than `but`), stopped while it writes: SIGTERM reaches it when it goes on."""
+    pid: int = until(lambda: (found := stage(checkout, "train")) != but and found, "the training")
+    until(lambda: _catches(pid, signal.SIGTERM) or not _alive(pid), "the training to begin")
     os.kill(pid, signal.SIGSTOP)
-    return int(pid)
+    assert list((checkout.path / "results/small/policies").glob(".partial-*")), "it writes nothing yet"
+    return pid
+
+
+def pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal has been sent to a process that is stopped."""
+    return _has(pid, "ShdPnd", number) or _has(pid, "SigPnd", number)
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    return _has(pid, "SigCgt", number)
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _has(pid: int, line: str, number: signal.Signals) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    (mask,) = re.findall(rf"^{line}:\s*(\w+)$", status, re.M)
+    return bool(int(mask, 16) >> (number - 1) & 1)

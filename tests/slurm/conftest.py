@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from checkouts import Checkout
+from checkouts import LOCAL, TRAINED, Checkout, ran, stage, until
 from cluster import Cluster, Unavailable
 
 
@@ -34,13 +35,22 @@ def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return checkout, checkout.run()
 
 
+@pytest.fixture(scope="session")
+def undisturbed(finished: tuple[Checkout, str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of iteration 2, trained in one go, without SLURM."""
+    checkout = finished[0].edited(tmp_path_factory.mktemp("undisturbed") / "checkout")
+    assert ran(checkout.run(TRAINED, on=LOCAL)) == ["train policies/td-mnpo.2"]
+    return checkout.trained()
+
+
 @pytest.fixture
 def checkout(finished: tuple[Checkout, str], cluster: Cluster, tmp_path: Path) -> Iterator[Checkout]:
     """A copy of the finished checkout with one training to do: iteration 2 of td-mnpo."""
-    copy = Checkout(tmp_path / "checkout", cluster)
-    shutil.copytree(finished[0].path, copy.path, symlinks=True)
-    copy.link()
-    copy.edit("config.yaml", "- parts: [2] # iteration 2", "- {parts: [2], objective: {eta: 0.1}}")
+    copy = finished[0].edited(tmp_path / "checkout")
     yield copy
-    for job in copy.jobs("PENDING", "RUNNING"):
-        cluster.run("scancel", job.split("|")[0])
+    for number, _ in copy.jobs("PENDING", "RUNNING", "SUSPENDED"):
+        cluster.run("scancel", "--signal=KILL", "--full", number, check=False)
+        cluster.run("scancel", number, check=False)
+    while pid := stage(copy):
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: stage(copy) != pid, "the end of a stage")

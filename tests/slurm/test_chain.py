@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from checkouts import CLUSTER, Checkout
+from checkouts import CLUSTER, GPU_STAGES, Checkout
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,8 @@ def test_the_chain_makes_every_noun(finished: tuple[Checkout, str]) -> None:
     for policy in ("sft", "td-mnpo.1", "td-mnpo.2"):
         assert (results / f"policies/{policy}/model.safetensors").is_file()
         assert (results / f"evals/{policy}/heldout.json").is_file()
-    assert (results / "tables/main.md").is_file()
+    for table in ("main", "benchmarks", "costs", "theory"):
+        assert (results / f"tables/{table}.csv").is_file()
     assert not list(results.rglob(".partial*"))
     assert "(100%) done" in said
 
@@ -44,43 +45,52 @@ def test_each_job_ran_once_where_it_belongs_under_a_name_that_a_person_recognise
         comments
     )
     for _, comment, partition, *_, resources, _ in jobs:
-        gpu = any(
-            comment.startswith(f"rule_{stage}_") for stage in ("sft", "train", "sample", "score", "logps", "eval")
-        )
+        gpu = comment.split("_")[1] in GPU_STAGES
         assert partition == ("gpu" if gpu else "cpu"), comment
         assert ("gres/gpu=1" in resources) is gpu, comment
 
 
 # A workflow of one rule for each question, run by the profile itself.
 PROBES = """
+from pathlib import Path
 from mnpo import cluster
 from mnpo.config import Needs
 
 CLUSTER = cluster.load()
+ONE, TWO = Needs(gpus=2, cpus=4), Needs(gpus=4, cpus=4)
+
+def launch(needs):
+    return cluster.launch("train", needs, CLUSTER, Path(RANK))
+
+LAUNCH_ONE, LAUNCH_TWO = launch(ONE), launch(TWO)
 
 rule all:
-    input: "train.txt", "sft.txt"
+    input: "sample.txt", "one.txt", "two.txt"
 
-rule train:  # two GPUs of one node
-    output: "train.txt"
-    resources: mem_mb=1000, cpus_per_task=4, **CLUSTER.place(Needs(gpus=2))
+rule sample:  # one process with two GPUs
+    output: "sample.txt"
+    resources: mem_mb=1000, **{"cpus_per_task": 4, **CLUSTER.place("sample", ONE)}
     shell: "echo $CUDA_VISIBLE_DEVICES $SLURM_CPUS_ON_NODE > {output}"
 
-rule sft:  # four GPUs, which are two of each of two nodes
-    output: "sft.txt"
-    resources: mem_mb=1000, cpus_per_task=4, **CLUSTER.place(Needs(gpus=4))
-    shell: "{LAUNCH} {resources.nodes} sum.py {output}"
+rule one:  # two GPUs of one node, one rank each
+    output: "one.txt"
+    resources: mem_mb=1000, **CLUSTER.place("train", ONE)
+    shell: "exec {LAUNCH_ONE} sum.py {output}"
+
+rule two:  # four GPUs, which are two of each of two nodes
+    output: "two.txt"
+    resources: mem_mb=1000, **CLUSTER.place("train", TWO)
+    shell: "exec {LAUNCH_TWO} sum.py {output}"
 """
-# All ranks add their number + 1; each node's first rank says what it sees.
+# All ranks add their number + 1; each says what it sees.
 SUM = """
 import os, sys, torch, torch.distributed as dist
 dist.init_process_group("gloo")
 total = torch.tensor([dist.get_rank() + 1])
 dist.all_reduce(total)
-if os.environ["LOCAL_RANK"] == "0":
-    with open(f"{sys.argv[1]}.{os.environ['SLURM_NODEID']}", "w") as file:
-        names = os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"]
-        print(*names, int(total), dist.get_world_size(), file=file)
+with open(f"{sys.argv[1]}.{dist.get_rank()}", "w") as file:
+    names = os.environ["SLURMD_NODENAME"], os.environ["LOCAL_RANK"], os.environ["CUDA_VISIBLE_DEVICES"]
+    print(*names, int(total), dist.get_world_size(), file=file)
 dist.barrier()
 if dist.get_rank() == 0:
     open(sys.argv[1], "w").close()
@@ -95,24 +105,32 @@ def probed(finished: tuple[Checkout, str], tmp_path_factory: pytest.TempPathFact
     (checkout.path / "profiles").mkdir(parents=True)
     shutil.copytree(finished[0].path / "profiles/slurm", checkout.path / "profiles/slurm")
     shutil.copy(finished[0].path / "Makefile", checkout.path)
+    checkout.environment["PYTHONPATH"] = str(finished[0].path)
     checkout.link()
     checkout.describe(gpu=CLUSTER["gpu"] | {"per_node": 2, "qos": "long", "constraint": "big|small"})
-    launch = Path(__file__).parent / "launch.sh"
-    (checkout.path / "Snakefile").write_text(f"LAUNCH = 'bash {launch}'\n{PROBES}")
+    rank = finished[0].path / "workflow/rank.sh"
+    (checkout.path / "Snakefile").write_text(f"RANK = {str(rank)!r}\n{PROBES}")
     (checkout.path / "sum.py").write_text(SUM)
-    checkout.run(timeout=200)
+    checkout.run()
     return checkout.path
 
 
 def test_a_job_sees_the_gpus_and_cpus_it_asked_for(probed: Path) -> None:
-    devices, cpus = (probed / "train.txt").read_text().split()
+    devices, cpus = (probed / "sample.txt").read_text().split()
     assert len(set(devices.split(","))) == 2
     assert cpus == "4"
 
 
-def test_two_nodes_form_one_process_group(probed: Path) -> None:
-    seen = [(probed / f"sft.txt.{node}").read_text().split() for node in (0, 1)]
-    for node, (name, devices, total, world) in zip(("n1", "n2"), seen, strict=True):
-        assert name == node
+@pytest.mark.parametrize(
+    ("job", "ranks", "total"),
+    [("one", [(0, 0), (0, 1)], "3"), ("two", [(0, 0), (0, 1), (1, 0), (1, 1)], "10")],  # 1 + 2; 1 + 2 + 3 + 4
+)
+def test_the_gpus_of_a_training_form_one_process_group(
+    probed: Path, job: str, ranks: list[tuple[int, int]], total: str
+) -> None:
+    seen = [(probed / f"{job}.txt.{rank}").read_text().split() for rank in range(len(ranks))]
+    nodes = sorted({name for name, *_ in seen})
+    assert [(nodes.index(name), int(local)) for name, local, *_ in seen] == ranks
+    for _, _, devices, summed, world in seen:
         assert len(set(devices.split(","))) == 2
-        assert (total, world) == ("10", "4")  # 1 + 2 + 3 + 4
+        assert (summed, world) == (total, str(len(ranks)))
