@@ -48,6 +48,7 @@ localrules:
     judge,
     compare,
     tabulate,
+    players,
     benchmarks,
     costs,
     plot,

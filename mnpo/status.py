@@ -98,7 +98,7 @@ class Session:
     failed: frozenset[str]
     """Outputs of jobs that failed."""
     numbers: Mapping[str, str]
-    """Output -> the number of its job on the cluster: Snakemake's marks lose it when the job begins."""
+    """Output -> its job on the cluster: the mark loses that number when the job begins, and goes with a requeue."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def look(plan: Plan) -> Status:
     """How far the run of `plan` is, in the checkout that is the working directory."""
     jobs = [job for piece in work.needed(plan, work.files(plan, plan.config.tables.targets)) for job in _jobs(piece)]
     begun, session = marks(), _session(plan.config.name)
-    number = {output: mark.external or session.numbers.get(output) for output, mark in begun.items()}
-    queue = _queue() if any(number.values()) else {}
-    on_cluster = any(job in queue for job in number.values())
+    numbers = {**session.numbers, **{output: mark.external for output, mark in begun.items() if mark.external}}
+    queue = _queue() if numbers else {}
+    on_cluster = not queue.keys().isdisjoint(numbers.values())
     locked = any((SNAKEMAKE / "locks").glob("*.lock"))
     watched = locked and _workflow_is_here()
     stages: dict[str, StageStatus] = {}
@@ -137,20 +137,20 @@ def look(plan: Plan) -> Status:
     for job in jobs:
         stage = stages.setdefault(job.stage, StageStatus(gpus=_gpus(plan, job.stage)))
         stage.total += 1
-        output = next((output for output in job.outputs if output in begun), "")
-        mark, state = begun.get(output), queue.get(number.get(output) or "")
+        mark = next((begun[output] for output in job.outputs if output in begun), None)
+        state = next((queue.get(numbers[output]) for output in job.outputs if output in numbers), None)
         if mark is None and _whole(plan, job):
             started, seconds = _manifest(job)
             stage.seconds.append(seconds)
             busy += seconds if started + 1 > session.started else 0  # manifests say whole seconds
             continue
         missing[job.stage] += 1
-        if mark is None and not session.failed.isdisjoint(job.outputs):
+        if state == "PENDING":
+            stage.queued += 1
+        elif mark is None and not session.failed.isdisjoint(job.outputs):
             stage.failed[job.what] = _last_line(_log(plan, job))
         elif mark is None:
             continue
-        elif state == "PENDING":
-            stage.queued += 1
         elif state or (watched and mark.since >= session.started):
             stage.running.append(_running(plan, job, mark.since))
         else:

@@ -18,7 +18,7 @@ def test_the_chain_makes_every_noun(finished: tuple[Checkout, str]) -> None:
     for policy in ("sft", "td-mnpo.1", "td-mnpo.2"):
         assert (results / f"policies/{policy}/model.safetensors").is_file()
         assert (results / f"evals/{policy}/heldout.json").is_file()
-    for table in ("main", "benchmarks", "costs", "theory"):
+    for table in ("main", "players", "benchmarks", "costs", "theory"):
         assert (results / f"tables/{table}.csv").is_file()
     assert not list(results.rglob(".partial*"))
     assert "(100%) done" in said
@@ -41,7 +41,7 @@ def test_each_job_ran_once_where_it_belongs_under_a_name_that_a_person_recognise
     assert {account for _, _, _, account, *_ in jobs} == {"lab"}
     comments = Counter(comment for _, comment, *_ in jobs)
     assert set(comments.values()) == {1}
-    assert {"rule_sft_wildcards_sft", "rule_train_wildcards_td-mnpo.2", "rule_sample_wildcards_sft_1_0"} <= set(
+    assert {"rule_sft_wildcards_sft", "rule_train_wildcards_td-mnpo.2", "rule_sample_wildcards_sft_part1_0"} <= set(
         comments
     )
     for _, comment, partition, *_, resources, _ in jobs:
