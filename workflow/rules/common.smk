@@ -21,3 +21,8 @@ def launched(stage):
     """What starts a stage's Python. Being a function of `resources`, it is no reason to run a job again."""
     words = cluster.launch(stage, PLAN.config.resources.of(stage), CLUSTER, Path(workflow.basedir) / "workflow/rank.sh")
     return lambda wildcards, resources: words
+
+
+def scored_by(oracles):
+    """The wildcard of scores by one of `oracles`, also against another policy's responses."""
+    return f"({one_of(oracles)})({AGAINST}[^/]+)?"

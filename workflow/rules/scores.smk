@@ -1,11 +1,6 @@
 # scores: what an oracle thinks of those samples
 
 
-def by(oracles):
-    """The wildcard of scores by one of `oracles`, also against another policy's responses."""
-    return f"({one_of(oracles)})({AGAINST}[^/]+)?"
-
-
 rule score:
     input:
         samples=PLAN.samples("{policy}", "{part}", "{shard}"),
@@ -17,7 +12,7 @@ rule score:
     log:
         f"{LOGS}/score/{{policy}}.{{part}}.{{oracle}}.{{shard}}.log",
     wildcard_constraints:
-        oracle=by(o for o in PLAN.config.oracles if o not in PLAN.asking),
+        oracle=scored_by(o for o in PLAN.config.oracles if o not in PLAN.asking),
     priority: 10
     conda:
         "../../envs/infer.yaml"
@@ -36,7 +31,7 @@ rule score:
 # Oracles that ask a judge do so where the internet is: on the login node, where their models, if any, run as well.
 use rule score as score_asking with:
     wildcard_constraints:
-        oracle=by(PLAN.asking),
+        oracle=scored_by(PLAN.asking),
     threads: PLAN.threads("judge")
     resources:
         **asked("judge"),
