@@ -22,6 +22,7 @@ import yaml
 from mnpo.artifacts import digest
 from mnpo.benchmarks import judged
 from mnpo.benchmarks.answers import QUESTIONS, data_file, questions, read_json
+from mnpo.benchmarks.cards import CARDS
 from mnpo.benchmarks.judge import Answer, Client, Request
 from mnpo.config import Judge
 from mnpo.errors import BadInput
@@ -32,7 +33,7 @@ GAMED = "df_gamed.csv"
 ALTERNATIVES = 5  # tokens whose log-probabilities the stock configuration asks for
 PROTOCOL = (
     "Win rate over {baseline} by alpaca_eval {version}, which draws the order of each pair; judged by {judge}: "
-    "{verdict}. Length-controlled: {length_controlled}."
+    "{verdict}. Length-controlled: {length_controlled}{differs}."
 )
 WEIGHED = "the probability that its first token names the policy's output rather than the baseline's"
 NAMED = "the share of replies that name the policy's output, as it gives no log-probabilities to weigh them by"
@@ -77,6 +78,7 @@ def evaluate(
         judge=judge.model,
         verdict=NAMED if judged.reasons(judge) else WEIGHED,
         length_controlled=length_controlled,
+        differs=CARDS[BENCHMARK].differs,
     )
     summary = {
         "policy": settings.policy,

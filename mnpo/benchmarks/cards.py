@@ -58,6 +58,11 @@ class Card:
         """What `files` names first: the split whose items are counted."""
         return next(iter(self.files))
 
+    @property
+    def differs(self) -> str:
+        """What the protocol of a result adds: how the paper's differs."""
+        return f"; in the paper: {self.paper}" if self.paper else ""
+
     def splits(self, shots: int) -> tuple[str, ...]:
         """The splits that are read: the one with the items, and with shots the one that these come from."""
         return tuple(self.files)[: 2 if shots else 1]
@@ -257,7 +262,7 @@ CARDS: dict[str, Card] = {
             max_new_tokens=2048,
             protocol="equal in value to the reference (math-verify), the task's examples as turns of the chat; "
             "the 272 problems of OpenCourseWare (the 5,000 of MATH run the same way)",
-            paper=f"no examples; {BOXED}",
+            paper=f"no examples; {BOXED}, and a judge says whether the reply is right",
         ),
         _generated(
             "aime24",

@@ -521,7 +521,7 @@ def _protocol(card: Card, chosen: BenchmarkSettings, shots: int, items: int, wat
         changes.append(f"at most {watched.max_new_tokens} new tokens instead of {card.max_new_tokens}")
     if watched.prompts_cut:
         changes.append(f"{watched.prompts_cut} prompts cut at their start")
-    return f"{text}; CHANGED: {'; '.join(changes)}" if changes else text
+    return (f"{text}; CHANGED: {'; '.join(changes)}" if changes else text) + card.differs
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Stage `benchmarks`: every policy's result on every public benchmark, a row a benchmark, with standard errors."""
+"""Stage `benchmarks`: every policy's result on every public benchmark, a row a benchmark, with standard errors.
+
+Footnotes say what each result really computes.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from mnpo.stages.tabulate import write
 
 NOT_RUN = "n/a"
 LENGTH_CONTROLLED = "length_controlled_winrate"
+GENERAL = f"± standard error over items. {NOT_RUN}: has not run."
 
 
 class Settings(Block):
@@ -33,7 +37,8 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         for path in evaluations
     }
     rows = [row for name in settings.benchmarks for row in _rows(settings, name, results)]
-    write(pd.DataFrame(rows), output, "benchmarks", settings.model_dump(), evaluations)
+    notes = [GENERAL, *(note for name in settings.benchmarks for note in _notes(settings, name, results))]
+    write(pd.DataFrame(rows), output, "benchmarks", settings.model_dump(), evaluations, notes)
 
 
 def _rows(settings: Settings, name: str, results: dict[tuple[str, str], dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -42,6 +47,26 @@ def _rows(settings: Settings, name: str, results: dict[tuple[str, str], dict[str
     yield _row(settings, name, of)
     if any(result and LENGTH_CONTROLLED in result["metrics"] for result in of.values()):
         yield _row(settings, name, {policy: _length_controlled(result) for policy, result in of.items()})
+
+
+def _notes(settings: Settings, name: str, results: Mapping[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
+    """A benchmark's protocols, each with its policies where they differ, and verdicts that are missing."""
+    title = _title(name)
+    protocols: dict[str, list[str]] = {}
+    for policy, label in settings.labels.items():
+        if result := results.get((policy, name)):
+            protocols.setdefault(result["protocol"].rstrip("."), []).append(label)
+            if result["missing"]:
+                yield f"{title}, {label}: {result['missing']} verdicts or ratings missing, not counted."
+    for protocol, labels in protocols.items():
+        where = f", {', '.join(labels)}" if len(protocols) > 1 else ""
+        yield f"{title}{where}: {protocol}."
+    if len(protocols) > 1:
+        yield f"{title}: measured in different ways, policies do not compare."
+
+
+def _title(name: str) -> str:
+    return CARDS[name.partition(".")[0]].title
 
 
 def _length_controlled(result: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -57,7 +82,7 @@ def _row(settings: Settings, name: str, of: Mapping[str, dict[str, Any] | None])
     ran = [result for result in of.values() if result is not None]
     items = sorted({result["items"] for result in ran})
     return {
-        "benchmark": CARDS[name.partition(".")[0]].title,
+        "benchmark": _title(name),
         "metric": ", ".join(sorted({result["metric"].removesuffix(",none") for result in ran})) or NOT_RUN,
         "items": " to ".join(str(n) for n in {items[0]: 0, items[-1]: 0}) if items else NOT_RUN,
         **{

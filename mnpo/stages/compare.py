@@ -437,7 +437,7 @@ def _column_notes(view: View, column: paper.Column) -> Iterator[str]:
     for row in view.rows:
         cell = view.cells[row.key, column.name]
         for result in [r for of_policy in view.found(row, column).values() for r in of_policy]:
-            protocols.setdefault(result.summary["protocol"], []).append(row.key)
+            protocols.setdefault(result.summary["protocol"].rstrip("."), []).append(row.key)
             counts.add(result.summary["items"])
             if result.metric(column) is None:
                 yield f"{column.heading}, {row.key}: {result.path.name} does not report {column.metric}."

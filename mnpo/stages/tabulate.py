@@ -66,8 +66,8 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
     }
     read_from = [file for summary in evaluations for file in (summary, summary.with_suffix(".parquet"))]
     for name, table in tables.items():
-        note = circles(wins) if name == "wins" else ""
-        write(table, output / name, "tabulate", settings.model_dump(), read_from, note)
+        notes = [circles(wins)] if name == "wins" else []
+        write(table, output / name, "tabulate", settings.model_dump(), read_from, notes)
 
 
 def costs(artifacts: Sequence[Path], output: Path) -> None:
@@ -76,14 +76,20 @@ def costs(artifacts: Sequence[Path], output: Path) -> None:
 
 
 def write(
-    table: pd.DataFrame, output: Path, stage: str, settings: Mapping[str, Any], inputs: Sequence[Path], note: str = ""
+    table: pd.DataFrame,
+    output: Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Sequence[Path],
+    notes: Sequence[str] = (),
 ) -> None:
-    """Write `table` beside `output`: .csv with all digits, .md and .html for reading, with a note below."""
+    """Write `table` beside `output`: .csv with all digits, .md and .html for reading, with footnotes."""
     shown = readable(table)
+    listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
     texts = {
         "csv": table.to_csv(index=False),
-        "md": shown.to_markdown(index=False, disable_numparse=True) + "\n" + (f"\n{note}\n" if note else ""),
-        "html": STYLE + shown.to_html(index=False, border=0) + "\n" + (f"<p>{escape(note)}</p>\n" if note else ""),
+        "md": shown.to_markdown(index=False, disable_numparse=True) + "\n" + "".join(f"\n- {note}\n" for note in notes),
+        "html": STYLE + shown.to_html(index=False, border=0) + "\n" + (f"<ul>\n{listed}</ul>\n" if notes else ""),
     }
     for ending, text in texts.items():
         with artifact(output.with_suffix(f".{ending}"), stage, settings, inputs) as made:

@@ -296,6 +296,7 @@ def test_a_judged_policy_gets_both_rates_and_missing_verdicts_do_not_stop_the_fi
         summary["metrics"]
     )
     assert "length_controlled_v1 with df_gamed.csv" in summary["protocol"]
+    assert "; in the paper: no length control, the baseline always first" in summary["protocol"]
     assert json.loads(json.dumps(summary)) == summary
 
 

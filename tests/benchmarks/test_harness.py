@@ -101,6 +101,7 @@ def test_what_a_card_does_not_say_is_named(measured: dict[str, harness.Result]) 
     assert "CHANGED: 1 shots instead of 5; 8 items, the benchmark has 1,319; at most 32 new tokens instead of 1024" in (
         protocol
     )
+    assert protocol.endswith(f"; in the paper: {CARDS['gsm8k'].paper}") and "asks for steps" in protocol
 
 
 def test_prompts_that_do_not_fit_are_counted(measured: dict[str, harness.Result]) -> None:

@@ -1,0 +1,57 @@
+"""The table of benchmarks: a cell is a summary's figure, and the footnotes say what each figure is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mnpo.stages.benchmarks import Settings, run
+
+
+def summary(root: Path, policy: str, name: str, **changes: Any) -> Path:
+    path = root / policy / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    of = {"value": 50.0, "stderr": 1.25, "metric": "acc,none", "items": 8, "missing": 0, "metrics": {}}
+    path.write_text(json.dumps({**of, "protocol": "likelihood of each ending per character", **changes}))
+    return path
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Both have run HellaSwag alike and AIME-24 differently; one has Arena-Hard, neither GSM8K."""
+    paths = [summary(tmp_path, policy, "hellaswag") for policy in ("sft", "mine")]
+    paths.append(summary(tmp_path, "sft", "aime24", protocol="<boxed> by lm-eval"))
+    paths.append(summary(tmp_path, "mine", "aime24", protocol="by EvalScope", items=3))
+    paths.append(summary(tmp_path, "mine", "arena-hard.demo", protocol="Two games a question.", missing=2))
+    benchmarks = ["hellaswag", "aime24", "arena-hard.demo", "gsm8k"]
+    run(Settings(labels={"sft": "SFT", "mine": "Mine"}, benchmarks=benchmarks), paths, tmp_path / "benchmarks")
+    return tmp_path / "benchmarks"
+
+
+def test_what_has_not_run_says_so(table: Path) -> None:
+    frame = pd.read_csv(table.with_suffix(".csv"), keep_default_na=False).set_index("benchmark")
+    assert frame.loc["HellaSwag"].tolist() == ["acc", "8", "50.00 ± 1.25", "50.00 ± 1.25"]
+    assert frame.loc["AIME-24", "items"] == "3 to 8" and frame.loc["GSM8K"].tolist() == ["n/a"] * 4
+    assert frame.loc["Arena-Hard v0.1", ["SFT", "Mine"]].tolist() == ["n/a", "50.00 ± 1.25"]
+
+
+def test_footnotes_say_what_each_benchmark_computes(table: Path) -> None:
+    """Once where policies agree, else for each, with a warning; escaped in HTML; none of what has not run."""
+    notes = [
+        "± standard error over items. n/a: has not run.",
+        "HellaSwag: likelihood of each ending per character.",
+        "AIME-24, SFT: <boxed> by lm-eval.",
+        "AIME-24, Mine: by EvalScope.",
+        "AIME-24: measured in different ways, policies do not compare.",
+        "Arena-Hard v0.1, Mine: 2 verdicts or ratings missing, not counted.",
+        "Arena-Hard v0.1: Two games a question.",
+    ]
+    markdown = table.with_suffix(".md").read_text().splitlines()
+    assert [line.removeprefix("- ") for line in markdown if line.startswith("- ")] == notes
+    page = table.with_suffix(".html").read_text()
+    assert page.count("<li>") == len(notes) and "<li>AIME-24, SFT: &lt;boxed&gt; by lm-eval.</li>" in page
+    assert all(f"<li>{note}</li>" in page for note in notes if "<" not in note)
