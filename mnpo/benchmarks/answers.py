@@ -66,6 +66,13 @@ class Settings(Block):
     batch_size: int = Field(16, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
+    of: str | None = None
+    """The benchmark whose prompts EvalScope asks."""
+
+    @property
+    def name(self) -> str:
+        """The benchmark as the configuration calls it."""
+        return self.of or self.benchmark
 
     def decoding(self, category: str) -> Decoding:
         """How questions of a category are answered."""
@@ -241,7 +248,7 @@ def _sampler(
     settings: Settings, policy: Path, stop_ids: list[int], window: int, journal: Journal | None
 ) -> Callable[[list[Request], Decoding], list[Response]]:
     """Whoever draws the policy's responses."""
-    what = f"answer {settings.benchmark}, {settings.policy}"
+    what = f"answer {settings.name}, {settings.policy}"
     if settings.backend == "vllm":
         from mnpo.samplers import vllm
 
@@ -265,8 +272,8 @@ def _text(settings: Settings, architecture: Any) -> Text:
     window = settings.max_length or architecture.max_position_embeddings
     if window - new < 16:
         raise BadInput(
-            f"{settings.benchmark}: answers of {new} tokens leave no room for questions in the {window} of "
-            f"{settings.policy}; set evaluation.settings.{settings.benchmark}.max_new_tokens lower"
+            f"{settings.name}: answers of {new} tokens leave no room for questions in the {window} of "
+            f"{settings.policy}; set evaluation.settings.{settings.name}.max_new_tokens lower"
         )
     return Text(max_length=window, max_prompt_length=window - new)
 

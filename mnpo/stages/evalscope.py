@@ -62,7 +62,7 @@ def _answers(
     (directory / QUESTIONS).write_text(text, encoding="utf-8")
     chosen = {str(b): c for b, c in settings.evalscope.benchmarks.items()}[benchmark]
     new = {"max_new_tokens": chosen.max_new_tokens} if chosen.max_new_tokens else {}
-    asked = {**settings.answer, "benchmark": "evalscope", **new}
+    asked = {**settings.answer, "benchmark": "evalscope", "of": benchmark, **new}
     output = directory / "answers.parquet"
     command = [sys.executable, "-m", "mnpo", "answer", "--settings", json.dumps({"asked": asked})]
     files = ["--policy", str(policy), "--data", str(directory), "--output", str(output)]

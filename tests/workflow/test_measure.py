@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from mnpo import work
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config import ConfigError, load
+from mnpo.demo import benchmarks
 from mnpo.errors import BadInput
 from mnpo.measure import configure
 from mnpo.plan import Plan
@@ -78,8 +80,14 @@ def test_all_fourteen_numbers_of_a_policy_from_elsewhere(
 ) -> None:
     """A policy of random weights, copied out of reach of the project; the first items of each benchmark."""
     copy = shutil.copytree(random_policy, tmp_path / "elsewhere")
-    few = "".join(f"    {name}: {{ limit: 2, max_new_tokens: 8 }}\n" for name in CARDS)
-    (here / "few.yaml").write_text(f"extends: {root / 'configs/demo.yaml'}\nevaluation:\n  settings:\n{few}")
+    for name in CARDS:
+        benchmarks.make(tmp_path / "data" / name, name, seed=0)
+    changes = {
+        "extends": str(root / "configs/demo.yaml"),
+        "datasets": {name: {"demo": None, "path": str(tmp_path / "data" / name)} for name in CARDS},
+        "evaluation": {"settings": {name: {"limit": 2, "max_new_tokens": 4} for name in CARDS}},
+    }
+    (here / "few.yaml").write_text(yaml.safe_dump(changes))
     result = subprocess.run(
         [sys.executable, "-m", "mnpo", "evaluate", "--policy", str(copy), "--config", "few.yaml", "--", "--quiet"],
         capture_output=True,
