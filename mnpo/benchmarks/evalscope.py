@@ -188,7 +188,10 @@ def _summary(
     mean = math.fsum(row["value"] for row in rows) / n
     deviation = math.sqrt(math.fsum((row["value"] - mean) ** 2 for row in rows) / (n - 1)) if n > 1 else 0.0
     shots = task.shots if chosen.shots is None else chosen.shots
-    changed = f"; CHANGED: {n} items, the benchmark has {card.items:,}" if n != card.items else ""
+    changes = [f"{shots} shots instead of {task.shots}"] if shots != task.shots else []
+    changes += [f"{n} items, the benchmark has {card.items:,}"] if n != card.items else []
+    changes += [f"at most {chosen.max_new_tokens} new tokens"] if chosen.max_new_tokens else []
+    changed = f"; CHANGED: {'; '.join(changes)}" if changes else ""
     summary = {
         "policy": policy,
         "benchmark": benchmark,

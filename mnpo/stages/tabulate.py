@@ -88,7 +88,10 @@ def write(
     listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
     texts = {
         "csv": table.to_csv(index=False),
-        "md": shown.to_markdown(index=False, disable_numparse=True) + "\n" + "".join(f"\n- {note}\n" for note in notes),
+        "md": shown.to_markdown(index=False, disable_numparse=True)
+        + "\n"
+        + ("\n" if notes else "")
+        + "".join(f"- {note}\n" for note in notes),
         "html": STYLE + shown.to_html(index=False, border=0) + "\n" + (f"<ul>\n{listed}</ul>\n" if notes else ""),
     }
     for ending, text in texts.items():

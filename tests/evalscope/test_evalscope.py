@@ -49,6 +49,7 @@ def test_the_number_is_what_its_items_say(data: dict[str, Path], tmp_path: Path,
     settings = Settings.model_validate({"policy": "tiny", "benchmarks": {benchmark: chosen}})
     ((name, summary, rows),) = results(settings, data, replies, tmp_path)
     assert name == benchmark and summary["items"] == len(rows) >= 8 and "EvalScope 1.0.2" in summary["protocol"]
+    assert ("shots instead of" in summary["protocol"]) == bool(chosen)
     scored = tmp_path / benchmark / "scored"
     (report_file,) = scored.rglob(f"reports/policy/{TASKS[benchmark].name}.json")
     report = json.loads(report_file.read_text())
