@@ -143,10 +143,15 @@ def miniature(settings: Settings, output: Output) -> None:
 
 
 @app.command()
-def sft(settings: Settings, demonstrations: Annotated[Path, typer.Option()], output: Output) -> None:
+def sft(
+    settings: Settings,
+    demonstrations: Annotated[Path, typer.Option()],
+    output: Output,
+    events: Annotated[Path | None, typer.Option(help="The directory of what TensorBoard shows of it.")] = None,
+) -> None:
     """Prepare the reference policy, fine-tuned on the demonstrations when the settings say so."""
     stage = _stage("sft")
-    stage.run(_settings(stage, settings), demonstrations, output)
+    stage.run(_settings(stage, settings), demonstrations, output, events)
 
 
 @app.command()

@@ -99,9 +99,7 @@ class _Torch:
             torch.save({"model": self._plain.state_dict(), "optimiser": self._optimiser.state_dict()}, stream)
 
     def load(self, directory: Path) -> None:
-        saved = torch.load(
-            _file(directory), map_location="cpu", mmap=torch.cuda.is_available(), weights_only=not self._sharded
-        )
+        saved = torch.load(_file(directory), map_location="cpu", mmap=torch.cuda.is_available(), weights_only=True)
         self._plain.load_state_dict(saved["model"])
         self._optimiser.load_state_dict(saved["optimiser"])
 

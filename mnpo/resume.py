@@ -189,7 +189,10 @@ class Session:
         record = _load(self.directory / "work.json")
         if record.get("key") != self._key:
             if self.directory.exists():
-                say(f"{self.directory}: work on other inputs or settings, by other code, or damaged; it is removed")
+                say(
+                    f"{self.directory}: work on other inputs or settings, by other code, on more or fewer ranks, "
+                    "or damaged; it is removed"
+                )
             remove(self.directory)
             record = {}
         self.directory.mkdir(exist_ok=True)

@@ -207,7 +207,8 @@ def _merged(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
     for name, a in weights.items():
         if name.endswith(".lora_A.default.weight"):
             b = weights[name.replace(".lora_A.", ".lora_B.")]
-            plain[name.replace(".lora_A.default.", ".")] += lora.alpha / lora.rank * (b @ a)
+            merged = name.replace(".lora_A.default.", ".")
+            plain[merged] = plain[merged] + lora.alpha / lora.rank * (b @ a)
     return plain
 
 

@@ -160,7 +160,7 @@ def test_what_other_settings_inputs_or_code_left_is_removed_and_said(
     assert taken_up()
     assert "removed" not in capsys.readouterr().err
     assert not taken_up(setting=1)
-    assert "work-out.txt: work on other inputs or settings, by other code, or damaged; it is removed" in (
+    assert "work-out.txt: work on other inputs or settings, by other code, on more or fewer ranks, or damaged" in (
         capsys.readouterr().err
     )
     assert not taken_up(inputs=(source,))

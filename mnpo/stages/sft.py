@@ -28,8 +28,12 @@ class Settings(Block):
     seed: int
 
 
-def run(settings: Settings, demonstrations: Path, output: Path) -> None:
-    """Write the policy into the directory `output`: weights, tokenizer, metrics.jsonl, manifest."""
+def run(settings: Settings, demonstrations: Path, output: Path, events: Path | None = None) -> None:
+    """Write the policy into the directory `output`: weights, tokenizer, metrics.jsonl, manifest.
+
+    Args:
+        events: the directory of what TensorBoard shows of the fine-tuning.
+    """
     rows = read(DEMONSTRATIONS, demonstrations)
     with (
         process_group(),
@@ -39,7 +43,7 @@ def run(settings: Settings, demonstrations: Path, output: Path) -> None:
             _start(settings, rows, made.path)
         barrier()
         if settings.sft is not None:
-            made.facts = _fine_tune(settings, settings.sft, rows, made.path, session)
+            made.facts = _fine_tune(settings, settings.sft, rows, made.path, session, events)
 
 
 def _start(settings: Settings, rows: pd.DataFrame, directory: Path) -> None:
@@ -71,7 +75,9 @@ def _link(source: Path, directory: Path) -> None:
     load_tokenizer(directory)
 
 
-def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path, session: Session) -> dict[str, Any]:
+def _fine_tune(
+    settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path, session: Session, events: Path | None
+) -> dict[str, Any]:
     import torch
 
     from mnpo.chat import Chat
@@ -106,6 +112,7 @@ def _fine_tune(settings: Settings, sft: SFT, rows: pd.DataFrame, directory: Path
         seed=settings.seed,
         what="sft",
         session=session,
+        events=events,
     )
     write(trained, model, tokenizer, directory, sft.lora)
     return {"rows": len(texts), "parameters": parameters, **summary(trained.history), **chat.counts}

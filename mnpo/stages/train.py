@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from mnpo.chat import Encoded
-    from mnpo.objectives import Pair
+    from mnpo.chat import Chat, Encoded
+    from mnpo.objectives import Outcome, Pair
 
 METRICS = "metrics.jsonl"
 # Nats per token that log-probabilities computed twice may differ by: the logps stage's, in float32, and training's.
@@ -117,71 +119,25 @@ def _train(
 ) -> dict[str, Any]:
     import torch
 
-    from mnpo.batches import by_tokens, shuffled
     from mnpo.chat import Chat
     from mnpo.checkpoints import load_model, load_tokenizer
-    from mnpo.objectives import Pair, preference_loss
-    from mnpo.training import optimise, precision, prepared, summary, write
+    from mnpo.training import optimise, prepared, summary, write
 
-    objective = family.member(**settings.objective.member_settings())
-    by_mean = settings.length_normalised or objective.length_normalised
     tokenizer, model = load_tokenizer(start), load_model(start)
     parameters = model.num_parameters()
     chat = Chat(tokenizer, settings.text, settings.form)
-    records = rows_of(rows)
-    chosen = [chat.encode(r["prompt"], r["chosen"], f"pair {r['pair_id']}, chosen") for r in records]
-    rejected = [chat.encode(r["prompt"], r["rejected"], f"pair {r['pair_id']}, rejected") for r in records]
-    fixed = {scorer: _pair(table, by_mean, model.device) for scorer, table in scored.items()}
-    rewards = _columns(rows, "chosen_score", "rejected_score", model.device)
-    wins = _columns(rows, "chosen_win", "rejected_win", model.device)
-
-    def policy(module: Any, batch: list[int]) -> Pair:
-        both = module([side[i] for side in (chosen, rejected) for i in batch], reduction="mean" if by_mean else "sum")
-        return Pair(both[: len(batch)], both[len(batch) :])
-
-    def losses(module: Any, batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The objective of the pairs in `batch` (docs/method.md, eq. 4 to 11)."""
-        log_policy = policy(module, batch)
-        outcome = preference_loss(
-            objective,
-            log_policy,
-            [_rows(fixed[scorer], batch) for scorer, _ in settings.opponents],
-            [weight for _, weight in settings.opponents],
-            _rows(fixed[REFERENCE], batch) if objective.ratio else None,
-            rewards=_rows(rewards, batch),
-            win_probability=_rows(wins, batch),
-        )
-        return outcome.loss, {
-            "margin": outcome.margin,
-            "accuracy": (outcome.margin > 0).float(),
-            "chosen_reward": outcome.chosen_reward,
-            "rejected_reward": outcome.rejected_reward,
-            "chosen_logp": log_policy.chosen,
-            "rejected_logp": log_policy.rejected,
-            **_against(log_policy, {scorer: _rows(pair, batch) for scorer, pair in fixed.items()}, settings.opponents),
-            "chosen_tokens": _tokens(chosen, batch, log_policy.chosen),
-            "rejected_tokens": _tokens(rejected, batch, log_policy.chosen),
-        }
-
-    # The prompt is encoded once for both responses (mnpo/logprobs.py).
-    lengths = [len(c) + len(r.response) for c, r in zip(chosen, rejected, strict=True)]
+    pairs = _pairs(settings, rows, scored, chat, model.device)
     torch.manual_seed(settings.seed)
     module = prepared(model, settings.training)
-    if settings.start in fixed and settings.form == settings.opponent_form:
-        batch = next(shuffled(lengths, settings.training.batch_size, settings.seed))
-        batch = [batch[i] for i in by_tokens([lengths[r] for r in batch], settings.training.micro_batch_tokens)[0]]
-        tokens = [1 if by_mean else len(side[i].response) for side in (chosen, rejected) for i in batch]
-        with torch.no_grad(), precision(settings.training, model):
-            _require_same(policy(module, batch), _rows(fixed[settings.start], batch), tokens, settings)
-    steps = math.ceil(len(rows) * settings.training.epochs / min(settings.training.batch_size, len(rows)))
+    _check_start(settings, pairs, module)
     model.train()
     trained = optimise(
         module,
         settings.training,
-        losses,
-        lengths,
-        steps,
-        names=[f"pair {r['pair_id']}" for r in records],
+        pairs.losses,
+        pairs.lengths,
+        math.ceil(len(rows) * settings.training.epochs / min(settings.training.batch_size, len(rows))),
+        names=pairs.names,
         seed=settings.seed,
         what=f"train {settings.policy}",
         session=session,
@@ -189,6 +145,86 @@ def _train(
     )
     write(trained, model, tokenizer, directory, settings.training.lora)
     return {"rows": len(rows), "parameters": parameters, **summary(trained.history), **chat.counts}
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """All pairs, row by row, as the losses read them: texts, log-probabilities of each scorer, what oracles say."""
+
+    objective: family.Objective
+    opponents: Sequence[tuple[str, float]]
+    names: Sequence[str]
+    chosen: Sequence[Encoded]
+    rejected: Sequence[Encoded]
+    by_mean: bool
+    fixed: Mapping[str, Pair]
+    rewards: Pair
+    wins: Pair
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens: the prompt is encoded once for both responses (mnpo/logprobs.py)."""
+        return [len(c) + len(r.response) for c, r in zip(self.chosen, self.rejected, strict=True)]
+
+    def losses(self, module: Any, batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The objective of the pairs in `batch` (docs/method.md, eq. 4 to 11)."""
+        from mnpo.objectives import Pair
+
+        texts = [side[i] for side in (self.chosen, self.rejected) for i in batch]
+        both = module(texts, reduction="mean" if self.by_mean else "sum")
+        policy, fixed = (
+            Pair(both[: len(batch)], both[len(batch) :]),
+            {s: _rows(p, batch) for s, p in self.fixed.items()},
+        )
+        outcome = self.outcome(policy, fixed, batch)
+        return outcome.loss, {
+            "margin": outcome.margin,
+            "accuracy": (outcome.margin > 0).float(),
+            "chosen_reward": outcome.chosen_reward,
+            "rejected_reward": outcome.rejected_reward,
+            "chosen_logp": policy.chosen,
+            "rejected_logp": policy.rejected,
+            **_against(policy, fixed, self.opponents),
+            "chosen_tokens": _tokens(self.chosen, batch, policy.chosen),
+            "rejected_tokens": _tokens(self.rejected, batch, policy.chosen),
+        }
+
+    def outcome(self, policy: Pair, fixed: Mapping[str, Pair], batch: list[int]) -> Outcome:
+        """The objective where the policy and the scorers give the pairs in `batch` these log-probabilities."""
+        from mnpo.objectives import preference_loss
+
+        return preference_loss(
+            self.objective,
+            policy,
+            [fixed[scorer] for scorer, _ in self.opponents],
+            [weight for _, weight in self.opponents],
+            fixed[REFERENCE] if self.objective.ratio else None,
+            rewards=_rows(self.rewards, batch),
+            win_probability=_rows(self.wins, batch),
+        )
+
+
+def _pairs(
+    settings: Settings, rows: pd.DataFrame, scored: Mapping[str, pd.DataFrame], chat: Chat, device: Any
+) -> _Pairs:
+    objective = family.member(**settings.objective.member_settings())
+    by_mean = settings.length_normalised or objective.length_normalised
+    records = rows_of(rows)
+    chosen, rejected = (
+        [chat.encode(r["prompt"], r[side], f"pair {r['pair_id']}, {side}") for r in records]
+        for side in ("chosen", "rejected")
+    )
+    return _Pairs(
+        objective=objective,
+        opponents=settings.opponents,
+        names=[f"pair {r['pair_id']}" for r in records],
+        chosen=chosen,
+        rejected=rejected,
+        by_mean=by_mean,
+        fixed={scorer: _pair(table, by_mean, device) for scorer, table in scored.items()},
+        rewards=_columns(rows, "chosen_score", "rejected_score", device),
+        wins=_columns(rows, "chosen_win", "rejected_win", device),
+    )
 
 
 def _pair(table: pd.DataFrame, by_mean: bool, device: Any) -> Pair:
@@ -235,14 +271,58 @@ def _rows(pair: Pair, batch: list[int]) -> Pair:
     return Pair(pair.chosen[batch], pair.rejected[batch])
 
 
-def _require_same(now: Pair, before: Pair, tokens: Sequence[int], settings: Settings) -> None:
-    """Training's first forward pass and the `logps` stage must agree on the policy that training starts from."""
+def _check_start(settings: Settings, pairs: _Pairs, module: Any) -> None:
+    """Training's first forward pass and the `logps` stage must agree on the policy that training starts from.
+
+    Where it is the only opponent, and the reference if there is one, the margin is 0 at first, which alone gives the
+    loss, as ``(1 / (2 eta))^2`` or ``ln 2``; it may be off by what the tolerance of the log-probabilities does to it.
+    """
+    if settings.start not in pairs.fixed or settings.form != settings.opponent_form:
+        return
     import torch
 
-    lengths = torch.tensor(tokens, device=now.chosen.device)
-    apart = float(((torch.cat(now) - torch.cat(before)).abs() / lengths).max())
-    if apart > START_TOLERANCE[settings.training.dtype]:
+    from mnpo.batches import by_tokens, shuffled
+    from mnpo.training import precision
+
+    lengths = pairs.lengths
+    batch = next(shuffled(lengths, settings.training.batch_size, settings.seed))
+    batch = [batch[i] for i in by_tokens([lengths[r] for r in batch], settings.training.micro_batch_tokens)[0]]
+    with torch.no_grad(), precision(settings.training, module):
+        loss, shown = pairs.losses(module, batch)
+    before, tolerance = _rows(pairs.fixed[settings.start], batch), START_TOLERANCE[settings.training.dtype]
+    tokens = [torch.ones_like(loss) if pairs.by_mean else shown[f"{side}_tokens"] for side in before._fields]
+    ours = [shown[f"{side}_logp"] for side in before._fields]
+    apart = max(float(((a - b).abs() / n).max()) for a, b, n in zip(ours, before, tokens, strict=True))
+    found, wrong = f"differ by {apart:.3f} nats a token between the logps stage and training", apart > tolerance
+    if {scorer for scorer, _ in pairs.opponents} | ({REFERENCE} if pairs.objective.ratio else set()) == {
+        settings.start
+    }:
+        first = float(loss.mean())
+        expected, off = _without_margin(pairs, batch, [tolerance * n for n in tokens])
+        found += f", and the first loss is {first:.4f} where it is its own opponent, which makes {expected:.4f}"
+        wrong |= abs(first - expected) > off
+    if wrong:
         raise BadInput(
-            f"{settings.policy}: log-probabilities of {settings.start} differ by {apart:.3f} nats a token between the "
-            "logps stage and training; the texts are read differently (template, BOS, truncation) or in other precision"
+            f"{settings.policy}: log-probabilities of {settings.start} {found}; the texts are read differently "
+            "(template, BOS, truncation) or in other precision, or the logps files are another policy's or were edited"
         )
+
+
+def _without_margin(pairs: _Pairs, batch: list[int], slack: Sequence[Tensor]) -> tuple[float, float]:
+    """The mean loss of `batch` where the policy is its opponents, and how far off it may be.
+
+    That is as far as it gets when each response's log-probability is off by `slack` nats, for the loss is convex.
+    """
+    import torch
+
+    from mnpo.objectives import Pair
+
+    zero = Pair(*(torch.zeros_like(side) for side in slack))
+
+    def at(chosen: int, rejected: int) -> Tensor:
+        policy = Pair(chosen * slack[0], rejected * slack[1])
+        return pairs.outcome(policy, dict.fromkeys(pairs.fixed, zero), batch).loss
+
+    expected = at(0, 0)
+    worst = torch.stack([at(*signs) for signs in product((-1, 1), repeat=2)]).amax(0)
+    return float(expected.mean()), float((worst - expected).mean())

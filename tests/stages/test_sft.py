@@ -65,6 +65,18 @@ def test_a_policy_is_a_checkpoint_that_transformers_loads(sft_policy: Path, mani
     assert facts["prompts_cut"] == facts["responses_cut"] == 0
 
 
+def test_tensorboard_shows_the_losses(tmp_path: Path, sft_settings: dict[str, Any], demonstrations: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    short = sft_settings | {"sft": sft_settings["sft"] | {"steps": 2}}
+    run(Settings.model_validate(short), demonstrations, tmp_path / "sft", tmp_path / "tensorboard" / "sft")
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "sft"))
+    events.Reload()
+    losses = [row["loss"] for row in metrics(tmp_path / "sft")]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses, rel=1e-6)
+    assert len(losses) == 2
+
+
 def test_the_same_seed_gives_identical_weights_and_another_does_not(
     tmp_path: Path, sft_policy: Path, sft_settings: dict[str, Any], demonstrations: Path
 ) -> None:

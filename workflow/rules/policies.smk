@@ -20,8 +20,10 @@ rule sft:
     params:
         settings=lambda w: PLAN.settings("sft", policy=w.policy),
         code=PLAN.code("sft"),
+        events=Path(PLAN.training("sft")).parent / "tensorboard",
     shell:
         "exec python -m mnpo --log {log} sft --settings {params.settings:q} --demonstrations {input.demonstrations} --output {output}"
+        " --events {params.events}/{wildcards.policy}"
 
 
 rule train:
