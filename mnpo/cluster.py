@@ -19,7 +19,7 @@ from mnpo.errors import BadInput
 from mnpo.progress import say
 
 VARIABLE = "MNPO_CLUSTER"  # names the cluster file; profiles/slurm sets it
-CONTINUED = ("sft", "train", "sample", "answer")
+CONTINUED = ("sft", "train", "sample", "score", "logps", "answer")
 """Stages that stop when asked to, and go on where they stopped (mnpo/resume.py)."""
 RANKED = ("train",)
 """Stages that run once for each of their GPUs, as one process group (mnpo/distributed.py)."""

@@ -88,7 +88,7 @@ def test_what_can_be_continued_is_told_to_stop_before_its_limit(cluster: Cluster
 
     assert signal("train", 8) == signal("sample", 8) == "--signal=TERM@300"
     assert signal("train", 4 / 60) == "--signal=TERM@120"  # half of four minutes
-    assert signal("logps", 8) is None
+    assert signal("assess", 8) is None
 
 
 @pytest.mark.parametrize(
