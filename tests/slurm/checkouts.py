@@ -17,26 +17,23 @@ import yaml
 from cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
-COPIED = (
-    *("Makefile", "Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles"),
-    *("results/paper", "tests/workflow"),
-)
-GPU_STAGES = ("sft", "train", "sample", "score", "logps", "assess", "harness", "answer")
+COPIED = ("Makefile", "Snakefile", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
+GPU_STAGES = ("sft", "train", "sample", "score", "logps", "assess", "harness")
 # The test cluster as a person would describe it; jobs of seconds are looked at more often than jobs of hours.
 CLUSTER: dict[str, Any] = {
     "account": "lab",
     "cpu": {"partition": "cpu", "max_minutes": 60},
     "gpu": {"partition": "gpu", "max_minutes": 120, "per_node": 8, "type": "h100"},
-    "jobs": 4,
-    "seconds_between_checks": 4,
+    "jobs": 3,
+    "seconds_between_checks": 2,
 }
 SLURM = ("--profile", "slurm")
 LOCAL = ("--cores", "2", "--rerun-incomplete")
-TRAINED = "results/small/policies/td-mnpo.2"  # what `edited` leaves to do
+TRAINED = "results/small/policies/inpo.1"  # what `edited` leaves to do
 
 
 class Checkout:
-    """A copy of the project, set up as the README says, whose config.yaml is one run of the small demo."""
+    """A copy of the project, set up as the README says, whose config.yaml is small.yaml."""
 
     def __init__(self, path: Path, cluster: Cluster) -> None:
         self.path = path
@@ -59,10 +56,8 @@ class Checkout:
                 shutil.copytree(source, self.path / name, ignore=ignored)
             else:
                 shutil.copy(source, self.path / name)
-        small = (self.path / "tests/workflow/small.yaml").read_text().replace("../../configs/", "configs/")
-        one_run, dropped = re.subn(r"^  inpo:.*?(?=^  td-mnpo:)", "", small, flags=re.M | re.S)
-        assert dropped == 1
-        (self.path / "config.yaml").write_text(one_run.replace("[arc, gpqa, mt-bench]", "[arc, mt-bench]"))
+        small = (ROOT / "tests/slurm/small.yaml").read_text()
+        (self.path / "config.yaml").write_text(small.replace("../../configs/", "configs/"))
         self.needs(**{stage: {"gpus": 1, "memory_gb": 1} for stage in GPU_STAGES})
         self.link()
         self.describe()
@@ -73,11 +68,11 @@ class Checkout:
         subprocess.run(command, cwd=self.path, env=self.environment, check=True, capture_output=True)
 
     def edited(self, path: Path) -> Checkout:
-        """A copy of this checkout, which is finished, with one training to do: iteration 2 of td-mnpo."""
+        """A copy of this checkout, which is finished, with one training to do."""
         shutil.copytree(self.path, path, symlinks=True)
         copy = Checkout(path, self.cluster)
         copy.link()
-        copy.edit("config.yaml", "- parts:\n      - 2\n", "- {parts: [2], objective: {eta: 0.1}}\n")
+        copy.edit("config.yaml", "eta: 0.2", "eta: 0.1")
         return copy
 
     def describe(self, **changes: Any) -> None:
@@ -190,27 +185,28 @@ def until(ready: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     return found
 
 
-def stage(checkout: Checkout, name: str | None = None) -> int | None:
-    """The process of `python -m mnpo NAME` (None: of any stage) that works on a checkout."""
+def stages(checkout: Checkout, name: str | None = None) -> list[int]:
+    """The processes of `python -m mnpo NAME` (None: of any stage) that work on a checkout."""
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 ours = words[1:3] == [b"-m", b"mnpo"] and (name is None or name.encode() in words)
                 if ours and (entry / "cwd").readlink() == checkout.path:
-                    return int(entry.name)
+                    found.append(int(entry.name))
             except OSError:
                 continue
-    return None
+    return found
 
 
-def held(checkout: Checkout, but: int | None = None) -> int:
-    """The training's process (another one than `but`), stopped while it writes: SIGTERM reaches it when it goes on."""
-    pid: int = until(lambda: (found := stage(checkout, "train")) != but and found, "the training")
+def held(checkout: Checkout) -> int:
+    """The training's process, stopped while it writes: SIGTERM reaches it when it goes on."""
+    (pid,) = until(lambda: stages(checkout, "train"), "the training")
     until(lambda: _catches(pid, signal.SIGTERM) or not _alive(pid), "the training to begin")
     os.kill(pid, signal.SIGSTOP)
     assert list((checkout.path / "results/small/policies").glob(".partial-*")), "it writes nothing yet"
-    return pid
+    return int(pid)
 
 
 def pending(pid: int, number: signal.Signals) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from checkouts import LOCAL, TRAINED, Checkout, ran, stage, until
+from checkouts import LOCAL, TRAINED, Checkout, ran, stages, until
 from cluster import Cluster, Unavailable
 
 
@@ -36,21 +36,27 @@ def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 @pytest.fixture(scope="session")
-def undisturbed(finished: tuple[Checkout, str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of iteration 2, trained in one go, without SLURM."""
-    checkout = finished[0].edited(tmp_path_factory.mktemp("undisturbed") / "checkout")
-    assert ran(checkout.run(TRAINED, on=LOCAL)) == ["train policies/td-mnpo.2"]
-    return checkout.trained()
+def alone(finished: tuple[Checkout, str], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A copy whose training was made in one go by one process, without SLURM."""
+    checkout = finished[0].edited(tmp_path_factory.mktemp("alone") / "checkout")
+    assert ran(checkout.run(TRAINED, on=LOCAL)) == ["train policies/inpo.1"]
+    return checkout
+
+
+@pytest.fixture(scope="session")
+def undisturbed(alone: Checkout) -> bytes:
+    """The weights of that training."""
+    return alone.trained()
 
 
 @pytest.fixture
 def checkout(finished: tuple[Checkout, str], cluster: Cluster, tmp_path: Path) -> Iterator[Checkout]:
-    """A copy of the finished checkout with one training to do: iteration 2 of td-mnpo."""
+    """A copy of the finished checkout with one training to do."""
     copy = finished[0].edited(tmp_path / "checkout")
     yield copy
     for number, _ in copy.jobs("PENDING", "RUNNING", "SUSPENDED"):
         cluster.run("scancel", "--signal=KILL", "--full", number, check=False)
         cluster.run("scancel", number, check=False)
-    while pid := stage(copy):
+    for pid in stages(copy):
         os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: stage(copy) != pid, "the end of a stage")
+    until(lambda: not stages(copy), "the end of its stages")

@@ -2,135 +2,86 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from checkouts import CLUSTER, GPU_STAGES, Checkout
+from checkouts import CLUSTER, GPU_STAGES, TRAINED, Checkout, stages, until
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_chain_makes_every_noun(finished: tuple[Checkout, str]) -> None:
+def test_the_chain_makes_every_noun_and_a_second_run_has_nothing_to_do(finished: tuple[Checkout, str]) -> None:
     checkout, said = finished
     results = checkout.path / "results/small"
-    for policy in ("sft", "td-mnpo.1", "td-mnpo.2"):
+    for policy in ("sft", "inpo.1"):
         assert (results / f"policies/{policy}/model.safetensors").is_file()
         assert (results / f"evals/{policy}/heldout.json").is_file()
-    for table in ("main", "players", "benchmarks", "costs", "theory"):
+    for table in ("main", "benchmarks"):
         assert (results / f"tables/{table}.csv").is_file()
     assert not list(results.rglob(".partial*"))
     assert "(100%) done" in said
-
-
-def test_a_second_run_has_nothing_to_do(finished: tuple[Checkout, str]) -> None:
-    assert "Nothing to be done" in finished[0].run()
+    assert "Nothing to be done" in checkout.run()
 
 
 def test_each_job_ran_once_where_it_belongs_under_a_name_that_a_person_recognises(
     finished: tuple[Checkout, str],
 ) -> None:
     checkout = finished[0]
-    rows = checkout.cluster.run(
-        "sacct", "-X", "-n", "-P", "-S", "now-1days", "-o", "jobname,comment,partition,account,state,alloctres,workdir"
-    )
-    jobs = [row.split("|") for row in rows.splitlines() if row.endswith(f"|{checkout.path}")]
-    assert all(name.startswith("mnpo_") for name, *_ in jobs)
-    assert {state for _, _, _, _, state, *_ in jobs} == {"COMPLETED"}
-    assert {account for _, _, _, account, *_ in jobs} == {"lab"}
-    comments = Counter(comment for _, comment, *_ in jobs)
+    jobs = accounted(checkout)
+    assert all(job["jobname"].startswith("mnpo_") for job in jobs)
+    assert {job["state"] for job in jobs} == {"COMPLETED"}
+    assert {job["account"] for job in jobs} == {"lab"}
+    comments = Counter(job["comment"] for job in jobs)
     assert set(comments.values()) == {1}
-    assert {"rule_sft_wildcards_sft", "rule_train_wildcards_td-mnpo.2", "rule_sample_wildcards_sft_part1_0"} <= set(
+    assert {"rule_sft_wildcards_sft", "rule_train_wildcards_inpo.1", "rule_sample_wildcards_sft_part1_0"} <= set(
         comments
     )
-    for _, comment, partition, *_, resources, _ in jobs:
-        gpu = comment.split("_")[1] in GPU_STAGES
-        assert partition == ("gpu" if gpu else "cpu"), comment
-        assert ("gres/gpu=1" in resources) is gpu, comment
+    for job in jobs:
+        gpu = job["comment"].split("_")[1] in GPU_STAGES
+        assert job["partition"] == ("gpu" if gpu else "cpu"), job
+        assert ("gres/gpu=1" in job["alloctres"]) is gpu, job
 
 
-# A workflow of one rule for each question, run by the profile itself.
-PROBES = """
-from pathlib import Path
-from mnpo import cluster
-from mnpo.config import Needs
-
-CLUSTER = cluster.load()
-ONE, TWO = Needs(gpus=2, cpus=4), Needs(gpus=4, cpus=4)
-
-def launch(needs):
-    return cluster.launch("train", needs, CLUSTER, Path(RANK))
-
-LAUNCH_ONE, LAUNCH_TWO = launch(ONE), launch(TWO)
-
-rule all:
-    input: "sample.txt", "one.txt", "two.txt"
-
-rule sample:  # one process with two GPUs
-    output: "sample.txt"
-    resources: mem_mb=1000, **{"cpus_per_task": 4, **CLUSTER.place("sample", ONE)}
-    shell: "echo $CUDA_VISIBLE_DEVICES $SLURM_CPUS_ON_NODE > {output}"
-
-rule one:  # two GPUs of one node, one rank each
-    output: "one.txt"
-    resources: mem_mb=1000, **CLUSTER.place("train", ONE)
-    shell: "exec {LAUNCH_ONE} sum.py {output}"
-
-rule two:  # four GPUs, which are two of each of two nodes
-    output: "two.txt"
-    resources: mem_mb=1000, **CLUSTER.place("train", TWO)
-    shell: "exec {LAUNCH_TWO} sum.py {output}"
-"""
-# All ranks add their number + 1; each says what it sees.
-SUM = """
-import os, sys, torch, torch.distributed as dist
-dist.init_process_group("gloo")
-total = torch.tensor([dist.get_rank() + 1])
-dist.all_reduce(total)
-with open(f"{sys.argv[1]}.{dist.get_rank()}", "w") as file:
-    names = os.environ["SLURMD_NODENAME"], os.environ["LOCAL_RANK"], os.environ["CUDA_VISIBLE_DEVICES"]
-    print(*names, int(total), dist.get_world_size(), file=file)
-dist.barrier()
-if dist.get_rank() == 0:
-    open(sys.argv[1], "w").close()
-dist.destroy_process_group()
-"""
-
-
-@pytest.fixture(scope="module")
-def probed(finished: tuple[Checkout, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which the probes ran."""
-    checkout = Checkout(tmp_path_factory.mktemp("probes") / "checkout", finished[0].cluster)
-    (checkout.path / "profiles").mkdir(parents=True)
-    shutil.copytree(finished[0].path / "profiles/slurm", checkout.path / "profiles/slurm")
-    shutil.copy(finished[0].path / "Makefile", checkout.path)
-    checkout.environment["PYTHONPATH"] = str(finished[0].path)
-    checkout.link()
+def test_four_gpus_of_two_nodes_train_as_one_process_does(checkout: Checkout, alone: Checkout) -> None:
+    """The same loss at each step, to the rounding of sums in another order."""
+    checkout.needs(train={"gpus": 4, "cpus": 4, "memory_gb": 1})
     checkout.describe(gpu=CLUSTER["gpu"] | {"per_node": 2, "qos": "long", "constraint": "big|small"})
-    rank = finished[0].path / "workflow/rank.sh"
-    (checkout.path / "Snakefile").write_text(f"RANK = {str(rank)!r}\n{PROBES}")
-    (checkout.path / "sum.py").write_text(SUM)
-    checkout.run()
-    return checkout.path
+    workflow = checkout.start(TRAINED)
+    until(lambda: len(stages(checkout, "train")) == 4, "four ranks")
+    ranks = [environment(pid) for pid in stages(checkout, "train")]
+    workflow.succeeded()
+
+    ranks.sort(key=lambda rank: int(rank["RANK"]))
+    first, second = ranks[0]["SLURMD_NODENAME"], ranks[2]["SLURMD_NODENAME"]
+    assert first != second
+    assert [(r["SLURMD_NODENAME"], r["LOCAL_RANK"]) for r in ranks] == [(n, r) for n in (first, second) for r in "01"]
+    assert all(len(set(rank["CUDA_VISIBLE_DEVICES"].split(","))) == 2 for rank in ranks)
+    (job,) = accounted(checkout)
+    assert {"gres/gpu=4", "node=2"} <= set(job["alloctres"].split(","))
+    assert job["qos"] == "long"
+
+    ours, theirs = (metrics(c) for c in (checkout, alone))
+    assert len(ours) == len(theirs) > 1
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
-def test_a_job_sees_the_gpus_and_cpus_it_asked_for(probed: Path) -> None:
-    devices, cpus = (probed / "sample.txt").read_text().split()
-    assert len(set(devices.split(","))) == 2
-    assert cpus == "4"
+def accounted(checkout: Checkout) -> list[dict[str, str]]:
+    """What sacct knows of a checkout's jobs."""
+    columns = ["jobname", "comment", "partition", "account", "qos", "state", "alloctres", "workdir"]
+    rows = checkout.cluster.run("sacct", "-X", "-n", "-P", "-S", "now-1days", "-o", ",".join(columns)).splitlines()
+    jobs = [dict(zip(columns, row.split("|"), strict=True)) for row in rows]
+    return [job for job in jobs if job["workdir"] == str(checkout.path)]
 
 
-@pytest.mark.parametrize(
-    ("job", "ranks", "total"),
-    [("one", [(0, 0), (0, 1)], "3"), ("two", [(0, 0), (0, 1), (1, 0), (1, 1)], "10")],  # 1 + 2; 1 + 2 + 3 + 4
-)
-def test_the_gpus_of_a_training_form_one_process_group(
-    probed: Path, job: str, ranks: list[tuple[int, int]], total: str
-) -> None:
-    seen = [(probed / f"{job}.txt.{rank}").read_text().split() for rank in range(len(ranks))]
-    nodes = sorted({name for name, *_ in seen})
-    assert [(nodes.index(name), int(local)) for name, local, *_ in seen] == ranks
-    for _, _, devices, summed, world in seen:
-        assert len(set(devices.split(","))) == 2
-        assert (summed, world) == (total, str(len(ranks)))
+def environment(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def metrics(checkout: Checkout) -> list[dict[str, Any]]:
+    lines = (checkout.path / "results/small/training/inpo.1.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
