@@ -128,7 +128,7 @@ def launch(stage: str, needs: Needs, cluster: Cluster | None, rank: Path) -> str
     if stage not in RANKED or needs.gpus <= 1:
         return "python"
     if cluster is None:
-        return f"python -m torch.distributed.run --standalone --nproc-per-node={needs.gpus}"
+        return f"python -m mnpo.launch {needs.gpus}"
     nodes, each = cluster._nodes(stage, needs)
     # When a process has ended, the others have time to end too; what hangs is killed.
     tasks = f"--nodes={nodes} --ntasks={needs.gpus} --ntasks-per-node={each}"

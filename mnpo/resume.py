@@ -46,7 +46,7 @@ def resumable(
     Work holds for the code of the stage, all that it imports, and `modules`, which it imports by name.
 
     SIGTERM, SIGUSR1 and SIGINT stop the body at its next `Session.safe_point`; a second SIGINT stops it at once.
-    The manifest says how often work was `resumed`, and its seconds are those of all sessions.
+    The manifest says how often work was `resumed`, by how many `ranks` if by several; its seconds are of all sessions.
 
     On several ranks, rank 0 makes the output; the others hold the same session, and enter the body after it.
     """
@@ -70,6 +70,8 @@ def resumable(
             raise
         if session.resumed:
             made.facts = {**made.facts, "resumed": session.resumed}
+        if ranks() > 1:
+            made.facts = {**made.facts, "ranks": ranks()}
 
 
 class Session:

@@ -71,7 +71,7 @@ def test_a_training_is_launched_once_for_each_gpu(cluster: Cluster) -> None:
         return launch(stage, Needs(gpus=gpus), on, Path("rank.sh"))
 
     assert words(0, None) == words(1, None) == words(1, cluster) == words(4, cluster, "sample") == "python"
-    assert words(4, None) == "python -m torch.distributed.run --standalone --nproc-per-node=4"
+    assert words(4, None) == "python -m mnpo.launch 4"
     assert words(8, cluster) == (
         "srun --overlap --nodes=2 --ntasks=8 --ntasks-per-node=4 --kill-on-bad-exit=0 --wait=120 bash rank.sh python"
     )

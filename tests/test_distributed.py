@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from mnpo.artifacts import manifest
 from mnpo.checkpoints import load_model
 from mnpo.config import Text
 from mnpo.stages.train import Settings, run
@@ -98,6 +100,41 @@ def test_two_ranks_train_as_one_process_does(two: Path, one: dict[str, Path], na
     files = [load_file(policy / "model.safetensors") for policy in (two / name, alone)]
     assert files[0].keys() == files[1].keys()  # a tied head is kept once
     assert not list(two.glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    {
+        "ours": ["-m", "mnpo.launch", "2"],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"],
+        "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--no_python"],
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_every_launcher_starts_ranks_that_train_together(
+    launcher: tuple[str, list[str]],
+    tmp_path: Path,
+    one: dict[str, Path],
+    chain: dict[str, Path],
+    text: Text,
+) -> None:
+    """As docs/training.md says; torchrun and accelerate would read the stage's options themselves, so from a script."""
+    name, words = launcher
+    output, training = tmp_path / "policy", tmp_path / "training.jsonl"
+    files = [f"--{noun}={chain[key]}" for noun, key in (("start", "policy"), ("pairs", "pairs"), ("logps", "logps"))]
+    settings = json.dumps(asked(text))
+    stage = ["-m", "mnpo", "--log", str(tmp_path / "log"), "train", "--settings", settings, *files]
+    stage += [f"--output={output}", f"--training={training}"]
+    script = tmp_path / "train.sh"
+    script.write_text(f"exec {shlex.join([sys.executable, *stage])}\n")
+    command = [sys.executable, *words, *(stage if name == "ours" else ["bash", str(script)])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert manifest(output)["ranks"] == 2
+    assert apart(output, one["whole"]) < 1e-5
+    assert "train: " in (tmp_path / "log").read_text()  # rank 0's
 
 
 @pytest.mark.slow
