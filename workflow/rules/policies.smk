@@ -20,7 +20,7 @@ rule sft:
     params:
         settings=lambda w: PLAN.settings("sft", policy=w.policy),
         code=PLAN.code("sft"),
-        events=Path(PLAN.training("sft")).parent / "tensorboard",
+        events=str(Path(PLAN.training("sft")).parent / "tensorboard"),
     shell:
         "exec python -m mnpo --log {log} sft --settings {params.settings:q} --demonstrations {input.demonstrations} --output {output}"
         " --events {params.events}/{wildcards.policy}"
