@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from mnpo.config import Block, Ordered
-from mnpo.errors import BadInput
-from mnpo.records import JUDGED, SAMPLED, read
+from mnpo.records import SAMPLED
 from mnpo.seeds import derive
-from mnpo.stages.tabulate import Grids, score_grids, wins, write
+from mnpo.stages.tabulate import Grids, evaluated, score_grids, wins, write
 from mnpo.statistics import interval
 
 
@@ -50,10 +48,7 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
     Raises:
         BadInput: an evaluation is missing, or policies were evaluated on different prompts.
     """
-    summaries = {s["policy"]: s for s in (json.loads(p.read_text(encoding="utf-8")) for p in evaluations)}
-    if missing := [p for p in settings.labels if p not in summaries]:
-        raise BadInput(f"no evaluation of {', '.join(missing)} among {len(evaluations)} files")
-    items = {s: read(JUDGED, p.with_suffix(".parquet")) for s, p in zip(summaries, evaluations, strict=True)}
+    summaries, items = evaluated(settings.labels, evaluations)
     grids = {oracle: score_grids(items, oracle) for oracle in settings.scores}
     rows = [
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import product
 from pathlib import Path
@@ -54,10 +54,7 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
     Raises:
         BadInput: an evaluation is missing, or policies were evaluated on different prompts.
     """
-    summaries = {s["policy"]: s for s in (json.loads(p.read_text(encoding="utf-8")) for p in evaluations)}
-    if missing := [p for p in settings.labels if p not in summaries]:
-        raise BadInput(f"no evaluation of {', '.join(missing)} among {len(evaluations)} files")
-    items = {s: read(JUDGED, p.with_suffix(".parquet")) for s, p in zip(summaries, evaluations, strict=True)}
+    summaries, items = evaluated(settings.labels, evaluations)
     wins = win_table(settings, items)
     tables = {
         "main": main_table(settings, summaries, items, wins),
@@ -68,6 +65,20 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
     for name, table in tables.items():
         notes = [circles(wins)] if name == "wins" else []
         write(table, output / name, "tabulate", settings.model_dump(), read_from, notes)
+
+
+def evaluated(
+    policies: Iterable[str], evaluations: Sequence[Path]
+) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
+    """Policy -> its summary, and policy -> its per-item rows, of evaluations by the stage `assess`.
+
+    Raises:
+        BadInput: one of `policies` is not among them.
+    """
+    summaries = {s["policy"]: s for s in (json.loads(p.read_text(encoding="utf-8")) for p in evaluations)}
+    if missing := [p for p in policies if p not in summaries]:
+        raise BadInput(f"no evaluation of {', '.join(missing)} among {len(evaluations)} files")
+    return summaries, {s: read(JUDGED, p.with_suffix(".parquet")) for s, p in zip(summaries, evaluations, strict=True)}
 
 
 def costs(artifacts: Sequence[Path], output: Path) -> None:
