@@ -24,6 +24,8 @@ CURVES = {
     "kl": "KL to the reference (nats)",
 }
 """Column of a training's metrics -> what its panel is called."""
+READ = ("families", "main", "wins")
+"""The tables that figures are drawn from."""
 
 
 class Settings(Block):
@@ -59,7 +61,7 @@ def run(settings: Settings, figure: str, tables: Path, trainings: Sequence[Path]
     )
     metrics = {t.stem: _metrics(t) for t in trainings}
     drawn = FIGURES[figure](settings, tables, metrics)
-    inputs = [*sorted(tables.glob("*.csv")), *trainings]
+    inputs = [*(tables / f"{name}.csv" for name in READ), *trainings]
     for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         with artifact(output.with_suffix(f".{ending}"), "plot", settings.model_dump(), inputs) as made:
             drawn.savefig(made.path, format=ending, metadata=metadata, bbox_inches="tight")

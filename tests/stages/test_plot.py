@@ -86,6 +86,13 @@ def test_a_figure_is_svg_and_png_and_the_same_bytes_twice(drawn: Callable[[str, 
     assert 0.005 < (image[..., :3] < 0.9).any(-1).mean() < 0.95  # something is drawn, on white
 
 
+def test_other_tables_of_the_directory_are_no_input(drawn: Callable[[str, str], Path], tmp_path: Path) -> None:
+    (tmp_path / "tables/costs.csv").write_text("edited\n")
+    (tmp_path / "tables/costs.csv.manifest.json").write_text('{"digest": "of what it was"}')
+    manifest = json.loads(drawn("win_rate", "figure").with_name("figure.svg.manifest.json").read_text())
+    assert [Path(file).name for file in manifest["inputs"]] == ["families.csv", "main.csv", "wins.csv"]
+
+
 def test_the_win_rates_shown_are_the_tables(settings: Settings, inputs: tuple[Path, list[Path]]) -> None:
     """Against SFT, label i has win rate .5 + .1 i: offline .6 as a line across, the game .7 and .8, .05 each way."""
     axes = FIGURES["win_rate"](settings, inputs[0], {}).axes[0]
