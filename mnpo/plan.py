@@ -137,8 +137,12 @@ class Plan:
     @property
     def evaluated(self) -> list[str]:
         """The policies of the held-out tables: the reference and every iteration of every run, or its last alone."""
-        whole = [policy for policy in self.of_runs if "-" not in policy.rsplit(".", 1)[-1]]
-        return [REFERENCE, *(policy for policy in whole if self._is_evaluated(policy))]
+        return [REFERENCE, *(policy for policy in self._whole if self._is_evaluated(policy))]
+
+    @property
+    def _whole(self) -> list[str]:
+        """The policies that end an iteration of a run."""
+        return [policy for policy in self.of_runs if "-" not in policy.rsplit(".", 1)[-1]]
 
     def _is_evaluated(self, policy: str) -> bool:
         run = self._run_of(policy)
@@ -712,6 +716,7 @@ class Plan:
         return {
             "labels": [[p, self.label(p)] for p in self.evaluated],
             "runs": [[run, [p for p in self.evaluated if p.rpartition(".")[0] == run]] for run in self.config.runs],
+            "trainings": [[run, [p for p in self._whole if p.rpartition(".")[0] == run]] for run in self.config.runs],
             "run_labels": {run: self.run_label(run) for run in self.config.runs},
             "oracle": self.config.evaluation.oracle,
             "scores": list(dict.fromkeys([self.config.evaluation.oracle, *self.config.evaluation.scores])),

@@ -34,7 +34,9 @@ class Settings(Block):
     labels: Ordered[str]
     """Policy -> what figures call it."""
     runs: Ordered[list[str]]
-    """Run -> its policies, iteration by iteration."""
+    """Run -> its policies that are evaluated, iteration by iteration."""
+    trainings: Ordered[list[str]]
+    """Run -> all its policies, iteration by iteration."""
     run_labels: dict[str, str]
     family_value: str = "accuracy, sampled"
     """What the table `families` holds."""
@@ -73,29 +75,28 @@ def _metrics(training: Path) -> pd.DataFrame:
 
 
 def win_rate(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
-    """Oracle win rate against SFT over the iterations, with intervals; runs of one iteration as a line across."""
+    """Oracle win rate against SFT over the iterations, with intervals; a line across where one policy is evaluated."""
     wins = pd.read_csv(tables / "wins.csv")
     against = wins[wins["opponent"] == settings.labels[REFERENCE]].set_index("policy")
     figure, axes = _canvas(5.2, 3.4)
-    longest = max(len(policies) for policies in settings.runs.values())
-    iterative = [r for r, policies in settings.runs.items() if len(policies) > 1]
-    for colour, (run_name, policies) in zip(cycle(COLOURS), settings.runs.items(), strict=False):
+    iterative = [run for run, policies in settings.runs.items() if len(policies) > 1]
+    for colour, (run, policies) in zip(cycle(COLOURS), settings.runs.items(), strict=False):
         rows = against.loc[[settings.labels[p] for p in policies]]
-        label = settings.run_labels[run_name]
         if len(policies) == 1:
-            axes.axhline(rows["win_rate"].iloc[0], color=colour, linestyle="--", label=f"{label} (one iteration)")
-            axes.axhspan(
-                rows["win_rate_low"].iloc[0], rows["win_rate_high"].iloc[0], color=colour, alpha=0.12, linewidth=0
-            )
+            [(label, row)] = rows.iterrows()
+            axes.axhline(row["win_rate"], color=colour, linestyle="--", label=label)
+            axes.axhspan(row["win_rate_low"], row["win_rate_high"], color=colour, alpha=0.12, linewidth=0)
             continue
-        shift = 0.04 * (iterative.index(run_name) - (len(iterative) - 1) / 2)
+        shift = 0.04 * (iterative.index(run) - (len(iterative) - 1) / 2)
         spread = [rows["win_rate"] - rows["win_rate_low"], rows["win_rate_high"] - rows["win_rate"]]
-        x = [t + shift for t in range(1, len(policies) + 1)]
+        x = [int(policy.rpartition(".")[2]) + shift for policy in policies]
+        label = settings.run_labels[run]
         axes.errorbar(x, rows["win_rate"], yerr=spread, color=colour, marker="o", capsize=3, label=label)
     axes.axhline(0.5, color="grey", linewidth=0.8)
+    longest = max(len(policies) for policies in settings.runs.values())
     axes.set_xticks(range(1, longest + 1))
     axes.set(xlabel="iteration", ylabel=f"win rate against SFT\n(oracle: {settings.oracle})", xlim=(0.7, longest + 0.3))
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -157,11 +158,13 @@ def families(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
 def training(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame]) -> Any:
     """Loss, margin, accuracy of the pairs and KL to the reference over each run's training, iteration after iteration.
 
-    A training without the column `kl` is named where its curve would be.
+    A run of which a training lacks the column `kl` is named below that panel.
     """
     figure, panels = _canvas(11.2, 2.8, len(CURVES))
-    without = [settings.run_labels[r] for r, ps in settings.runs.items() if any("kl" not in metrics[p] for p in ps)]
-    for colour, (run_name, policies) in zip(cycle(COLOURS), settings.runs.items(), strict=False):
+    without = [
+        settings.run_labels[r] for r, ps in settings.trainings.items() if any("kl" not in metrics[p] for p in ps)
+    ]
+    for colour, (run_name, policies) in zip(cycle(COLOURS), settings.trainings.items(), strict=False):
         start = 0
         for t, policy in enumerate(policies):
             rows = metrics[policy]
@@ -179,7 +182,7 @@ def training(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFram
         panel.set(xlabel="optimiser step", title=title)
     if without:
         where = {"ha": "center", "va": "top", "fontsize": 7, "transform": panels[-1].transAxes}
-        panels[-1].text(0.5, 0.95, "\n".join(["not recorded for", *without]), **where)
+        panels[-1].text(0.5, -0.28, f"not recorded throughout: {', '.join(without)}", wrap=True, **where)
     if not panels[-1].lines:
         panels[-1].tick_params(labelbottom=False, labelleft=False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=6, bbox_to_anchor=(0.5, 1.0))

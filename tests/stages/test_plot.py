@@ -22,6 +22,7 @@ def settings() -> Settings:
     return Settings(
         labels={"sft": "SFT", "off.1": "Offline", "game.1": "Game 1", "game.2": "Game 2"},
         runs={"off": ["off.1"], "game": ["game.1", "game.2"]},
+        trainings={"off": ["off.1"], "game": ["game.1", "game.2"]},
         run_labels={"off": "Offline", "game": "Game"},
         oracle="overall",
         scores=["overall", "brevity"],
@@ -102,7 +103,7 @@ def test_the_win_rates_shown_are_the_tables(settings: Settings, inputs: tuple[Pa
     assert [float(x) for x in line.get_xdata()] == pytest.approx([1, 2])
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert ends == [pytest.approx([0.65, 0.75]), pytest.approx([0.75, 0.85])]
-    across = [li for li in axes.get_lines() if li.get_label() == "Offline (one iteration)"]
+    across = [li for li in axes.get_lines() if li.get_label() == "Offline"]
     assert list(across[0].get_ydata()) == pytest.approx([0.6, 0.6])
 
 
@@ -118,7 +119,7 @@ def test_training_curves_follow_each_other_over_the_iterations(
     assert all(
         line.get_ydata()[0] == 1 for line in loss.get_lines() if len(line.get_xdata()) == 12
     )  # relative to the first
-    assert [t.get_text() for t in kl.texts] == ["not recorded for\nOffline\nGame"]
+    assert [t.get_text() for t in kl.texts] == ["not recorded throughout: Offline, Game"]
 
 
 def test_the_divergence_is_drawn_where_a_training_recorded_it(
@@ -132,7 +133,7 @@ def test_the_divergence_is_drawn_where_a_training_recorded_it(
     kl = FIGURES["training"](settings, inputs[0], metrics).axes[3]
     curves = [line for line in kl.get_lines() if len(line.get_xdata()) == 12]
     assert [set(line.get_ydata()) for line in curves] == [{0.25}, {0.25}]
-    assert [t.get_text() for t in kl.texts] == ["not recorded for\nOffline"]
+    assert [t.get_text() for t in kl.texts] == ["not recorded throughout: Offline"]
 
 
 def test_lengths_stand_against_the_win_rates_of_the_same_policies(
