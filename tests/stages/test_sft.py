@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +157,48 @@ def test_stopped_and_continued_the_reference_is_the_same_byte_for_byte(
         assert (tmp_path / "sft" / file).read_bytes() == (sft_policy / file).read_bytes()
     assert manifest_of(tmp_path / "sft")["resumed"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["sft"]
+
+
+BIG = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 3, "head_dim": 64}  # 40 MB to write
+
+
+@pytest.mark.slow
+def test_killed_within_the_file_of_its_weights_it_leaves_nothing_that_counts(
+    tmp_path: Path, sft_settings: dict[str, Any], demonstrations: Path
+) -> None:
+    """SIGKILL when part of model.safetensors is written: of the model that it starts from, then of what it learnt."""
+    model = sft_settings["model"] | {"architecture": sft_settings["model"]["architecture"] | BIG}
+    asked = Settings.model_validate(
+        sft_settings
+        | {"model": model, "sft": sft_settings["sft"] | {"steps": 2, "batch_size": 4, "learning_rate": 1e-4}}
+    )
+    run(asked, demonstrations, tmp_path / "whole")
+    weights = (tmp_path / "whole/model.safetensors").read_bytes()
+    out = tmp_path / "killed/sft"
+    command = [sys.executable, "-m", "mnpo", "sft", "--settings", asked.model_dump_json(exclude_none=True)]
+    files = [f"--demonstrations={demonstrations}", f"--output={out}"]
+    environment = os.environ | {"MNPO_CHECKPOINT_MINUTES": "0", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    out.parent.mkdir()
+
+    def writing() -> bool:
+        """Whether safetensors has begun a file, under a name of its own, and not filled it."""
+        with contextlib.suppress(FileNotFoundError):
+            blocks = [file.stat().st_blocks for file in out.parent.glob(".partial-sft/.tmp*")]
+            return any(0 < count * 512 < len(weights) for count in blocks)
+        return False
+
+    for earlier in (0, 1):  # files that it has written before
+        with subprocess.Popen(command + files, stderr=subprocess.DEVNULL, env=environment) as process:
+            for ready in (False, True) * (earlier + 1):
+                while process.poll() is None and writing() is not ready:
+                    time.sleep(0.0005)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not out.exists() and writing()
+    again = subprocess.run(command + files, capture_output=True, text=True, env=environment, check=True)
+    assert "sft: goes on after step 2 of 2" in again.stderr
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert [path.name for path in out.parent.iterdir()] == ["sft"] and not list(out.glob(".*"))
 
 
 def test_the_demos_model_learns_along_the_golden_curve(
