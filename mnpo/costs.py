@@ -5,6 +5,7 @@ Pure but for `measured`, which reads manifests. Bytes, seconds, FLOP/s and US do
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from mnpo.artifacts import manifest, manifest_path
 from mnpo.benchmarks.cards import CARDS
-from mnpo.config import REFERENCE, ConfigError, Model, nearest
+from mnpo.config import REFERENCE, Config, ConfigError, Judge, Model, nearest
 from mnpo.plan import AGAINST, HELDOUT, Plan
 from mnpo.work import Work
 
@@ -90,7 +91,9 @@ DOWNLOADING = 50e6
 SMALL_JOB = 30.0
 """Seconds of a job without a model."""
 LATENCY = 10.0
-"""Seconds of one judge call."""
+"""Seconds of one call."""
+CONCURRENCY = 8
+"""Calls of a policy behind an endpoint at once."""
 TOKEN_BYTES = 4.5
 """Text of one token."""
 ROW_BYTES = 100
@@ -115,6 +118,8 @@ class Judging:
     """Tokens of a verdict."""
 
 
+GAME = Judging(calls=2, frame=150, answers=2, output=150)
+"""How an oracle asks of two responses (mnpo/oracles/judges.py): in both orders, for a few sentences and a verdict."""
 JUDGING = {
     "alpaca-eval": Judging(calls=1, frame=300, answers=2, output=16),
     "arena-hard": Judging(calls=2, frame=450, answers=2, output=700),
@@ -235,8 +240,37 @@ def _sample(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _score(q: Quantities, work: Work) -> list[Pass]:
-    policies = 2 if AGAINST in work.what else 1  # those that are compared with are read too
-    return [Pass("read", q.size(model), policies * q.prompts(work) * q.k * q.text) for model in work.models]
+    """Reward models read every response, pair models two at a time."""
+    steps = []
+    for oracle, share in judged(q.plan.config, work.oracle or "").items():
+        spec = q.plan.config.oracles[oracle]
+        if spec.model is not None:
+            alone = _responses(q, work) * q.text
+            tokens = alone if spec.kind == "reward-model" else _games(q, work, spec.comparisons) * q.pair
+            steps.append(Pass("read", q.size(spec.model), share * q.prompts(work) * tokens))
+    return steps
+
+
+def judged(config: Config, oracle: str, share: float = 1.0) -> dict[str, float]:
+    """An oracle and all that it is made of -> of how many of the prompts each judges the responses."""
+    spec = config.oracles[oracle.partition(AGAINST)[0]]
+    each = share / len(spec.members()) if spec.kind == "annotator" else share
+    found = {oracle.partition(AGAINST)[0]: share}
+    for member in spec.members():
+        for name, part in judged(config, member, each).items():
+            found[name] = max(part, found.get(name, 0.0))  # what several are made of answers once
+    return found
+
+
+def _responses(q: Quantities, work: Work) -> int:
+    """To a prompt, those that they are compared with included."""
+    return q.k * (2 if AGAINST in (work.oracle or "") else 1)
+
+
+def _games(q: Quantities, work: Work, comparisons: int | None) -> int:
+    """Of a prompt, between two responses, in both orders."""
+    pairs = math.comb(_responses(q, work), 2)
+    return GAME.calls * min(comparisons or pairs, pairs)
 
 
 def _logps(q: Quantities, work: Work) -> list[Pass]:
@@ -317,21 +351,49 @@ class Calls:
     price: float = 0
     """US dollars."""
 
+    @staticmethod
+    def sum(some: Iterable[Calls]) -> Calls:
+        """All together."""
+        of = list(some)
+        return Calls(
+            sum(c.count for c in of),
+            sum(c.input_tokens for c in of),
+            sum(c.output_tokens for c in of),
+            sum(c.price for c in of),
+        )
+
 
 def calls(q: Quantities, work: Work) -> Calls:
     """Of a piece of work. Reasoning tokens and questions asked again are not in it."""
+    return Calls.sum(asked for asked, _ in _conversations(q, work))
+
+
+def _conversations(q: Quantities, work: Work) -> list[tuple[Calls, int]]:
+    """What a piece of work asks of each endpoint, and how many calls are made at once."""
     c, benchmark = q.plan.config, work.benchmark or ""
     if work.stage == "answer" and work.policy in c.models and c.models[work.policy].api is not None:
         asked = q.requests(benchmark)
-        return Calls(asked, asked * q.asked(benchmark), asked * q.generated(benchmark))
-    if work.stage != "judge":
-        return Calls()
-    how, judge = JUDGING[benchmark], c.judges[work.judge or ""]
-    count = q.items(benchmark) * how.calls
-    read = count * (how.frame + q.asked(benchmark) + how.answers * q.generated(benchmark))
+        return [(Calls(asked, asked * q.asked(benchmark), asked * q.generated(benchmark)), CONCURRENCY)]
+    if work.stage == "judge":
+        how, judge = JUDGING[benchmark], c.judges[work.judge or ""]
+        tokens = q.asked(benchmark) + how.answers * q.generated(benchmark)
+        return [(_judging(how, judge, q.items(benchmark) * how.calls, tokens), judge.concurrency)]
+    if work.stage == "score" and work.judge:
+        tokens = q.prompt + GAME.answers * q.response
+        return [
+            (_judging(GAME, spec.judge, round(share * q.prompts(work) * games), tokens), spec.judge.concurrency)
+            for name, share in judged(c, work.judge).items()
+            if (spec := c.oracles[name]).judge is not None
+            for games in [_games(q, work, spec.comparisons)]
+        ]
+    return []
+
+
+def _judging(how: Judging, judge: Judge, count: int, tokens: float) -> Calls:
+    """`count` calls that show `tokens` each."""
+    read = count * (how.frame + tokens)
     written = count * float(min(how.output, judge.max_tokens or how.output))
-    price = (read * judge.price_input + written * judge.price_output) / 1e6
-    return Calls(count, read, written, price)
+    return Calls(count, read, written, (read * judge.price_input + written * judge.price_output) / 1e6)
 
 
 def kept_bytes(q: Quantities, work: Work) -> float:
@@ -351,7 +413,8 @@ def kept_bytes(q: Quantities, work: Work) -> float:
         case "sample" | "reuse":
             return sampled * (prompt + response + row)
         case "score":
-            return float(sampled * row)
+            asked = calls(q, work)
+            return sampled * row + (asked.input_tokens + asked.output_tokens) * TOKEN_BYTES
         case "pair":
             return q.part * q.pairs * (prompt + 2 * response + row)
         case "logps":
@@ -420,10 +483,10 @@ def measured(plan: Plan, pieces: Iterable[Work]) -> Measured:
             key = work.stage, _known_as(str(facts.get("device", CPU))) or ""
             if steps and facts.get("tokens"):
                 per_token = facts.get("parameters", units / planned)
-                gpus = facts.get("gpus", max(1, _gpus(plan, work.stage)))
+                gpus = facts.get("gpus", max(1, plan.config.resources.of(work.needs).gpus))
                 rates[key].append(per_token * facts["tokens"] / facts["seconds"] / gpus)
                 tokens[work.stage].append(facts["tokens"] / planned)
-            elif work.stage != "judge":  # whose verdicts may have come from its store
+            elif not work.judge:  # whose verdicts may have come from its store
                 durations[key].append(facts["seconds"])
     return Measured(
         {key: Rate(median(values), len(values)) for key, values in rates.items()},
@@ -443,11 +506,6 @@ def _finished(work: Work) -> list[dict[str, Any]]:
 
 def _manifest(file: str) -> dict[str, Any]:
     return manifest(file) if manifest_path(Path(file)).is_file() else {}
-
-
-def _gpus(plan: Plan, stage: str) -> int:
-    needs = plan.config.resources.of(stage)
-    return needs.gpus
 
 
 # ------------------------------------------------------------------------------------------------------------ estimates
@@ -507,13 +565,13 @@ def estimate(plan: Plan, pieces: Sequence[Work], known: Measured | None = None) 
 
 
 def _estimate(q: Quantities, work: Work, known: Measured) -> Estimate:
-    steps, asked, on = passes(q, work), calls(q, work), device(q.plan, work.stage)
-    needs, factor = q.plan.config.resources.of(work.stage), known.tokens.get(work.stage, 1.0)
+    steps, asked, on = passes(q, work), calls(q, work), device(q.plan, work.needs)
+    needs, factor = q.plan.config.resources.of(work.needs), known.tokens.get(work.stage, 1.0)
     start, computing, source = _duration(q, work, steps, known, on)
     return Estimate(
         work,
         on,
-        _gpus(q.plan, work.stage),
+        needs.gpus,
         needs.cpus,
         start,
         computing,
@@ -527,20 +585,21 @@ def _estimate(q: Quantities, work: Work, known: Measured) -> Estimate:
 
 def _duration(q: Quantities, work: Work, steps: list[Pass], known: Measured, on: str) -> tuple[float, float, str]:
     """Start and computation of each job in seconds, and where they come from."""
-    key, gpus, factor = (work.stage, on), max(1, _gpus(q.plan, work.stage)), known.tokens.get(work.stage, 1.0)
+    key, gpus = (work.stage, on), max(1, q.plan.config.resources.of(work.needs).gpus)
+    factor = known.tokens.get(work.stage, 1.0)
     start = START["small" if not steps else "cpu" if on == CPU else "gpu"]
+    asking = sum(asked.count * LATENCY / at_once for asked, at_once in _conversations(q, work)) / work.jobs
     if steps and key in known.rates:
         units = sum(step.parameters * step.tokens for step in steps if step.counted) * factor
         rate = known.rates[key]
-        return start, units / work.jobs / (rate.value * gpus), _said(rate)
-    if key in known.durations and (asked := calls(q, work)).count == 0:
+        return start, asking + units / work.jobs / (rate.value * gpus), _said(rate)
+    if key in known.durations and not asking:
         return start, known.durations[key].value, _said(known.durations[key])
     if steps:
         loading = sum(WEIGHT_BYTES * q.size(model) for model in work.models) / LOADING
-        return start, loading + sum(seconds(s, DEVICES[on], gpus) for s in steps) / work.jobs, DEFAULT
-    if (asked := calls(q, work)).count:
-        judge = q.plan.config.judges.get(work.judge or "")
-        return start, asked.count * LATENCY / (judge.concurrency if judge else 8), DEFAULT
+        return start, asking + loading + sum(seconds(s, DEVICES[on], gpus) for s in steps) / work.jobs, DEFAULT
+    if asking:
+        return start, asking, DEFAULT
     if work.stage == "download":
         return start, kept_bytes(q, work) / DOWNLOADING, DEFAULT
     if work.stage == "sft":

@@ -18,6 +18,8 @@ from mnpo.schedule import Job, ranks, schedule
 from mnpo.work import Work
 
 TRAINED = ("train", "sft")
+PREFERENCES = "preferences"
+"""What a judge is asked for where it is an oracle."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Forecast:
             for key, asked, there in (("gpus", e.gpus, gpus), ("cpus", e.cpus, cpus or math.inf)):
                 if asked > there:
                     raise ConfigError(
-                        f"resources.{key}: {there}, but resources.stages.{e.work.stage} asks for {asked} for one job"
+                        f"resources.{key}: {there}, but resources.stages.{e.work.needs} asks for {asked} for one job"
                     )
 
     # ------------------------------------------------------------------------------------------------------------- sums
@@ -84,17 +86,18 @@ class Forecast:
 
     @property
     def calls(self) -> dict[tuple[str, str], Calls]:
-        """(judge, or model behind an endpoint; benchmark) -> what is asked, all policies and repeats together."""
+        """(judge, oracle that asks one, or model behind an endpoint; benchmark, or PREFERENCES) -> what is asked, all
+        policies and repeats together."""
         asked: dict[tuple[str, str], list[Calls]] = defaultdict(list)
         for e in self.estimates:
             if e.calls.count:
-                asked[e.work.judge or e.work.policy or "", e.work.benchmark or ""].append(e.calls)
-        return {key: _sum(some) for key, some in asked.items()}
+                asked[e.work.judge or e.work.policy or "", e.work.benchmark or PREFERENCES].append(e.calls)
+        return {key: Calls.sum(some) for key, some in asked.items()}
 
     @property
     def paid(self) -> Calls:
         """All calls together."""
-        return _sum([e.calls for e in self.estimates])
+        return Calls.sum(e.calls for e in self.estimates)
 
     # ------------------------------------------------------------------------------------------------------------- time
 
@@ -189,15 +192,6 @@ class Forecast:
                         f"{e.gpus} x {e.device} ({there / 1e9:.0f} GB); raise resources.stages.{e.work.stage}.gpus"
                     )
         return list(said.values())
-
-
-def _sum(some: Sequence[Calls]) -> Calls:
-    return Calls(
-        sum(c.count for c in some),
-        sum(c.input_tokens for c in some),
-        sum(c.output_tokens for c in some),
-        sum(c.price for c in some),
-    )
 
 
 def forecast(plan: Plan, targets: Sequence[str] | None = None, known: Measured | None = None) -> Forecast:

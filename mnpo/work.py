@@ -34,12 +34,20 @@ class Work:
     part: int | str | None = None
     """Of the prompts: 1, 2, ... or HELDOUT."""
     benchmark: str | None = None
+    oracle: str | None = None
+    """Who scores."""
     judge: str | None = None
+    """Who is asked: an entry of `judges`, or an oracle that asks one."""
 
     @property
     def name(self) -> str:
         """Unique in a plan."""
         return f"{self.stage} {self.what}"
+
+    @property
+    def needs(self) -> str:
+        """The entry of `resources.stages` that its jobs follow."""
+        return "judge" if self.judge else self.stage
 
 
 def needed(plan: Plan, files: Iterable[str]) -> list[Work]:
@@ -185,6 +193,8 @@ def _scores(plan: Plan) -> list[Work]:
             len(shards),
             models=tuple(plan.oracle_models([oracle])),
             part=part,
+            oracle=oracle,
+            judge=oracle if oracle.partition(AGAINST)[0] in plan.asking else None,
         )
         for policy, part, oracle in scored
     ]

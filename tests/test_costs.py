@@ -169,6 +169,41 @@ def test_a_policy_behind_an_endpoint_is_called_and_needs_no_gpu_time(root: Path)
     assert (e.calls.count, e.tokens) == (160, 0)
 
 
+LLM = {"kind": "judge", "judge": {"model": "m", "price_input": 2, "price_output": 8, "concurrency": 4}}
+
+
+def scored_by(**oracle: Any) -> Estimate:
+    """What it costs to score the reference's 1,000 x 4 responses to part 1, by one of several kinds of oracles."""
+    models = TINY["models"] | {"pm": {"path": "pm", "parameters": 2}}
+    oracles = TINY["oracles"] | {"llm": LLM | {"comparisons": 3}, "every-two": LLM, "mine": oracle}
+    return of(tiny(oracles=oracles, models=models, runs={"a": RUN | {"oracle": "mine"}}), "score sft part1 mine")
+
+
+def test_an_oracle_that_asks_a_judge_is_priced_by_its_calls_and_runs_without_a_gpu() -> None:
+    """Every two of 4 responses in both orders: 12 calls a prompt, each of 150 tokens around 50 and twice 100, for 150
+    tokens; 10 seconds each, four at once, in two jobs."""
+    e = scored_by(**LLM)
+    assert (e.calls.count, e.calls.input_tokens, e.calls.output_tokens) == (12_000, 12_000 * 400, 12_000 * 150)
+    assert e.calls.price == pytest.approx(4.8 * 2 + 1.8 * 8)
+    assert (e.gpus, e.device, e.tokens, e.computing) == (0, "cpu", 0, 12_000 * 10 / 4 / 2)
+    assert scored_by(**LLM, comparisons=3).calls.count == 6_000
+    assert e.kept == 4000 * 100 + 12_000 * 550 * 4.5  # every answer is kept for good
+
+
+def test_an_ensemble_asks_what_its_members_ask() -> None:
+    """One annotator of two has half of the prompts; what two members ask is asked once."""
+    half = scored_by(kind="annotator", of=["rm", "every-two"])
+    assert (half.calls.count, half.tokens) == (6_000, 500 * 4 * 150)
+    assert half.computing > 6_000 * 10 / 4 / 2
+    assert scored_by(kind="majority", of=["llm", "every-two", "rm"]).calls.count == 6_000 + 12_000
+    assert scored_by(kind="weighted", weights={"rm": 1.0}).calls.count == 0
+
+
+def test_a_pair_model_reads_every_two_responses_in_both_orders() -> None:
+    assert scored_by(kind="pair-model", model="pm").tokens == 1000 * 12 * (50 + 2 * 100)
+    assert scored_by(kind="pair-model", model="pm", comparisons=4).tokens == 1000 * 8 * (50 + 2 * 100)
+
+
 # ---------------------------------------------------------------------------------------------------------- calibration
 
 

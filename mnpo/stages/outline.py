@@ -166,15 +166,15 @@ def _judges(forecast: Forecast) -> str:
     rows = [
         [
             who,
-            CARDS[benchmark].title,
+            CARDS[what].title if what in CARDS else what,
             f"{calls.count:,}",
             _count(calls.input_tokens),
             _count(calls.output_tokens),
             f"${calls.price:,.2f}" if calls.price else "no price given",
         ]
-        for (who, benchmark), calls in forecast.calls.items()
+        for (who, what), calls in forecast.calls.items()
     ]
-    return _table(rows, ["who", "benchmark", "calls", "tokens read", "written", "price"])
+    return _table(rows, ["who", "what for", "calls", "tokens read", "written", "price"])
 
 
 def _sharing(forecast: Forecast) -> str:
