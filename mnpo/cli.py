@@ -356,11 +356,12 @@ def preferences(
     settings: Settings,
     pairs: Annotated[list[Path], typer.Option(help="One for each row of the settings.")],
     scores: Annotated[list[Path], typer.Option(help="All shards of each row, row by row.")],
+    samples: Annotated[list[Path], typer.Option(help="As many, that the scores are of.")],
     output: Annotated[Path, typer.Option(help="The table without its ending.")],
 ) -> None:
     """Make the table of cycles, ties and pairs of every iteration."""
     stage = _stage("preferences")
-    stage.run(_settings(stage, settings), pairs, scores, output)
+    stage.run(_settings(stage, settings), pairs, scores, samples, output)
 
 
 @app.command()

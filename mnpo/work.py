@@ -306,7 +306,15 @@ def _exploitability(plan: Plan) -> list[Work]:
 
 
 def _preferences(plan: Plan) -> list[str]:
-    return [file for of in plan.annotated for file in (plan.pairs(*of), *plan.score_shards(*of))]
+    return [
+        file
+        for policy, part, oracle in plan.annotated
+        for file in (
+            plan.pairs(policy, part, oracle),
+            *plan.score_shards(policy, part, oracle),
+            *plan.sample_shards(policy, part),
+        )
+    ]
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:

@@ -14,7 +14,8 @@ from mnpo.errors import BadInput
 from mnpo.stages.pair import REASONS
 from mnpo.stages.tabulate import write
 
-OF_SCORES = ("prompts", "prompts_with_a_cycle", "responses_without_a_comparison")  # of a shard: they add up
+OF_SAMPLES = ("dropped_responses", "prompts_without_a_response")  # of a shard, as the next: they add up
+OF_SCORES = ("prompts", "prompts_with_a_cycle", "responses_without_a_comparison")
 
 
 class Settings(Block):
@@ -24,30 +25,37 @@ class Settings(Block):
     """Whose responses, to which part's prompts, judged by which oracle."""
 
 
-def run(settings: Settings, pairs: Sequence[Path], scores: Sequence[Path], output: Path) -> None:
-    """Write the table `output` from the manifests of pairs and scores.
+def run(
+    settings: Settings, pairs: Sequence[Path], scores: Sequence[Path], samples: Sequence[Path], output: Path
+) -> None:
+    """Write the table `output` from the manifests of pairs, scores and samples.
 
     Args:
         pairs: a file for each row.
         scores: all shards of each row, row by row.
+        samples: as many, which the scores are of. Where a data set's own responses are used, none is dropped.
 
     Raises:
         BadInput: files that do not fit the rows, or one without a manifest.
     """
     shards = len(scores) // max(1, len(settings.rows))
-    if len(pairs) != len(settings.rows) or len(scores) != shards * len(settings.rows):
-        raise BadInput(f"{len(settings.rows)} rows, {len(pairs)} files of pairs and {len(scores)} of scores do not fit")
+    if len(pairs) != len(settings.rows) or not len(scores) == len(samples) == shards * len(settings.rows):
+        raise BadInput(
+            f"{len(settings.rows)} rows, {len(pairs)} files of pairs, {len(scores)} of scores and {len(samples)} of "
+            "samples do not fit"
+        )
     rows = []
     for i, (policy, part, oracle) in enumerate(settings.rows):
-        judged = [_facts(file) for file in scores[i * shards : (i + 1) * shards]]
+        drawn, judged = ([_facts(file) for file in files[i * shards : (i + 1) * shards]] for files in (samples, scores))
         paired = _facts(pairs[i])
         rows.append(
             {"policy": policy, "part": part, "oracle": oracle}
             | {name: sum(facts[name] for facts in judged) for name in OF_SCORES}
+            | {name: sum(facts.get(name, 0) for facts in drawn) for name in OF_SAMPLES}
             | {"pairs": paired["rows"], "prompts_without_a_pair": paired["prompts_without_a_pair"]}
             | {name: paired[name] for name in REASONS}
         )
-    write(pd.DataFrame(rows), output, "preferences", settings.model_dump(), [*pairs, *scores])
+    write(pd.DataFrame(rows), output, "preferences", settings.model_dump(), [*pairs, *scores, *samples])
 
 
 def _facts(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
     """Write the samples of this shard: every `shards`-th prompt, each K times.
 
     The seed of a response derives from the policy's, the prompt's id and k, so shards and batches do not matter.
-    Empty responses stay in the table, are counted in the manifest, and never become part of a pair; so do those
-    that were cut at the length limit, unless `sampling.truncated` drops them.
+    Empty responses stay in the table, are counted in the manifest, and never become part of a pair. Those that were cut
+    at the length limit stay and are counted, unless `sampling.truncated` drops them; prompts that lose all of their
+    responses so, or all but one, are counted too.
 
     Raises:
         BadInput: also when nothing would be left to write.
@@ -70,6 +72,8 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
                 f"{sampling.max_new_tokens}, and sampling.truncated drops them; raise the one or change the other"
             )
         write(SAMPLES, kept, made.path)
+        left = Counter(s["prompt_id"] for s in kept)
+        lost = Counter(left[prompt] for prompt in {s["prompt_id"] for s in samples if s["finish"] == "length"})
         made.facts = {
             "rows": len(kept),
             "tokens": sum(s["tokens"] for s in samples),
@@ -77,6 +81,8 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
             "empty_responses": sum(not s["response"].strip() for s in samples),
             "cut_responses": sum(s["finish"] == "length" for s in samples),
             "dropped_responses": len(samples) - len(kept),
+            "prompts_without_a_response": lost[0],
+            "prompts_left_with_one_response": lost[1] if len(kept) < len(samples) else 0,
             "prompts_cut": chat.counts["prompts_cut"],
         }
         if sampling.logprobs:

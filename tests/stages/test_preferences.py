@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from mnpo.artifacts import artifact
 from mnpo.errors import BadInput
 from mnpo.records import SAMPLES, write
 from mnpo.stages import pair, preferences, score
@@ -27,7 +28,9 @@ def shard(directory: Path, prompts: dict[str, list[str]], oracles: dict[str, Any
         for k, text in enumerate(texts)
     ]
     directory.mkdir(parents=True)
-    write(SAMPLES, rows, directory / "samples.parquet")
+    with artifact(directory / "samples.parquet", "sample", {}, []) as made:
+        write(SAMPLES, rows, made.path)
+        made.facts = {"dropped_responses": 4, "prompts_without_a_response": 1}
     asked = score.Settings(oracle="majority", oracles=oracles)
     score.run(asked, directory / "samples.parquet", directory / "scores.parquet")
     return directory / "samples.parquet", directory / "scores.parquet"
@@ -48,14 +51,15 @@ def test_cycles_add_up_over_shards_and_what_made_no_pair_has_its_reason(
     for n, shards in enumerate(parts):
         pairs.append(tmp_path / f"pairs{n}.parquet")
         pair.run(pair.Settings(pairing={}), *map(list, zip(*shards, strict=True)), pairs[-1])
-    scores = [scored for shards in parts for _, scored in shards]
+    samples, scores = map(list, zip(*(shard for shards in parts for shard in shards), strict=True))
     settings = preferences.Settings(rows=[("SFT", 1, "majority"), ("INPO 1", 2, "majority")])
-    preferences.run(settings, pairs, scores, tmp_path / "table")
+    preferences.run(settings, pairs, scores, samples, tmp_path / "table")
     table = pd.read_csv(tmp_path / "table.csv")
     first, second = table.to_dict("records")
     assert first == {
         "policy": "SFT", "part": 1, "oracle": "majority",
         "prompts": 4, "prompts_with_a_cycle": 2, "responses_without_a_comparison": 0,
+        "dropped_responses": 8, "prompts_without_a_response": 2,
         "pairs": 1, "prompts_without_a_pair": 3,  # a circle's three responses win one half each: a tie
         "empty_responses": 1, "repeated_responses": 0, "middle_responses": 0,
         "fewer_than_two_responses": 0, "identical_responses": 1, "tied_scores": 2,
@@ -66,9 +70,9 @@ def test_cycles_add_up_over_shards_and_what_made_no_pair_has_its_reason(
 
 def test_files_that_do_not_fit_the_rows_are_refused(tmp_path: Path, chain: dict[str, Path]) -> None:
     settings = preferences.Settings(rows=[("SFT", 1, "overall")])
-    with pytest.raises(BadInput, match="1 rows, 0 files of pairs and 1 of scores do not fit"):
-        preferences.run(settings, [], [chain["scores"]], tmp_path / "table")
+    with pytest.raises(BadInput, match="1 rows, 0 files of pairs, 1 of scores and 1 of samples do not fit"):
+        preferences.run(settings, [], [chain["scores"]], [chain["samples"]], tmp_path / "table")
     bare = tmp_path / "bare.parquet"
     bare.write_bytes(chain["pairs"].read_bytes())
     with pytest.raises(BadInput, match=r"bare\.parquet: no manifest"):
-        preferences.run(settings, [bare], [chain["scores"]], tmp_path / "table")
+        preferences.run(settings, [bare], [chain["scores"]], [chain["samples"]], tmp_path / "table")

@@ -113,12 +113,16 @@ def test_responses_cut_at_the_limit_are_kept_or_dropped_and_counted(
     sample: Callable[..., pd.DataFrame], tmp_path: Path, manifest_of: Callable[[Path], Any]
 ) -> None:
     kept = sample(max_new_tokens=4)
+    assert manifest_of(tmp_path / "samples-0.parquet")["prompts_left_with_one_response"] == 0
     dropped = sample(max_new_tokens=4, truncated="drop")
     cut = (kept["finish"] == "length").sum()
     assert 0 < cut < len(kept) == 56
     pd.testing.assert_frame_equal(dropped, kept[kept["finish"] == "stop"].reset_index(drop=True))
     facts = manifest_of(tmp_path / "samples-0.parquet")
     assert (facts["rows"], facts["cut_responses"], facts["dropped_responses"]) == (56 - cut, cut, cut)
+    left = kept[kept["finish"] == "stop"].groupby("prompt_id").size()
+    assert facts["prompts_without_a_response"] == 14 - len(left) > 0
+    assert facts["prompts_left_with_one_response"] == (left == 1).sum() > 0
     with pytest.raises(BadInput, match=r"all 56 responses were cut at sampling\.max_new_tokens = 1"):
         sample(max_new_tokens=1, truncated="drop")
 

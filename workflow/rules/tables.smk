@@ -83,6 +83,7 @@ rule preferences:
     input:
         pairs=[PLAN.pairs(*of) for of in PLAN.annotated],
         scores=[file for of in PLAN.annotated for file in PLAN.score_shards(*of)],
+        samples=[file for policy, part, _ in PLAN.annotated for file in PLAN.sample_shards(policy, part)],
     output:
         html=report(
             PLAN.table("preferences") + ".html",
@@ -104,10 +105,11 @@ rule preferences:
         code=PLAN.code("preferences"),
         pairs=lambda w, input: [f"--pairs={file}" for file in input.pairs],
         scores=lambda w, input: [f"--scores={file}" for file in input.scores],
+        samples=lambda w, input: [f"--samples={file}" for file in input.samples],
         table=subpath(output.csv, strip_suffix=".csv"),
     shell:
         "exec python -m mnpo --log {log} preferences --settings {params.settings:q} {params.pairs} {params.scores}"
-        " --output {params.table}"
+        " {params.samples} --output {params.table}"
 
 
 rule benchmarks:
