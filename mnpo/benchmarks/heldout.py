@@ -123,9 +123,9 @@ def _judge(
         for g, fact in ((g, facts[g[0]["prompt_id"]]) for g in groups)
     ]
     kept = ("prompt_id", "family", "mode", "k", "response", "tokens")
-    judged, cycles = [], None
+    judged, cycles, loaded = [], None, dict[str, oracles.Oracle]()
     for name in settings.oracles:
-        judgements = oracles.load(name, settings.oracles, settings.models).judge(questions)
+        judgements = oracles.load(name, settings.oracles, settings.models, loaded=loaded).judge(questions)
         for group, judgement in zip(groups, judgements, strict=True):
             judged += [
                 {**{c: row[c] for c in kept}, "oracle": name, "score": float(score)}

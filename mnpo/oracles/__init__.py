@@ -103,14 +103,28 @@ def modules(kinds: Iterable[str]) -> list[str]:
     return [f"mnpo.oracles.{MODULES[kind]}" for kind in sorted(set(kinds))]
 
 
-def load(name: str, oracles: Mapping[str, OracleSettings], models: Mapping[str, Model], kept: Kept = NOWHERE) -> Oracle:
-    """The oracle `name` of a configuration's `oracles`, with those it is made of."""
+def load(
+    name: str,
+    oracles: Mapping[str, OracleSettings],
+    models: Mapping[str, Model],
+    kept: Kept = NOWHERE,
+    loaded: dict[str, Oracle] | None = None,
+) -> Oracle:
+    """The oracle `name` of a configuration's `oracles`, with those it is made of.
+
+    One that several are made of is one, and reads no text twice. `loaded` holds what other calls have loaded, and gets
+    what this one does.
+    """
+    loaded = {} if loaded is None else loaded
+    if name in loaded:
+        return loaded[name]
     settings = oracles[name]
-    members = {member: load(member, oracles, models, kept) for member in settings.members()}
+    members = {member: load(member, oracles, models, kept, loaded) for member in settings.members()}
     module: Any = import_module(f"mnpo.oracles.{MODULES[settings.kind]}")
     oracle: Oracle = module.build(settings, members, models, kept)
     if isinstance(oracle, Scorer):
         oracle.temperature = settings.temperature
+    loaded[name] = oracle
     return oracle
 
 

@@ -102,10 +102,18 @@ def annotator(question: Question, names: Sequence[str]) -> str:
 
 
 def facts_of(members: Mapping[str, Oracle]) -> dict[str, Any]:
-    """The facts of those members that have some, and the tokens that they all have read."""
+    """The facts of those members that have some, and the tokens that they all have read, one of several once."""
     facts = {name: told for name, member in members.items() if (told := member.facts())}
-    tokens = sum(told.get("tokens", 0) for told in facts.values())
+    tokens = sum(told.get("tokens", 0) for told in _plain(facts).values())
     return {**({"tokens": tokens} if tokens else {}), **({"members": facts} if facts else {})}
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of those that are not made of others, however deep."""
+    found: dict[str, Any] = {}
+    for name, told in facts.items():
+        found |= _plain(told["members"]) if "members" in told else {name: told}
+    return found
 
 
 def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], kept: Kept) -> Oracle:

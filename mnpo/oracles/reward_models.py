@@ -15,7 +15,7 @@ from mnpo.config import Model
 from mnpo.config import Oracle as OracleSettings
 from mnpo.errors import BadInput
 from mnpo.oracles import Judgement, Kept, Oracle, Question, Scorer, preferences_from_scores
-from mnpo.oracles.reading import Reader
+from mnpo.oracles.reading import Opened, Reader
 from mnpo.resume import Journal
 
 Dtype = Literal["float32", "bfloat16"]
@@ -51,10 +51,7 @@ class RewardModel(Scorer):
             BadInput: weights that do not fit, a text that is too long.
         """
         texts = [self._text(question.prompt, response) for question in questions for response in question.responses]
-        model = self._load()
-        what = f"reward model {self.path} in {self.dtype}"
-        read = self.reader.read(model, lambda *batch: self._rewards(model, *batch), texts, self._pad(model), what)
-        numbers = iter(read)
+        numbers = iter(self.reader.read(self._opened, texts, f"reward model {self.path} in {self.dtype}"))
         return [self._judgement([next(numbers) for _ in question.responses]) for question in questions]
 
     def score(self, questions: Sequence[Question]) -> list[list[float]]:
@@ -77,6 +74,10 @@ class RewardModel(Scorer):
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _opened(self) -> Opened:
+        model = self._load()
+        return Opened(model, lambda *batch: self._rewards(model, *batch), self._pad(model))
 
     def _load(self) -> Any:
         raise NotImplementedError

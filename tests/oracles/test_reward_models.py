@@ -210,6 +210,39 @@ def test_every_text_is_read_once_with_one_bos_and_counted(skywork: Path) -> None
     assert model.facts() == {"tokens": sum(lengths), "padding_share": share, "parameters": parameters}
 
 
+def test_what_several_oracles_are_made_of_is_loaded_once_and_reads_no_text_twice(
+    skywork: Path, armorm: Path, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the held-out evaluation asks: each alone, then a sum of both, half of it twice, and one annotator a prompt."""
+    settings = {
+        "a": Oracle(kind="reward-model", model="skywork"),
+        "b": Oracle(kind="reward-model", model="armorm"),
+        "sum": Oracle(kind="weighted", weights={"a": 2.0, "b": 1.0}),
+        "more": Oracle(kind="weighted", weights={"a": 1.0, "sum": 1.0}),
+        "crowd": Oracle(kind="annotator", of=["a", "b"]),
+    }
+    models = {"skywork": Model(path=str(skywork)), "armorm": Model(path=str(armorm))}
+    loads: list[str] = []
+    for kind in (Classifier, ArmoRM):
+        load_weights = kind._load
+        monkeypatch.setattr(kind, "_load", lambda self, load=load_weights: [loads.append(self.path), load(self)][1])
+    loaded: dict[str, Any] = {}
+    a, b, both, more, crowd = (
+        rewards([j.scores for j in load(name, settings, models, loaded=loaded).judge(questions)]) for name in settings
+    )
+    assert sorted(loads) == sorted([str(skywork), str(armorm)])
+    assert both == [2 * x + y for x, y in zip(a, b, strict=True)]
+    assert more == [x + y for x, y in zip(a, both, strict=True)]
+    assert all(c in (x, y) for c, x, y in zip(crowd, a, b, strict=True))
+    read = {}
+    for name in "ab":
+        alone = load(name, settings, models)
+        alone.judge(questions)
+        read[name] = alone.facts()["tokens"]
+    assert loaded["a"].facts()["tokens"] == read["a"]
+    assert loaded["more"].facts()["tokens"] == loaded["crowd"].facts()["tokens"] == read["a"] + read["b"]
+
+
 def test_a_text_that_the_model_cannot_read_is_refused(skywork: Path) -> None:
     with pytest.raises(BadInput, match=r"response\(s\) of \d+ tokens, the model reads at most 256"):
         reward_model(str(skywork)).score([Question("Say cat", "", ["cat " * 300])])
