@@ -23,10 +23,10 @@ number; flash-attn has had a cap since 2.6, and was not tried here.
 
 
 def device() -> torch.device:
-    """The accelerator when there is one."""
+    """This process's accelerator when there is one."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_model(
@@ -59,7 +59,12 @@ def load_model(
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         config._attn_implementation = _attention(path, config, attention)
         model, info = loader.from_pretrained(
-            directory, config=config, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
+            directory,
+            config=config,
+            dtype=getattr(torch, dtype),
+            device_map=device() if torch.cuda.is_available() else None,  # weight by weight, past this machine's memory
+            output_loading_info=True,
+            local_files_only=True,
         )
     except BadInput:
         raise
@@ -70,8 +75,7 @@ def load_model(
             f"{path}: {len(lacking)} weights are missing or have the wrong shape, such as {lacking[0]}; "
             "the directory was made for another architecture, or its weights are incomplete"
         )
-    model.eval()
-    return model.to(device())
+    return model.eval()
 
 
 def _attention(path: str | Path, config: Any, asked: str | None) -> str | None:

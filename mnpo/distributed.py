@@ -147,9 +147,8 @@ class _DeepSpeed:
             ) from None
         self._gathered = deepspeed.zero.GatheredParameters
         self._plain, self._stage = module, int(optimisation.parallel[-1])
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module, *_ = deepspeed.initialize(
-            model=module.to(device),
+            model=module,
             optimizer=_adamw(module, optimisation),
             config=_deepspeed_settings(optimisation, self._stage),
         )

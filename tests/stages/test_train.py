@@ -296,6 +296,28 @@ def test_metrics_go_to_a_file_of_their_own_with_what_they_cost(
     assert 0 < apart["seconds"] <= whole["seconds"] + 0.1
 
 
+def test_in_bfloat16_products_are_rounded_and_losses_and_weights_are_not(
+    settings: Make, chain: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    losses = _Pairs.losses
+
+    def recorded(self: _Pairs, module: Any, batch: list[int]) -> Any:
+        loss, metrics = losses(self, module, batch)
+        seen.extend([loss, *metrics.values()])
+        return loss, metrics
+
+    monkeypatch.setattr(_Pairs, "losses", recorded)
+    for dtype in ("bfloat16", "float32"):
+        run(settings({"dtype": dtype}), chain["policy"], [chain["pairs"]], [chain["logps"]], tmp_path / dtype)
+    assert {value.dtype for value in seen} == {torch.float32}
+    half, whole = (metrics(tmp_path / dtype) for dtype in ("bfloat16", "float32"))
+    assert half[1]["loss"] == pytest.approx(whole[1]["loss"], rel=0.05) and half[1]["loss"] != whole[1]["loss"]
+    assert any(value != value.bfloat16() for value in seen[0])  # what was computed in float32 is no bfloat16
+    policy = load_model(tmp_path / "bfloat16").state_dict()
+    assert all(w.dtype == torch.float32 and not torch.equal(w, w.bfloat16().float()) for w in policy.values())
+
+
 def test_tensorboard_shows_the_metrics_and_speed_and_memory(
     settings: Make, chain: dict[str, Path], tmp_path: Path
 ) -> None:
