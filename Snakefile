@@ -21,7 +21,7 @@ os.environ.update(
 
 from mnpo import cluster, ready, work
 from mnpo.artifacts import manifest_path
-from mnpo.config import DATASET, JUDGED, load
+from mnpo.config import DATASET, load
 from mnpo.errors import BadInput
 from mnpo.hub import read_lock
 from mnpo.plan import AGAINST, FIGURES, HELDOUT, REFERENCE, Plan

@@ -38,7 +38,7 @@ Lock = Annotated[Path, typer.Option(help="What `mnpo pin` wrote.")]
 FAMILIES = {
     **dict.fromkeys(("sft", "train"), "train"),
     **dict.fromkeys(("prompts", "reuse", "sample", "score", "pair", "logps", "assess", "answer"), "infer"),
-    "evalscope": "evalscope",
+    **dict.fromkeys(("evalscope", "judge-evalscope"), "evalscope"),
     **dict.fromkeys(("harness", "judge", "compare", "benchmarks", "tabulate"), "eval"),
     **dict.fromkeys(("players", "exploitability", "preferences", "costs", "plot", "theory"), "eval"),
 }
@@ -297,6 +297,9 @@ def judge(
     """Let a judge judge a policy's answers."""
     stage = _stage("judge")
     stage.run(_settings(stage, settings), answers, data, store, output)
+
+
+app.command("judge-evalscope", help="The same by the paper's harness, in its environment.")(judge)
 
 
 @app.command()

@@ -492,9 +492,13 @@ Benchmark = Literal[
     "ifeval", "gpqa", "mmlu", "arc", "hellaswag", "truthfulqa", "winogrande",
     "gsm8k", "minerva", "aime24", "humaneval",
 ]  # fmt: skip
-JUDGED = ("alpaca-eval", "arena-hard", "mt-bench")  # by a judge, of answers
-EVALSCOPE = ("gpqa", "mmlu", "arc", "hellaswag", "truthfulqa", "winogrande", "gsm8k", "aime24")
-"""Those that the paper's harness can measure here (mnpo/benchmarks/evalscope.py)."""
+EvaluationProtocol = Literal["harness", "evalscope"]
+"""Whose prompts and scores: those of a benchmark's own package, or of EvalScope, the paper's harness."""
+JUDGED: dict[EvaluationProtocol, tuple[Benchmark, ...]] = {
+    "harness": ("alpaca-eval", "arena-hard", "mt-bench"),
+    "evalscope": ("alpaca-eval", "arena-hard", "minerva"),
+}
+"""By a judge, of answers."""
 
 
 class BenchmarkSettings(Block):
@@ -512,10 +516,12 @@ class Evaluation(Block):
     benchmarks: list[Benchmark] = []
     """Which of the fourteen; each reads the entry of `datasets` with its name."""
     settings: dict[Benchmark, BenchmarkSettings] = {}
-    protocol: Literal["harness", "evalscope"] = "harness"
-    """`evalscope`: the paper's harness for those that it can measure here, lm-eval for the others."""
+    protocol: EvaluationProtocol | dict[Benchmark, EvaluationProtocol] = "harness"
+    """`harness`: a benchmark's own package (lm-eval, alpaca_eval, ...). `evalscope`: the paper's harness, for all but
+    MT-Bench, which it does not have. Or one for each benchmark, `harness` where none is given."""
     judges: list[Name] = []
-    """Who judges AlpacaEval 2, Arena-Hard and MT-Bench, entries of the block `judges`. Tables 2 to 6 show the first."""
+    """Who judges AlpacaEval 2, Arena-Hard, MT-Bench and EvalScope's Minerva-Math, entries of the block `judges`. Tables
+    2 to 6 show the first."""
     repeats: int = Field(1, ge=1)
     """Judgements of the same answers."""
     models: list[Name] = []
@@ -541,6 +547,23 @@ class Evaluation(Block):
     bootstrap: int = Field(1000, ge=100)
     """Resamples of the held-out prompts behind every interval."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+
+    @field_validator("protocol")
+    @classmethod
+    def _has_it(cls, protocol: Any) -> Any:
+        if isinstance(protocol, dict) and protocol.get("mt-bench") == "evalscope":
+            raise ValueError("EvalScope has no mt-bench; leave it out, and it runs as FastChat's")
+        return protocol
+
+    def protocol_of(self, benchmark: Benchmark) -> EvaluationProtocol:
+        """Whose prompts and scores a benchmark has."""
+        if benchmark == "mt-bench":
+            return "harness"
+        return self.protocol if isinstance(self.protocol, str) else self.protocol.get(benchmark, "harness")
+
+    def judged(self, benchmark: Benchmark) -> bool:
+        """Whether a benchmark asks a judge."""
+        return benchmark in JUDGED[self.protocol_of(benchmark)]
 
     def of(self, benchmark: str) -> BenchmarkSettings:
         """What of a benchmark's card is changed."""
@@ -613,8 +636,8 @@ class Resources(Block):
     stages: dict[Stage, Needs] = {}
 
     def of(self, stage: str) -> Needs:
-        """What a job of `stage` asks for."""
-        return self.stages.get(stage, Needs())  # type: ignore[call-overload, no-any-return]
+        """What a job of `stage` asks for; EvalScope's, what lm-eval's do."""
+        return self.stages.get("harness" if stage == "evalscope" else stage, Needs())  # type: ignore[call-overload, no-any-return]
 
 
 class Config(Block):
@@ -687,7 +710,7 @@ class Config(Block):
             _known("evaluation.benchmarks: datasets", benchmark, list(self.datasets), "dataset")
         for judge in e.judges:
             _known("evaluation.judges", judge, list(self.judges), "judge")
-        if (judged := [b for b in e.benchmarks if b in JUDGED]) and not e.judges:
+        if (judged := [b for b in e.benchmarks if e.judged(b)]) and not e.judges:
             raise ValueError(f"evaluation.judges: {', '.join(judged)} need a judge, and none is named")
         for model in e.models:
             _known("evaluation.models", model, known_models, "model")

@@ -98,6 +98,8 @@ TOKEN_BYTES = 4.5
 """Text of one token."""
 ROW_BYTES = 100
 """Of a row without text: ids and numbers."""
+CHOICE_TOKENS = 120
+"""Of a reply to a multiple choice, where it is read from one (EvalScope): a letter, or steps before it."""
 DEMO_ITEMS = 14
 """Of a benchmark's small version, at most (mnpo/demo/benchmarks.py)."""
 DATASET_BYTES = 0.1e9
@@ -124,6 +126,7 @@ JUDGING = {
     "alpaca-eval": Judging(calls=1, frame=300, answers=2, output=16),
     "arena-hard": Judging(calls=2, frame=450, answers=2, output=700),
     "mt-bench": Judging(calls=2, frame=400, answers=1.5, output=200),
+    "minerva": Judging(calls=1, frame=150, answers=2, output=1),  # EvalScope's; the reference solution is an answer
 }
 
 # ---------------------------------------------------------------------------------------------------- what is computed
@@ -302,6 +305,14 @@ def _harness(q: Quantities, work: Work) -> list[Pass]:
     return _asked(q, work, q.plan.harness, reading_counts=True)
 
 
+def _evalscope(q: Quantities, work: Work) -> list[Pass]:
+    """Every item is asked once and replied to, choices too."""
+    n, batch = q.size(work.models[0]), q.plan.config.evaluation.batch_size
+    read = sum(q.items(b) * q.asked(b) for b in q.plan.evalscope)
+    written = sum(q.items(b) * (q.generated(b) or CHOICE_TOKENS) for b in q.plan.evalscope)
+    return [Pass("read", n, read, counted=False), Pass("write", n, written, batch)]
+
+
 def _asked(q: Quantities, work: Work, benchmarks: Iterable[str], reading_counts: bool) -> list[Pass]:
     n, batch = q.size(work.models[0]), q.plan.config.evaluation.batch_size
     read = {b: q.requests(b) * q.asked(b) for b in benchmarks}
@@ -321,6 +332,7 @@ PASSES: dict[str, Callable[[Quantities, Work], list[Pass]]] = {
     "assess": _assess,
     "answer": _answer,
     "harness": _harness,
+    "evalscope": _evalscope,
 }
 
 
@@ -426,6 +438,8 @@ def kept_bytes(q: Quantities, work: Work) -> float:
             return drawn * (prompt + response) + drawn * len(q.plan.evaluation_oracles) * row
         case "harness":
             return sum(q.requests(b) * (q.generated(b) * TOKEN_BYTES + row) for b in q.plan.harness)
+        case "evalscope":
+            return sum(q.items(b) * (q.generated(b) * TOKEN_BYTES + row) for b in q.plan.evalscope)
         case "judge":
             asked = calls(q, work)
             return (asked.input_tokens + asked.output_tokens) * TOKEN_BYTES
@@ -498,7 +512,10 @@ def measured(plan: Plan, pieces: Iterable[Work]) -> Measured:
 def _finished(work: Work) -> list[dict[str, Any]]:
     """A manifest for each job that is done."""
     found = [facts for facts in map(_manifest, work.outputs) if facts.get("seconds")]
-    if work.stage == "harness":  # one job makes the results of all benchmarks, each with a manifest of its own
+    if work.stage in (
+        "harness",
+        "evalscope",
+    ):  # one job makes the results of all benchmarks, each with a manifest of its own
         whole = len(found) == len(work.outputs) and all(facts.get("tokens") for facts in found)
         return [found[0] | {key: sum(f[key] for f in found) for key in ("tokens", "seconds")}] if whole else []
     return found if work.jobs == len(work.outputs) else found[:1]

@@ -17,14 +17,14 @@ from mnpo import family, hub, paper, sources
 from mnpo.config import (
     DATASET,
     DEMO,
-    EVALSCOPE,
-    JUDGED,
     PRESETS,
     REFERENCE,
+    Benchmark,
     Block,
     Config,
     ConfigError,
     Dataset,
+    EvaluationProtocol,
     Exploitability,
     Iteration,
     Objective,
@@ -416,22 +416,31 @@ class Plan:
         return f"{benchmark}.{judge}" if repeat == 1 else f"{benchmark}.{judge}.r{repeat}"
 
     @property
-    def harness(self) -> list[str]:
-        """The benchmarks that need no judge and run by lm-eval: one job a policy measures them all."""
-        return [b for b in self.config.evaluation.benchmarks if b not in JUDGED and b not in self.evalscope]
+    def answered(self) -> list[Benchmark]:
+        """The benchmarks that ask a judge: a job a policy and benchmark makes the answers, others judge them."""
+        e = self.config.evaluation
+        return [b for b in e.benchmarks if e.judged(b)]
 
     @property
-    def evalscope(self) -> list[str]:
-        """Those that run by EvalScope: one job a policy measures them all."""
+    def harness(self) -> list[Benchmark]:
+        """Those that need no judge and run by lm-eval: one job a policy measures them all."""
+        return self._unjudged("harness")
+
+    @property
+    def evalscope(self) -> list[Benchmark]:
+        """Those that need no judge and run by EvalScope: one job a policy measures them all."""
+        return self._unjudged("evalscope")
+
+    def _unjudged(self, protocol: EvaluationProtocol) -> list[Benchmark]:
         e = self.config.evaluation
-        return [b for b in e.benchmarks if b in EVALSCOPE and e.protocol == "evalscope"]
+        return [b for b in e.benchmarks if not e.judged(b) and e.protocol_of(b) == protocol]
 
     @property
     def measured(self) -> dict[str, tuple[str, str | None]]:
         """Every result that a policy gets on public benchmarks: its name in files -> benchmark and judge."""
         e = self.config.evaluation
         repeats = range(1, e.repeats + 1)
-        judged = {self.judged(b, j, r): (b, j) for b in e.benchmarks if b in JUDGED for j in e.judges for r in repeats}
+        judged = {self.judged(b, j, r): (b, j) for b in self.answered for j in e.judges for r in repeats}
         return {**{b: (b, None) for b in [*self.harness, *self.evalscope]}, **judged}
 
     def has_files(self, policy: str) -> bool:
@@ -622,7 +631,11 @@ class Plan:
         how = self._measuring(policy, "backend", "batch_size", "dtype", "max_length")
         chosen = {b: self.config.evaluation.of(b).model_dump(exclude_none=True) for b in self.evalscope}
         answer = {**how, "seed": derive(self.config.seed, "answer", "evalscope")}
-        return {"evalscope": {"policy": policy, "benchmarks": chosen}, "answer": answer}
+        return {
+            "evalscope": {"policy": policy, "benchmarks": chosen},
+            "answer": answer,
+            "code": self.code("evalscope"),
+        }
 
     def _answer_settings(self, policy: str, benchmark: str) -> dict[str, Any]:
         model = self.config.models.get(policy)
@@ -637,12 +650,13 @@ class Plan:
         how = self.config.evaluation.model_dump(include=set(keys), exclude_none=True)
         return {"policy": policy, **how}
 
-    def _judge_settings(self, policy: str, benchmark: str, judge: str, repeat: str) -> dict[str, Any]:
+    def _judge_settings(self, policy: str, benchmark: Benchmark, judge: str, repeat: str) -> dict[str, Any]:
         chosen = self.config.evaluation.of(benchmark).model_dump(include={"limit"}, exclude_none=True)
         seed = derive(self.config.seed, "judge", benchmark)
         how = {"policy": policy, "judge": judge, "repeat": int(repeat.removeprefix(".r") or 1), "seed": seed}
         spec = self.config.judges[judge].model_dump(exclude={"label"}, exclude_none=True)
-        return {"benchmark": benchmark, "judged": {**how, **chosen}, "judge": spec}
+        protocol = {"protocol": p} if (p := self.config.evaluation.protocol_of(benchmark)) != "harness" else {}
+        return {"benchmark": benchmark, **protocol, "judged": {**how, **chosen}, "judge": spec}
 
     def _miniature_settings(self, benchmark: str) -> dict[str, Any]:
         return {"benchmark": benchmark, "seed": self.config.seed}  # of the world: its questions are held out there
@@ -753,6 +767,8 @@ class Plan:
             chosen.append("mnpo.demo.world")
         if stage == "judge" and any(judge.endpoint == DEMO for judge in self.config.judges.values()):
             chosen.append("mnpo.demo.judge")
+        if stage == "evalscope":
+            chosen.append("mnpo.stages.answer")  # which it runs
         if stage == "sft" and any(m.architecture is not None for m in self.config.models.values()):
             chosen.append("mnpo.demo.model")
         return sources.digest(f"mnpo.stages.{stage}", *chosen)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mnpo.config import DATASET, JUDGED, REFERENCE
+from mnpo.config import DATASET, REFERENCE
 from mnpo.plan import AGAINST, FIGURES, HELDOUT, Plan, part_name
 
 Item = TypeVar("Item")
@@ -252,7 +252,7 @@ def _benchmarks(plan: Plan, policy: str) -> list[Work]:
         outputs = tuple(plan.evaluation(policy, b) for b in plan.evalscope)
         inputs = (*files, *plan.benchmark_sources(plan.evalscope))
         work.append(Work("evalscope", policy, outputs, inputs, policy=policy, models=(base,)))
-    for benchmark in (b for b in plan.config.evaluation.benchmarks if b in JUDGED):
+    for benchmark in plan.answered:
         data, answers = plan.benchmark_sources([benchmark]), plan.answers(policy, benchmark)
         what = f"{policy} {benchmark}"
         work.append(

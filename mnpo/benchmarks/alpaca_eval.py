@@ -51,7 +51,7 @@ def evaluate(
     """
     asked = questions(BENCHMARK, data, settings.limit)
     given = {item_id: rows[0] for item_id, rows in judged.answered(BENCHMARK, asked, answers).items()}
-    baseline = _baseline(data)[: len(asked)]
+    baseline = baseline_outputs(data)[: len(asked)]
     outputs = [
         {"instruction": q.turns[0], "output": given[q.item_id]["response"], "generator": settings.policy} for q in asked
     ]
@@ -100,7 +100,8 @@ def evaluate(
     return summary, items
 
 
-def _baseline(data: Path) -> list[dict[str, Any]]:
+def baseline_outputs(data: Path) -> list[dict[str, Any]]:
+    """The baseline's outputs by their instructions, in the official order. Raises BadInput."""
     path = data_file(data, *QUESTIONS[BENCHMARK])
     rows = read_json(path)
     for number, row in enumerate(rows):

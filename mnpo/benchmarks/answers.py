@@ -1,4 +1,4 @@
-"""A policy's answers to the questions of AlpacaEval 2, Arena-Hard v0.1 and MT-Bench: made once, judged by many."""
+"""A policy's answers to the questions of benchmarks that a judge judges: made once, judged by many."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from mnpo.benchmarks.cards import CARDS
+from mnpo.benchmarks.files import split_rows
 from mnpo.config import Block, Decoding, Judge, Model, Sampling, Text
 from mnpo.errors import BadInput
 from mnpo.records import read_rows
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from mnpo.resume import Journal
     from mnpo.samplers import Request, Response
 
-Asking = Literal["alpaca-eval", "arena-hard", "mt-bench", "evalscope"]
-"""What a policy answers: three benchmarks that a judge judges, and prompts that EvalScope rendered."""
+Asking = Literal["alpaca-eval", "arena-hard", "mt-bench", "minerva", "evalscope"]
+"""What a policy answers: benchmarks that a judge judges, Minerva-Math where EvalScope's protocol is asked for, and
+prompts that EvalScope rendered."""
 
 # Greedy where the protocol says temperature 0 (Arena-Hard) or leaves it to the model's owner (AlpacaEval; the paper's
 # own setting is unpublished). The limits are Arena-Hard's and MT-Bench's own; AlpacaEval's is a usual one of its board.
@@ -27,7 +30,7 @@ DECODING: dict[str, Decoding] = {
     "alpaca-eval": Decoding(temperature=0, top_p=1, max_new_tokens=2048),
     "arena-hard": Decoding(temperature=0, top_p=1, max_new_tokens=4096),
     "mt-bench": Decoding(temperature=0, top_p=1, max_new_tokens=1024),
-    "evalscope": Decoding(temperature=0, top_p=1, max_new_tokens=2048),  # its own
+    **dict.fromkeys(("minerva", "evalscope"), Decoding(temperature=0, top_p=1, max_new_tokens=2048)),  # EvalScope's own
 }
 TEMPERATURES = {  # MT-Bench's, by category; other categories than its own are drawn at 0.7 too
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0,
@@ -41,6 +44,7 @@ QUESTIONS = {
     "mt-bench": ("fastchat/llm_judge/data/mt_bench/question.jsonl", "question.jsonl"),
     "evalscope": ("question.jsonl",),
 }
+BOXED = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."  # EvalScope's for Minerva-Math
 
 
 class Question(NamedTuple):
@@ -95,9 +99,8 @@ def questions(benchmark: str, directory: Path, limit: int | None = None) -> list
     Raises:
         BadInput: no such file, or rows that are no questions.
     """
-    path = data_file(directory, *QUESTIONS[benchmark])
-    rows = read_json(path) if path.suffix == ".json" else read_rows(path)
-    read = {"alpaca-eval": _alpaca, "arena-hard": _arena, "mt-bench": _mt, "evalscope": _evalscope}[benchmark]
+    path, rows = _rows(benchmark, directory)
+    read = READ[benchmark]
     found = []
     for number, row in enumerate(rows):
         try:
@@ -111,6 +114,14 @@ def questions(benchmark: str, directory: Path, limit: int | None = None) -> list
     if len({q.item_id for q in found}) < len(found):
         raise BadInput(f"{path}: a question's id stands twice; fetch it anew")
     return found[:limit]
+
+
+def _rows(benchmark: str, directory: Path) -> tuple[Path, list[dict[str, Any]]]:
+    if benchmark == "minerva":
+        card = CARDS[benchmark]
+        return directory, split_rows(card, directory, card.split)
+    path = data_file(directory, *QUESTIONS[benchmark])
+    return path, read_json(path) if path.suffix == ".json" else read_rows(path)
 
 
 def _alpaca(number: int, row: Mapping[str, Any]) -> Question:
@@ -128,8 +139,21 @@ def _mt(number: int, row: Mapping[str, Any]) -> Question:
     return Question(str(row["question_id"]), row["category"], (first, second))
 
 
+def _minerva(number: int, row: Mapping[str, Any]) -> Question:
+    return Question(str(number), "", (BOXED.format(row["problem"] if "problem" in row else row["question"]),))
+
+
 def _evalscope(number: int, row: Mapping[str, Any]) -> Question:
     return Question(str(number), "", (row["prompt"],))
+
+
+READ: dict[str, Callable[[int, Mapping[str, Any]], Question]] = {
+    "alpaca-eval": _alpaca,
+    "arena-hard": _arena,
+    "mt-bench": _mt,
+    "minerva": _minerva,
+    "evalscope": _evalscope,
+}
 
 
 def data_file(directory: Path, *names: str) -> Path:

@@ -44,7 +44,7 @@ def evaluate(
     asked = questions(BENCHMARK, data, settings.limit)
     given = {item_id: rows[0] for item_id, rows in judged.answered(BENCHMARK, asked, answers).items()}
     system, template = _prompt(data)
-    baseline = _baseline(data)
+    baseline = baseline_answers(data)
     decoding = judged.decoding(judge, temperature=0.0, max_tokens=4096)
     requests = []
     for question in asked:
@@ -62,7 +62,7 @@ def evaluate(
     judged.refuse_silence(BENCHMARK, judge, read, len(requests))
 
     battles = {
-        question.item_id: [*_battles(first, as_a=False), *_battles(second, as_a=True)]
+        question.item_id: [*battles_of(first, as_a=False), *battles_of(second, as_a=True)]
         for question, first, second in zip(asked, verdicts[::2], verdicts[1::2], strict=True)
     }
     items = [_item(item_id, won, given[item_id]) for item_id, won in battles.items() if won]
@@ -101,9 +101,9 @@ def read_verdict(answer: Answer) -> str | None:
     return verdict if verdict in WINS else None
 
 
-def _battles(verdict: str | None, *, as_a: bool) -> list[float]:
-    """What a game adds: the policy's wins (0, 1/2 or 1), one for each battle that the verdict counts."""
-    if verdict is None:
+def battles_of(verdict: str | None, *, as_a: bool) -> list[float]:
+    """What a game adds: the policy's wins (0, 1/2 or 1), one for each battle that the verdict, if it is one, counts."""
+    if verdict not in WINS:
         return []
     won = WINS[verdict] if as_a else 1 - WINS[verdict]
     return [won] * (DECISIVE if ">>" in verdict else 1)
@@ -150,7 +150,7 @@ def _fields(question: str, a: str, b: str) -> dict[str, str]:
     return {"question_1": question, "answer_1": a, "answer_2": b, "QUESTION": question, "ANSWER_A": a, "ANSWER_B": b}
 
 
-def _baseline(data: Path) -> dict[str, str]:
+def baseline_answers(data: Path) -> dict[str, str]:
     """The baseline's answers by question."""
     name = f"model_answer/{BASELINE}.jsonl"
     path = data_file(data, f"data/arena-hard-v0.1/{name}", name)

@@ -22,16 +22,15 @@ from unittest import mock
 from pydantic import Field
 
 from mnpo.benchmarks.cards import CARDS, Card
+from mnpo.benchmarks.files import FORMATS, find_punkt, split_files, subjects
+from mnpo.benchmarks.kept import Results
 from mnpo.benchmarks.sandbox import Outcome, check_sandbox, score_humaneval
 from mnpo.config import Benchmark, BenchmarkSettings, Block
 from mnpo.errors import BadInput
 from mnpo.progress import counter, say
 from mnpo.records import read_rows
 
-NLTK = "nltk"
-"""The entry of `data` that holds NLTK's punkt_tab (nltk_data/tokenizers/punkt_tab), which IFEval needs."""
 SEED, NUMPY_SEED, TORCH_SEED, FEWSHOT_SEED = 0, 1234, 1234, 1234  # lm-eval's defaults
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 Result = tuple[dict[str, Any], list[dict[str, Any]]]
 
@@ -54,9 +53,7 @@ def evaluate(settings: Settings, policy: Path, data: Mapping[str, Path]) -> dict
     return {benchmark: (summary, rows) for benchmark, summary, rows in results(settings, policy, data)}
 
 
-def results(
-    settings: Settings, policy: Path, data: Mapping[str, Path]
-) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+def results(settings: Settings, policy: Path, data: Mapping[str, Path]) -> Results:
     """Each benchmark's name, summary and per-item rows (records.ITEMS), as they are done.
 
     Args:
@@ -105,7 +102,7 @@ def prepare(card: Card, chosen: BenchmarkSettings, data: Mapping[str, Path], scr
         raise BadInput(f"{card.name}: {shots} shots asked for, and it has no examples to show; leave shots at 0")
     scratch.mkdir(parents=True)
     if card.name == "ifeval":
-        _find_punkt(data)
+        find_punkt(data)
     if card.name == "humaneval":
         check_sandbox()
     tasks = {}
@@ -161,43 +158,21 @@ def _definition(
 def _files(card: Card, directory: Path, splits: Sequence[str], scratch: Path) -> dict[str, dict[str, list[Path]]]:
     """Subject -> split -> files."""
     if "{}" not in card.task:
-        found = {split: _split(card, directory, split) for split in splits}
+        found = {name: split_files(card, directory, name) for name in splits}
         return {"": _as_problems(found, scratch) if card.name == "minerva" else found}
-    pattern = card.files[card.split].format("*")
-    if subjects := sorted({file.parent.name for file in directory.glob(pattern)} - {"all", "auxiliary_train"}):
-        return {s: {split: _split(card, directory, split, s) for split in splits} for s in subjects}
+    if several := subjects(card, directory):
+        return {s: {name: split_files(card, directory, name, s) for name in splits} for s in several}
     by_subject: dict[str, dict[str, list[Path]]] = {}
     for split in splits:
         rows: dict[str, list[dict[str, Any]]] = {}
-        for file in _split(card, directory, split):
+        for file in split_files(card, directory, split):
             for number, row in enumerate(read_rows(file)):
                 if "subject" not in row:
                     raise BadInput(f"{file}: row {number} has no subject; give the column, or a directory per subject")
                 rows.setdefault(row["subject"], []).append(row)
-        for subject, several in sorted(rows.items()):
-            by_subject.setdefault(subject, {})[split] = [_write(several, scratch / subject / f"{split}.jsonl")]
+        for subject, own in sorted(rows.items()):
+            by_subject.setdefault(subject, {})[split] = [_write(own, scratch / subject / f"{split}.jsonl")]
     return by_subject
-
-
-def _split(card: Card, directory: Path, split: str, subject: str = "") -> list[Path]:
-    own = card.files[split].format(subject)
-    patterns = [*([own] if not own.startswith("/") else []), *(f"{split}{suffix}" for suffix in FORMATS)]
-    for pattern in patterns:
-        if found := sorted(f for f in directory.glob(pattern) if f.suffix in FORMATS):
-            return [f.absolute() for f in found]
-    raise BadInput(
-        f"{card.name}: no {split} data in {directory} (looked for {', '.join(patterns)}); "
-        f"download {card.hub}, or name the directory that has them"
-    )
-
-
-def split_files(card: Card, directory: Path, split: str) -> list[tuple[str, Path]]:
-    """The files of a benchmark's split, each with its subject ('' where files have none). Raises BadInput."""
-    subjects = sorted({file.parent.name for file in directory.glob(card.files[split].format("*"))})
-    if "{}" in card.task and subjects:
-        kept = [s for s in subjects if s not in ("all", "auxiliary_train")]
-        return [(subject, file) for subject in kept for file in _split(card, directory, split, subject)]
-    return [("", file) for file in _split(card, directory, split)]
 
 
 def _as_problems(files: dict[str, list[Path]], scratch: Path) -> dict[str, list[Path]]:
@@ -233,24 +208,6 @@ def _check_columns(card: Card, task: Mapping[str, Any]) -> None:
             raise BadInput(f"{where}: no rows")
         if card.name == "minerva" and (unboxed := [i for i, s in enumerate(rows["solution"]) if "\\boxed" not in s]):
             raise BadInput(f"{where}: the solution of row {unboxed[0]} has no \\boxed answer; add it")
-
-
-def _find_punkt(data: Mapping[str, Path]) -> None:
-    """Let NLTK find its sentence model, which lm-eval's IFEval would otherwise try to download."""
-    import nltk
-
-    for name in (NLTK, "ifeval"):
-        for below in ("", "nltk_data", "packages"):
-            path = str((data[name] / below).absolute()) if name in data else ""
-            if path and (Path(path) / "tokenizers").is_dir() and path not in nltk.data.path:
-                nltk.data.path.insert(0, path)
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-    except LookupError:
-        raise BadInput(
-            "ifeval: NLTK's punkt_tab is missing, which counts sentences; on a machine with internet: "
-            "python -m nltk.downloader -d DIRECTORY punkt_tab, and name the directory (datasets.nltk), or set NLTK_DATA"
-        ) from None
 
 
 class _Function:

@@ -105,6 +105,11 @@ def check_sandbox(limits: Limits | None = None) -> None:
         )
 
 
+def humaneval_program(problem: Mapping[str, Any], completion: str) -> str:
+    """A completion after its problem's prompt, and the problem's tests."""
+    return f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})\n"
+
+
 def score_humaneval(
     problems: Sequence[Mapping[str, Any]], completions: Sequence[str], limits: Limits | None = None, workers: int = 2
 ) -> list[Outcome]:
@@ -122,10 +127,7 @@ def score_humaneval(
     from concurrent.futures import ThreadPoolExecutor
 
     check_sandbox(limits)
-    programs = [
-        f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-        for problem, completion in zip(problems, completions, strict=True)
-    ]
+    programs = [humaneval_program(*of) for of in zip(problems, completions, strict=True)]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda program: run(program, limits), programs))
 

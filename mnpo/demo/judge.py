@@ -32,8 +32,8 @@ SHARPNESS = 8.0  # P(better wins) = sigmoid(SHARPNESS * difference of scores)
 SLIGHT, CLEAR = 0.05, 0.4  # differences of scores from which an answer is better, and much better
 TERSE = 200  # words at which brevity, outside the demo's world, is worth half
 
-INSTRUCTION = re.compile(r'"instruction": """(.*?)""",?\s*\}', re.DOTALL)
-OUTPUT = re.compile(r'"model_identifier": "([^"]+)",\s*"output": """(.*?)"""\s*\}', re.DOTALL)
+INSTRUCTION = re.compile(r'"instruction": "(?:"")?(.*?)"(?:"")?,?\s*\}', re.DOTALL)  # EvalScope quotes once
+OUTPUT = re.compile(r'"model_identifier": "([^"]+)",\s*"output": "(?:"")?(.*?)"(?:"")?\s*\}', re.DOTALL)
 USER_PROMPT = re.compile(r"<\|User Prompt\|>\n(.*?)\n*<\|The Start of Assistant", re.DOTALL)
 SIDE = re.compile(
     r"<\|The Start of Assistant ([AB])'s Answer\|>\n(.*?)\n?<\|The End of Assistant \1's Answer\|>", re.DOTALL
@@ -45,6 +45,7 @@ CONVERSATION = re.compile(
     r"<\|The Start of Assistant A's Conversation with User\|>(.*?)<\|The End of Assistant A's Conversation", re.DOTALL
 )
 REFERENCES = re.compile(r"<\|The Start of Reference Answer\|>(.*?)<\|The End of Reference Answer\|>", re.DOTALL)
+GOLD = re.compile(r"\[Reference Answer\]\n(.*?)\n*\[Predicted Answer\]\n(.*?)\n*Evaluate the model's answer", re.DOTALL)
 TURN = re.compile(r"^### (User|Assistant A|Reference answer):\n", re.MULTILINE)
 
 
@@ -57,7 +58,8 @@ class Reply:
 
 
 def reply(messages: Sequence[dict[str, str]]) -> Reply:
-    """What the judge says: in the form of AlpacaEval 2, Arena-Hard or MT-Bench when asked in theirs, else an answer."""
+    """What the judge says, in the form of AlpacaEval 2, Arena-Hard, MT-Bench or EvalScope's mathematics when asked in
+    theirs, else an answer."""
     text = "\n".join(message["content"] for message in messages)
     if outputs := dict(OUTPUT.findall(text)):
         return _best_model(_found(INSTRUCTION, text), outputs)
@@ -69,6 +71,8 @@ def reply(messages: Sequence[dict[str, str]]) -> Reply:
         return _rating(question[-1], answer[-1], references[-1] if references else "")
     if SINGLE.search(text):
         return _rating(_found(SINGLE_QUESTION, text), _found(SINGLE, text), _found(SINGLE_REFERENCE, text))
+    if graded := GOLD.search(text):
+        return _grade(*graded.groups())
     return Reply(_own_answer(messages[-1]["content"]))
 
 
@@ -121,6 +125,11 @@ def _rating(question: str, answer: str, reference: str) -> Reply:
     """MT-Bench: 1 to 10."""
     value = score(question, answer, reference)
     return Reply(f"By my rules the answer is worth {value:.3f} of 1.\n\nRating: [[{1 + round(9 * value)}]]")
+
+
+def _grade(solution: str, answer: str) -> Reply:
+    """EvalScope: A for an answer that says the solution's last word, B for another."""
+    return Reply("A" if set(_words(solution)[-1:]) & set(_words(answer)) else "B")
 
 
 def _own_answer(question: str) -> str:

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnpo.artifacts import artifact
 from mnpo.benchmarks import evalscope
+from mnpo.benchmarks.kept import Measuring, Results
 from mnpo.config import Block
 from mnpo.errors import BadInput
-from mnpo.records import ANSWERS, ITEMS, read, rows_of, write
+from mnpo.records import ANSWERS, read, rows_of
 
 QUESTIONS = "question.jsonl"
 
@@ -28,6 +28,8 @@ class Settings(Block):
     evalscope: evalscope.Settings
     answer: dict[str, Any]
     """What the stage `answer` reads, but for the benchmark."""
+    code: str = ""
+    """The digest of the code behind the results: another one measures anew."""
 
 
 def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path) -> None:
@@ -37,20 +39,18 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
         BadInput: see mnpo.benchmarks.evalscope.results; the policy did not answer.
     """
     text = settings.model_dump(mode="json", exclude_none=True)
+    benchmarks = text["evalscope"].pop("benchmarks")
     with tempfile.TemporaryDirectory(prefix="evalscope-") as scratch:
 
         def replies(benchmark: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
             return _answers(settings, benchmark, prompts, policy, Path(scratch) / f"asked-{benchmark}")
 
-        for benchmark, summary, rows in evalscope.results(settings.evalscope, data, replies, Path(scratch)):
-            file, inputs = output / f"{benchmark}.json", [policy, data[benchmark]]
-            with (
-                artifact(file, "evalscope", text, inputs) as made,
-                artifact(file.with_suffix(".parquet"), "evalscope", text, inputs) as made_items,
-            ):
-                write(ITEMS, rows, made_items.path)
-                made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-                made.facts = made_items.facts = {k: summary[k] for k in ("items", "missing")}
+        def measured(names: list[str]) -> Results:
+            chosen = {b: c for b, c in settings.evalscope.benchmarks.items() if b in names}
+            some = settings.evalscope.model_copy(update={"benchmarks": chosen})
+            return evalscope.results(some, data, replies, Path(scratch))
+
+        Measuring("evalscope", text, benchmarks, policy, data, output).run(measured)
 
 
 def _answers(

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from mnpo.artifacts import artifact
-from mnpo.benchmarks import alpaca_eval, arena_hard, judged, mt_bench
-from mnpo.config import DEMO, Block, Judge
+from mnpo.benchmarks import alpaca_eval, arena_hard, evalscope, judged, mt_bench
+from mnpo.config import DEMO, Block, EvaluationProtocol, Judge
 from mnpo.records import ANSWERS, ITEMS, read, rows_of, write
 
-PROTOCOLS = {"alpaca-eval": alpaca_eval, "arena-hard": arena_hard, "mt-bench": mt_bench}
+OWN = {"alpaca-eval": alpaca_eval.evaluate, "arena-hard": arena_hard.evaluate, "mt-bench": mt_bench.evaluate}
 
 
 class Settings(Block):
     """What this stage reads."""
 
     benchmark: str
+    protocol: EvaluationProtocol = "harness"
     judged: judged.Settings
     judge: Judge
 
@@ -31,6 +33,8 @@ def run(settings: Settings, answers: Path, data: Path, store: Path, output: Path
         BadInput: answers and data that do not fit, a missing key, a spent budget, an endpoint that fails.
     """
     rows = rows_of(read(ANSWERS, answers))
+    by_evalscope = partial(evalscope.evaluate, settings.benchmark)
+    evaluate = by_evalscope if settings.protocol == "evalscope" else OWN[settings.benchmark]
     items = output.with_suffix(".parquet")
     store.parent.mkdir(parents=True, exist_ok=True)
     settings_text = settings.model_dump(exclude_none=True)
@@ -39,7 +43,7 @@ def run(settings: Settings, answers: Path, data: Path, store: Path, output: Path
         artifact(output, "judge", settings_text, [answers, data]) as made,
         artifact(items, "judge", settings_text, [answers, data]) as made_items,
     ):
-        summary, verdicts = PROTOCOLS[settings.benchmark].evaluate(settings.judged, rows, data, judge, store)
+        summary, verdicts = evaluate(settings.judged, rows, data, judge, store)
         write(ITEMS, verdicts, made_items.path)
         made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         made.facts = made_items.facts = {k: summary[k] for k in ("items", "missing", "tally")}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mnpo.benchmarks.evalscope import TASKS, Settings, results
+from mnpo.benchmarks.evalscope import READ, TASKS, Settings, results
 from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
 from mnpo.records import read_rows
@@ -37,7 +38,10 @@ def replied(number: int) -> str:
     return f"I think that\n\nANSWER: {'ABCD'[number % 4]}" if number % 5 else f"it is \\boxed{{{number}}}"
 
 
-@pytest.mark.parametrize("benchmark", TASKS)
+LETTERS_AND_NUMBERS = [name for name in TASKS if name not in (*READ, "ifeval", "humaneval")]
+
+
+@pytest.mark.parametrize("benchmark", LETTERS_AND_NUMBERS)
 def test_the_number_is_what_its_items_say(data: dict[str, Path], tmp_path: Path, benchmark: str) -> None:
     prompts: list[str] = []
 
@@ -86,3 +90,70 @@ def test_missing_data_are_named(tmp_path: Path) -> None:
     settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"gsm8k": {}}})
     with pytest.raises(BadInput, match="gsm8k: no data"):
         list(results(settings, {}, lambda *_: [], tmp_path))
+
+
+def test_instructions_are_checked_and_a_check_that_fails_is_counted(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second reply says the word four times and follows all instructions; the others say it with commas,
+    too often, and in too many sentences."""
+    broken = tmp_path / "broken"
+    shutil.copytree(data["ifeval"], broken)
+    file = broken / "ifeval_input_data.jsonl"
+    items = read_rows(file)
+    items[1]["instruction_id_list"][0] = "keywords:nobody_knows"
+    file.write_text("".join(json.dumps(item) + "\n" for item in items))
+    words = [item["kwargs"][0]["keywords"][0] for item in items]
+    said = [f"{word}, " * 9 + "One. Two. Three." if i % 2 else f"{word} " * 4 for i, word in enumerate(words)]
+
+    def follows(item: dict[str, Any], reply: str) -> bool:
+        name, limits = item["instruction_id_list"][1], item["kwargs"][1]
+        if name == "length_constraints:number_words":
+            return len(re.findall(r"\w+", reply)) < limits["num_words"]
+        if name == "keywords:frequency":
+            return reply.count(limits["keyword"]) >= limits["frequency"]
+        return "," not in reply if name == "punctuation:no_comma" else reply.count(".") < 2
+
+    settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"ifeval": {}}})
+
+    def replies(name: str, asked: Sequence[str]) -> list[dict[str, Any]]:
+        assert list(asked) == [item["prompt"] for item in items]
+        return [{"response": reply, "tokens": 4} for reply in said]
+
+    monkeypatch.setattr("nltk.data.path", [])
+    ((_, summary, rows),) = results(settings, {"ifeval": broken}, replies, tmp_path / "scratch")
+    wanted = [float(follows(item, reply)) for item, reply in zip(items, said, strict=True)]
+    assert summary["missing"] == 1 and summary["items"] == len(items) - 1 and 0 < sum(wanted) < len(wanted)
+    assert [row["value"] for row in rows] == [value for i, value in enumerate(wanted) if i != 1]
+    assert summary["metric"] == "prompt_level_strict" and "inst_level_loose" in summary["metrics"]
+
+
+def test_ifeval_without_its_sentence_model_is_refused(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nltk.data.path", [])
+    bare = tmp_path / "bare"
+    shutil.copytree(data["ifeval"], bare, ignore=shutil.ignore_patterns("nltk_data"))
+    settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"ifeval": {}}})
+    with pytest.raises(BadInput, match="punkt_tab is missing"):
+        list(results(settings, {"ifeval": bare}, lambda *_: [], tmp_path / "scratch"))
+
+
+def test_programs_run_in_our_sandbox_and_never_in_evalscope(data: dict[str, Path], tmp_path: Path) -> None:
+    """Right bodies, a wrong one, and one that would leave a file where EvalScope's own process may write."""
+    (file,) = data["humaneval"].rglob("*.parquet")
+    problems = read_rows(file)
+    trace = tmp_path / "was here"
+    bodies = [problem["canonical_solution"] for problem in problems]
+    bodies[0] = f"open({str(trace)!r}, 'w').close() or {bodies[0]}"
+    bodies[1] = "None"
+
+    def replies(name: str, asked: Sequence[str]) -> list[dict[str, Any]]:
+        assert all(p["prompt"] in prompt for p, prompt in zip(problems, asked, strict=True))
+        return [{"response": f"Like so:\n```python\n{body}```\nThat is it.", "tokens": 9} for body in bodies]
+
+    settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"humaneval": {}}})
+    ((_, summary, rows),) = results(settings, data, replies, tmp_path / "scratch")
+    assert [row["value"] for row in rows] == [0.0, 0.0] + [1.0] * (len(problems) - 2)
+    assert summary["metric"] == "pass" and not trace.exists()
+    assert summary["value"] == pytest.approx(100 * (1 - 2 / len(problems)))

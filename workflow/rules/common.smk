@@ -12,6 +12,11 @@ def asked(stage):
     return PLAN.resources(stage) | place
 
 
+def by_evalscope(wildcards):
+    """Whether the paper's harness measures a benchmark."""
+    return PLAN.config.evaluation.protocol_of(wildcards.benchmark) == "evalscope"
+
+
 def manifest(file):
     """Beside a file; an output as well, so that `--cache` carries both."""
     return str(manifest_path(file))

@@ -62,12 +62,11 @@ rule evalscope:
         f"{LOGS}/evalscope/{{policy}}.log",
     conda:
         "../../envs/evalscope.yaml"
-    threads: PLAN.threads("harness")
+    threads: PLAN.threads("evalscope")
     resources:
-        **asked("harness"),
+        **asked("evalscope"),
     params:
         settings=lambda w: PLAN.settings("evalscope", policy=w.policy),
-        code=PLAN.code("evalscope"),
         data=[f"--data={name}={directory}" for name, directory in PLAN.benchmark_data(PLAN.evalscope).items()],
         directory=lambda w, output: os.path.dirname(output[0]),
     shell:
@@ -84,7 +83,7 @@ rule answer:
     log:
         f"{LOGS}/answer/{{policy}}.{{benchmark}}.log",
     wildcard_constraints:
-        benchmark=one_of(JUDGED),
+        benchmark=one_of(PLAN.answered),
     conda:
         "../../envs/infer.yaml"
     threads: PLAN.threads("answer")
@@ -110,11 +109,11 @@ rule judge:
     log:
         f"{LOGS}/judge/{{policy}}.{{benchmark}}.{{judge}}{{repeat}}.log",
     wildcard_constraints:
-        benchmark=one_of(JUDGED),
+        benchmark=one_of(PLAN.answered),
         judge=one_of(PLAN.config.judges),
         repeat=r"(\.r\d+)?",
     conda:
-        "../../envs/eval.yaml"
+        lambda w: f"../../envs/{'evalscope' if by_evalscope(w) else 'eval'}.yaml"
     threads: PLAN.threads("judge")
     resources:
         **asked("judge"),
@@ -123,7 +122,8 @@ rule judge:
             "judge", policy=w.policy, benchmark=w.benchmark, judge=w.judge, repeat=w.repeat
         ),
         code=PLAN.code("judge"),
+        command=lambda w: "judge-evalscope" if by_evalscope(w) else "judge",
         store=lambda w: PLAN.judgements(w.policy, w.benchmark, w.judge),
     shell:
-        "exec python -m mnpo --log {log} judge --settings {params.settings:q} --answers {input.answers} --data {input.data}"
+        "exec python -m mnpo --log {log} {params.command} --settings {params.settings:q} --answers {input.answers} --data {input.data}"
         " --store {params.store} --output {output.summary}"
