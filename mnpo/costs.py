@@ -201,7 +201,8 @@ class Quantities:
     def items(self, benchmark: str) -> int:
         """Items of a benchmark that are asked."""
         limit = self.plan.config.evaluation.of(benchmark).limit
-        there = CARDS[benchmark].items
+        card, by_evalscope = CARDS[benchmark], self.plan.config.evaluation.protocol_of(benchmark) == "evalscope"
+        there = (by_evalscope and card.evalscope_items) or card.items
         if self.plan.config.datasets[benchmark].demo:
             there = DEMO_ITEMS
         return min(limit or there, there)

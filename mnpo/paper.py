@@ -33,9 +33,12 @@ class Column:
     items: int
     """Items behind the published figure (docs/ledger.md, "What the printed digits say")."""
     metric: str = VALUE
+    evalscope: str = VALUE
+    """The metric that EvalScope, the paper's harness, reports in its place."""
     stderr: str = ""
     """Where `metric` is not the summary's value: the name of its standard error among the metrics."""
     judge: str | None = None
+    """Who judged the published figure; ours may need no judge."""
     decimals: int = 2
     rating: bool = False
     """A rating from 1 to 10; otherwise percent."""
@@ -62,8 +65,8 @@ def _alpaca(name: str, spread: str | None = None, repeats: str | None = None) ->
         "alpaca-eval",
         805,
         "length_controlled_winrate",
-        "length_controlled_standard_error",
-        JUDGE,
+        stderr="length_controlled_standard_error",
+        judge=JUDGE,
         per_item=False,
         spread=spread,
         repeats=repeats,
@@ -179,7 +182,7 @@ TABLES: dict[str, Table] = {
             ("model",),
             (
                 Column("gsm8k", "GSM8K", "gsm8k", 1319),
-                Column("minerva_math", "Minerva-Math", "minerva", 272),
+                Column("minerva_math", "Minerva-Math", "minerva", 272, judge=JUDGE),
                 Column("aime24", "AIME-24", "aime24", 30),
                 Column("humaneval", "HumanEval", "humaneval", 164),
             ),

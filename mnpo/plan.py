@@ -650,7 +650,7 @@ class Plan:
         how = self.config.evaluation.model_dump(include=set(keys), exclude_none=True)
         return {"policy": policy, **how}
 
-    def _judge_settings(self, policy: str, benchmark: Benchmark, judge: str, repeat: str) -> dict[str, Any]:
+    def _judge_settings(self, policy: str, benchmark: str, judge: str, repeat: str) -> dict[str, Any]:
         chosen = self.config.evaluation.of(benchmark).model_dump(include={"limit"}, exclude_none=True)
         seed = derive(self.config.seed, "judge", benchmark)
         how = {"policy": policy, "judge": judge, "repeat": int(repeat.removeprefix(".r") or 1), "seed": seed}

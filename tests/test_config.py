@@ -414,3 +414,13 @@ def test_reading_a_configuration_and_planning_import_no_heavy_library(root: Path
 def test_wins_cannot_be_decided_by_a_majority_vote(planned: Callable[..., Plan]) -> None:
     for key, value in (("oracle", "majority"), ("scores", ["majority"])):
         assert "rests on majority" in message(planned, evaluation={key: value})
+
+
+def test_a_benchmarks_protocol_is_one_that_it_has(configured: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.protocol: EvalScope has no mt-bench; leave it out"):
+        configured(evaluation={"protocol": {"mt-bench": "evalscope"}})
+    mixed = configured(evaluation={"protocol": {"minerva": "evalscope", "gsm8k": "harness"}}).evaluation
+    assert [mixed.protocol_of(b) for b in ("minerva", "gsm8k", "arc")] == ["evalscope", "harness", "harness"]
+    assert [mixed.judged(b) for b in ("minerva", "gsm8k", "mt-bench")] == [True, False, True]
+    with pytest.raises(ConfigError, match=r"evaluation\.judges: minerva need a judge, and none is named"):
+        configured(evaluation={"protocol": "evalscope", "benchmarks": ["minerva", "gsm8k"], "judges": []})

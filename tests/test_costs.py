@@ -159,6 +159,17 @@ def test_calls_and_price_by_hand(root: Path) -> None:
     assert alpaca.price == pytest.approx(805 * ((300 + 50 + 2 * 450) * 2 + 16 * 8) / 1e6)
 
 
+def test_evalscopes_protocol_replies_to_every_item_and_asks_a_judge_about_minerva(root: Path) -> None:
+    changes = {"judges": {"j": {"model": "m"}}, "resources": {"stages": {"harness": {"gpus": 2}}}}
+    evaluation = {"judges": ["j"], "protocol": "evalscope", "benchmarks": ["minerva", "arc", "gsm8k"]}
+    plan = Plan(load(root / "config.yaml", changes | {"evaluation": evaluation}))
+    e = of(plan, "evalscope sft")  # both sets of ARC: questions of 40 and 900 tokens, replies of 120 and 150
+    assert e.tokens == 3548 * (40 + 120) + 1319 * (900 + 150) and (e.device, e.gpus) == ("h100", 2)
+    assert of(plan, "answer sft minerva").tokens == 272 * (800 + 350)
+    judging = of(plan, "judge sft minerva.j").calls  # a question of 800, reply and reference solution of 350
+    assert (judging.count, judging.input_tokens) == (272, 272 * (150 + 800 + 2 * 350))
+
+
 def test_a_limit_on_verdicts_limits_their_price(root: Path) -> None:
     assert of(judged(root, max_tokens=100), "judge sft arena-hard.j").calls.output_tokens == 1000 * 100
 

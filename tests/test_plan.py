@@ -627,10 +627,25 @@ def test_who_opposes_is_read_by_the_objective_and_exists(
         planned(runs=runs, tables=SFT_ONLY)
 
 
-def test_evalscope_measures_what_it_can_and_lm_eval_the_rest(planned: Planned) -> None:
-    plan = planned(evaluation={"protocol": "evalscope", "benchmarks": ["gsm8k", "ifeval", "arc", "mt-bench"]})
-    assert (plan.evalscope, plan.harness) == (["gsm8k", "arc"], ["ifeval"])
-    assert list(plan.measured) == ["ifeval", "gsm8k", "arc", "mt-bench.demo"]
+def test_evalscope_measures_all_but_mt_bench(planned: Planned) -> None:
+    benchmarks = ["gsm8k", "minerva", "arc", "mt-bench", "arena-hard"]
+    plan = planned(evaluation={"protocol": "evalscope", "benchmarks": benchmarks})
+    assert (plan.evalscope, plan.harness, plan.answered) == (
+        ["gsm8k", "arc"],
+        [],
+        ["minerva", "mt-bench", "arena-hard"],
+    )
+    assert list(plan.measured) == ["gsm8k", "arc", "minerva.demo", "mt-bench.demo", "arena-hard.demo"]
     made = {piece.stage: piece.outputs for piece in work.needed(plan, [plan.evaluation("sft", "arc")])}
     assert made["evalscope"] == ("results/demo/evals/sft/gsm8k.json", "results/demo/evals/sft/arc.json")
-    assert "harness" not in made and planned().evalscope == []
+    assert planned().evalscope == [] and planned().answered == ["alpaca-eval", "arena-hard", "mt-bench"]
+
+
+def test_each_benchmark_may_have_its_protocol(planned: Planned) -> None:
+    """One table can mix; what is not named is measured by its own package, and rests on nothing of EvalScope's."""
+    protocol = {"minerva": "evalscope", "gsm8k": "evalscope"}
+    plan = planned(evaluation={"protocol": protocol, "benchmarks": ["gsm8k", "minerva", "arc", "arena-hard"]})
+    assert (plan.evalscope, plan.harness, plan.answered) == (["gsm8k"], ["arc"], ["minerva", "arena-hard"])
+    asked = {"policy": "sft", "judge": "demo", "repeat": ""}
+    settings = {b: json.loads(plan.settings("judge", benchmark=b, **asked)) for b in plan.answered}
+    assert settings["minerva"]["protocol"] == "evalscope" and "protocol" not in settings["arena-hard"]

@@ -70,13 +70,8 @@ class Settings(Block):
     batch_size: int = Field(16, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
-    of: str | None = None
-    """The benchmark whose prompts EvalScope asks."""
-
-    @property
-    def name(self) -> str:
-        """The benchmark as the configuration calls it."""
-        return self.of or self.benchmark
+    limits: dict[str, int] = {}
+    """Where the prompts are EvalScope's: the limit of the answers to each benchmark's."""
 
     def decoding(self, category: str) -> Decoding:
         """How questions of a category are answered."""
@@ -84,7 +79,7 @@ class Settings(Block):
         return Decoding(
             temperature=TEMPERATURES.get(category, 0.7) if self.benchmark == "mt-bench" else usual.temperature,
             top_p=usual.top_p,
-            max_new_tokens=self.max_new_tokens or usual.max_new_tokens,
+            max_new_tokens=self.limits.get(category) or self.max_new_tokens or usual.max_new_tokens,
         )
 
 
@@ -144,7 +139,7 @@ def _minerva(number: int, row: Mapping[str, Any]) -> Question:
 
 
 def _evalscope(number: int, row: Mapping[str, Any]) -> Question:
-    return Question(str(number), "", (row["prompt"],))
+    return Question(str(number), row["benchmark"], (row["prompt"],))
 
 
 READ: dict[str, Callable[[int, Mapping[str, Any]], Question]] = {
@@ -272,7 +267,7 @@ def _sampler(
     settings: Settings, policy: Path, stop_ids: list[int], window: int, journal: Journal | None
 ) -> Callable[[list[Request], Decoding], list[Response]]:
     """Whoever draws the policy's responses."""
-    what = f"answer {settings.name}, {settings.policy}"
+    what = f"answer {settings.benchmark}, {settings.policy}"
     if settings.backend == "vllm":
         from mnpo.samplers import vllm
 
@@ -292,12 +287,13 @@ def _sampler(
 
 
 def _text(settings: Settings, architecture: Any) -> Text:
-    new = settings.decoding("").max_new_tokens
+    limits = settings.limits or {settings.benchmark: settings.decoding("").max_new_tokens}
+    new, longest = max((limit, name) for name, limit in limits.items())
     window = settings.max_length or architecture.max_position_embeddings
     if window - new < 16:
         raise BadInput(
-            f"{settings.name}: answers of {new} tokens leave no room for questions in the {window} of "
-            f"{settings.policy}; set evaluation.settings.{settings.name}.max_new_tokens lower"
+            f"{longest}: answers of {new} tokens leave no room for questions in the {window} of "
+            f"{settings.policy}; set evaluation.settings.{longest}.max_new_tokens lower"
         )
     return Text(max_length=window, max_prompt_length=window - new)
 

@@ -25,6 +25,8 @@ class Card:
     """Of the paper's tables."""
     harness: Harness
     items: int
+    evalscope_items: int = 0
+    """Where EvalScope has another number."""
     hub: str | None = None
     """Data set of the Hugging Face hub."""
     github: str | None = None
@@ -180,6 +182,7 @@ CARDS: dict[str, Card] = {
             1172,
             4,
             40,
+            evalscope_items=3548,
             hub="allenai/ai2_arc",
             files={split: f"ARC-Challenge/{split}-*.parquet" for split in ("test", "train")},
             columns=("question", "choices", "answerKey"),

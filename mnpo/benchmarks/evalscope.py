@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,8 +30,8 @@ from mnpo.progress import say
 from mnpo.records import read_rows
 
 Row = dict[str, Any]
-Replies = Callable[[str, Sequence[str]], Sequence[Mapping[str, Any]]]
-"""Benchmark and prompts -> the policy's replies, each with `response` and `tokens`."""
+Replies = Callable[[Mapping[str, Sequence[str]]], Mapping[str, Sequence[Mapping[str, Any]]]]
+"""Prompts by benchmark -> the policy's replies, each with `response` and `tokens`."""
 Question = tuple[str | None, str]
 """To a judge: the system's message, and the user's."""
 
@@ -78,7 +78,7 @@ TASKS: dict[str, Task] = {
     "ifeval": Task("ifeval", "share of prompts whose instructions are all followed, strictly; its copy of the checks"),
     "gpqa": Task("gpqa_diamond", "the letter of a choice after steps, choices shuffled"),
     "mmlu": Task("mmlu", "the letter of a choice after steps, examples in one turn", "all", shots=5),
-    "arc": Task("arc", "the letter of a choice; ARC-Challenge only, the paper has ARC-Easy too", "ARC-Challenge"),
+    "arc": Task("arc", "the letter of a choice, ARC-Easy and ARC-Challenge together", "ARC-Challenge"),
     "hellaswag": Task("hellaswag", "the letter of an ending"),
     "truthfulqa": Task("truthful_qa", "the letter of the one true answer (mc1), choices shuffled", "multiple_choice"),
     "winogrande": Task("winogrande", "the letter of an option"),
@@ -133,13 +133,14 @@ def results(settings: Settings, data: Mapping[str, Path], replies: Replies, scra
 
     Args:
         data: benchmark -> directory with its files, as for lm-eval.
-        replies: asks the policy; greedy.
+        replies: asks the policy, greedily, all benchmarks' prompts at once.
         scratch: an empty directory for EvalScope's own files.
 
     Raises:
         BadInput: EvalScope is not in this environment, data that are missing, no sandbox for HumanEval.
         RuntimeError: EvalScope rendered a prompt the second time that it had not the first.
     """
+    asked: dict[str, list[str]] = {}
     for benchmark, chosen in settings.benchmarks.items():
         if benchmark not in TASKS or benchmark in READ or benchmark not in data:
             known = ", ".join(name for name in TASKS if name not in READ)
@@ -149,11 +150,12 @@ def results(settings: Settings, data: Mapping[str, Path], replies: Replies, scra
         if benchmark == "humaneval":
             sandbox.check_sandbox()
         directory = _dataset(benchmark, chosen, data[benchmark], scratch / benchmark)
-        prompts: list[str] = []
-        _run(benchmark, chosen, directory, "asked", _noting(prompts, ""))
-        given = replies(benchmark, prompts)
-        said = _Known(zip(prompts, (row["response"] for row in given), strict=True))
-        reviews = _run(benchmark, chosen, directory, "scored", said.__getitem__)
+        _run(benchmark, chosen, directory, "asked", _noting(asked.setdefault(benchmark, []), ""))
+    answered = replies(asked)
+    for benchmark, chosen in settings.benchmarks.items():
+        given = answered[benchmark]
+        said = _Known(zip(asked[benchmark], (row["response"] for row in given), strict=True))
+        reviews = _run(benchmark, chosen, scratch / benchmark, "scored", said.__getitem__)
         summary, rows = _summary(settings.policy, benchmark, chosen, reviews, given)
         say(f"evalscope: {settings.policy}, {benchmark}: {summary['value']:.2f} of {summary['items']} items")
         yield benchmark, summary, rows
@@ -237,25 +239,40 @@ def _messages(question: Question) -> tuple[dict[str, str], ...]:
 
 
 def _dataset(benchmark: str, chosen: BenchmarkSettings, data: Path, scratch: Path) -> Path:
-    """The benchmark's files in EvalScope's columns, in a directory that its loader reads."""
-    task, card = TASKS[benchmark], CARDS[benchmark]
+    """The benchmark's files in EvalScope's columns, `{subset}.{split}.jsonl` in a directory that its loader reads."""
     scratch.mkdir(parents=True)
-    if benchmark == "alpaca-eval":
-        splits = {task.split: alpaca_eval.baseline_outputs(data)}
-    elif benchmark == "arena-hard":
-        baseline = arena_hard.baseline_answers(data)
-        asked = questions(benchmark, data)
-        splits = {task.split: [{"question": q.turns[0], "prediction": baseline[q.item_id]} for q in asked]}
-    else:
-        wanted = card.splits(task.shots if chosen.shots is None else chosen.shots)
-        splits = {task.split or name: list(map(task.convert, split_rows(card, data, name))) for name in wanted}
-    for name, rows in splits.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (scratch / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    listed = "".join(f"  - split: {name}\n    path: {name}.jsonl\n" for name in splits)
-    head = f"---\nconfigs:\n- config_name: {task.subset}\n  data_files:\n{listed}---\n"
-    (scratch / "README.md").write_text(head, encoding="utf-8")
+    head = "---\nconfigs:\n"
+    for subset, splits in _subsets(benchmark, chosen, data).items():
+        head += f"- config_name: {subset}\n  data_files:\n"
+        for name, rows in splits.items():
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (scratch / f"{subset}.{name}.jsonl").write_text(text, encoding="utf-8")
+            head += f"  - split: {name}\n    path: {subset}.{name}.jsonl\n"
+    (scratch / "README.md").write_text(f"{head}---\n", encoding="utf-8")
     return scratch
+
+
+def _subsets(benchmark: str, chosen: BenchmarkSettings, data: Path) -> dict[str, dict[str, list[Row]]]:
+    """Subset -> split -> rows."""
+    task, card = TASKS[benchmark], CARDS[benchmark]
+    if benchmark == "alpaca-eval":
+        return {task.subset: {task.split: alpaca_eval.baseline_outputs(data)}}
+    if benchmark == "arena-hard":
+        baseline, asked = arena_hard.baseline_answers(data), questions(benchmark, data)
+        return {task.subset: {task.split: [{"question": q.turns[0], "prediction": baseline[q.item_id]} for q in asked]}}
+    cards = {task.subset: card}
+    if benchmark == "arc" and (data / "ARC-Easy").is_dir():
+        easy = {name: pattern.replace("Challenge", "Easy") for name, pattern in card.files.items()}
+        cards["ARC-Easy"] = replace(card, files=easy)
+    wanted = card.splits(_shots(task, chosen))
+    return {
+        subset: {task.split or name: list(map(task.convert, split_rows(of, data, name))) for name in wanted}
+        for subset, of in cards.items()
+    }
+
+
+def _shots(task: Task, chosen: BenchmarkSettings) -> int:
+    return task.shots if chosen.shots is None else chosen.shots
 
 
 def _run(
@@ -277,9 +294,10 @@ def _run(
     import numpy as np
 
     task = TASKS[benchmark]
-    of: Row = {"dataset_id": str(directory), "subset_list": [task.subset]}
+    subsets = {file.name.split(".")[0] for file in directory.glob("*.jsonl")}
     if benchmark == "mmlu":
-        of["subset_list"] = sorted({row["subject"] for row in read_rows(directory / "test.jsonl")})
+        subsets = {row["subject"] for row in read_rows(directory / f"{task.subset}.test.jsonl")}
+    of: Row = {"dataset_id": str(directory), "subset_list": sorted(subsets)}
     if chosen.shots is not None:
         of["few_shot_num"] = chosen.shots
     work = directory / stage
@@ -371,9 +389,9 @@ def _summary(
         raise BadInput(f"{benchmark}: EvalScope scored none of its {len(reviews)} items (see its log)")
     mean, error = judged.weighted_mean([row["value"] for row in rows], [row["weight"] for row in rows])
     metric = task.metric or next(name for review in reviews for name in review["sample_score"]["score"]["value"])
-    shots = task.shots if chosen.shots is None else chosen.shots
+    shots, items = _shots(task, chosen), card.evalscope_items or card.items
     changes = [f"{shots} shots instead of {task.shots}"] if shots != task.shots else []
-    changes += [f"{len(reviews)} items, the benchmark has {card.items:,}"] if len(reviews) != card.items else []
+    changes += [f"{len(reviews)} items, the benchmark has {items:,}"] if len(reviews) != items else []
     changes += [f"at most {chosen.max_new_tokens} new tokens"] if chosen.max_new_tokens else []
     changed = f"; CHANGED: {'; '.join(changes)}" if changes else ""
     summary = {

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config import Block, Ordered
-from mnpo.stages.tabulate import write
+from mnpo.stages.tabulate import PROTOCOL, write
 
 NOT_RUN = "n/a"
 LENGTH_CONTROLLED = "length_controlled_winrate"
@@ -52,17 +52,25 @@ def _rows(settings: Settings, name: str, results: dict[tuple[str, str], dict[str
 def _notes(settings: Settings, name: str, results: Mapping[tuple[str, str], dict[str, Any]]) -> Iterator[str]:
     """A benchmark's protocols, each with its policies where they differ, and verdicts that are missing."""
     title = _title(name)
-    protocols: dict[str, list[str]] = {}
+    of = {policy: results.get((policy, name)) for policy in settings.labels}
+    protocols = _protocols(settings, of)
     for policy, label in settings.labels.items():
-        if result := results.get((policy, name)):
-            protocols.setdefault(result["protocol"].rstrip("."), []).append(label)
-            if result["missing"]:
-                yield f"{title}, {label}: {result['missing']} verdicts or ratings missing, not counted."
+        if (result := of[policy]) and result["missing"]:
+            yield f"{title}, {label}: {result['missing']} verdicts, ratings or checks missing, not counted."
     for protocol, labels in protocols.items():
         where = f", {', '.join(labels)}" if len(protocols) > 1 else ""
         yield f"{title}{where}: {protocol}."
     if len(protocols) > 1:
         yield f"{title}: measured in different ways, policies do not compare."
+
+
+def _protocols(settings: Settings, of: Mapping[str, dict[str, Any] | None]) -> dict[str, list[str]]:
+    """Protocol -> whom it measured."""
+    protocols: dict[str, list[str]] = {}
+    for policy, label in settings.labels.items():
+        if result := of[policy]:
+            protocols.setdefault(result["protocol"].rstrip("."), []).append(label)
+    return protocols
 
 
 def _title(name: str) -> str:
@@ -89,4 +97,5 @@ def _row(settings: Settings, name: str, of: Mapping[str, dict[str, Any] | None])
             label: f"{result['value']:.2f} ± {result['stderr']:.2f}" if (result := of[policy]) else NOT_RUN
             for policy, label in settings.labels.items()
         },
+        PROTOCOL: " / ".join(_protocols(settings, of)) or NOT_RUN,
     }

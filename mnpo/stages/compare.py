@@ -82,10 +82,11 @@ class Result:
 
     def metric(self, column: paper.Column) -> tuple[float, float | None] | None:
         """A column's figure and its standard error (None where not given); None where it was not reported."""
-        if column.metric in (paper.VALUE, self.summary["metric"]):
+        metric = column.evalscope if self.summary.get("harness") == "evalscope" else column.metric
+        if metric in (paper.VALUE, self.summary["metric"]):
             return self.summary["value"], self.summary["stderr"]
         metrics = self.summary["metrics"]
-        return (metrics[column.metric], metrics.get(column.stderr)) if column.metric in metrics else None
+        return (metrics[metric], metrics.get(column.stderr)) if metric in metrics else None
 
     @cached_property
     def items(self) -> pd.DataFrame:
@@ -128,7 +129,7 @@ class Cell:
     """Over items; the mean over seeds, which answer the same items."""
     items: int | None = None
     missing: int | None = None
-    """Items without a verdict or rating, over all seeds and repeats."""
+    """Items without a verdict, rating or check, over all seeds and repeats."""
     seeds: int = 0
     seeds_spread: float | None = None
     repeats: int = 0
@@ -165,14 +166,18 @@ class View:
         return [[r for r, n in zip(self.rows, names, strict=True) if n == name] for name in dict.fromkeys(names)]
 
     def found(self, row: paper.Row, column: paper.Column) -> dict[str, list[Result]]:
-        """Policy (one a seed) -> its judgings, of those that have run."""
-        judge = self.table.judge(row, column)
-        if judge is not None and judge not in self.settings.judges:
-            return {}
-        ours = None if judge is None else self.settings.judges[judge]
-        policies = self.settings.rows.get(row.key, [])
-        found = {p: self.results.of.get((p, column.benchmark, ours), []) for p in policies}
+        """Policy (one a seed) -> its judgings, of those that have run; or its one result that needed no judge."""
+        ours = self.settings.judges.get(self.table.judge(row, column) or "")
+        results = self.results.of
+        found = {
+            p: results.get((p, column.benchmark, ours), []) or results.get((p, column.benchmark, None), [])
+            for p in self.settings.rows.get(row.key, [])
+        }
         return {policy: results for policy, results in found.items() if results}
+
+    def judgings(self, row: paper.Row, column: paper.Column) -> list[Result]:
+        """All that is behind a cell."""
+        return [result for results in self.found(row, column).values() for result in results]
 
     def _cell(self, row: paper.Row, column: paper.Column) -> Cell:
         printed = row.printed(column.name) if column.published else None
@@ -189,7 +194,7 @@ class View:
             return cell
         means = [_mean([value for value, _ in judgings]) for judgings in measured]
         errors = [error for judgings in measured for _, error in judgings]
-        results = [r for of_policy in found.values() for r in of_policy]
+        results = self.judgings(row, column)
         spreads = [s for judgings in measured if (s := statistics.spread([v for v, _ in judgings])) is not None]
         cell.ours = _mean(means)
         cell.stderr = None if None in errors else _mean([e for e in errors if e is not None])
@@ -222,7 +227,7 @@ class View:
         """Item id -> value, in the column's unit, and weight, over seeds and judgings; None when it has not run."""
         import pandas as pd
 
-        values = [result.items for results in self.found(row, column).values() for result in results]
+        values = [result.items for result in self.judgings(row, column)]
         if not values:
             return None
         rows = pd.concat(values)
@@ -320,7 +325,7 @@ def _grid(view: View, markup: Markup) -> tuple[list[str], list[list[str]]]:
 
 
 def to_csv(view: View) -> str:
-    """A line for every cell, with all digits."""
+    """A line for every cell, with all digits, and the protocols that the other formats have in footnotes."""
     import pandas as pd
 
     z = statistics.normal_quantile(view.settings.confidence)
@@ -344,6 +349,7 @@ def to_csv(view: View) -> str:
                     **vars(cell),
                     "difference": cell.difference,
                     **bounds,
+                    "protocol": " / ".join(dict.fromkeys(r.summary["protocol"] for r in view.judgings(row, column))),
                 }
             )
     frame = pd.DataFrame(lines)
@@ -436,13 +442,13 @@ def _column_notes(view: View, column: paper.Column) -> Iterator[str]:
     counts: set[int] = set()
     for row in view.rows:
         cell = view.cells[row.key, column.name]
-        for result in [r for of_policy in view.found(row, column).values() for r in of_policy]:
+        for result in view.judgings(row, column):
             protocols.setdefault(result.summary["protocol"].rstrip("."), []).append(row.key)
             counts.add(result.summary["items"])
             if result.metric(column) is None:
                 yield f"{column.heading}, {row.key}: {result.path.name} does not report {column.metric}."
         if cell.missing:
-            yield f"{column.heading}, {row.key}: {cell.missing} verdicts or ratings missing, not counted."
+            yield f"{column.heading}, {row.key}: {cell.missing} verdicts, ratings or checks missing, not counted."
         wanted = len(view.settings.rows.get(row.key, []))
         if 0 < cell.seeds < wanted:
             yield f"{column.heading}, {row.key}: {cell.seeds} of {wanted} seeds have run."

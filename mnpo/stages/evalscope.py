@@ -5,7 +5,9 @@ The policy is run by the stage `answer`, a process of its own in the environment
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnpo.benchmarks import evalscope
+from mnpo.benchmarks import answers, evalscope
 from mnpo.benchmarks.kept import Measuring, Results
 from mnpo.config import Block
 from mnpo.errors import BadInput
 from mnpo.records import ANSWERS, read, rows_of
 
 QUESTIONS = "question.jsonl"
+ANSWERED = ".answered"
+"""Beside the results: the policy's answers until they are scored."""
 
 
 class Settings(Block):
@@ -42,8 +46,8 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
     benchmarks = text["evalscope"].pop("benchmarks")
     with tempfile.TemporaryDirectory(prefix="evalscope-") as scratch:
 
-        def replies(benchmark: str, prompts: Sequence[str]) -> list[dict[str, Any]]:
-            return _answers(settings, benchmark, prompts, policy, Path(scratch) / f"asked-{benchmark}")
+        def replies(asked: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:
+            return _answers(settings, asked, policy, output / ANSWERED)
 
         def measured(names: list[str]) -> Results:
             chosen = {b: c for b, c in settings.evalscope.benchmarks.items() if b in names}
@@ -51,21 +55,27 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
             return evalscope.results(some, data, replies, Path(scratch))
 
         Measuring("evalscope", text, benchmarks, policy, data, output).run(measured)
+    shutil.rmtree(output / ANSWERED, ignore_errors=True)
 
 
 def _answers(
-    settings: Settings, benchmark: str, prompts: Sequence[str], policy: Path, directory: Path
-) -> list[dict[str, Any]]:
-    """The policy's greedy replies, by `mnpo answer`."""
-    directory.mkdir()
-    text = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-    (directory / QUESTIONS).write_text(text, encoding="utf-8")
-    chosen = {str(b): c for b, c in settings.evalscope.benchmarks.items()}[benchmark]
-    new = {"max_new_tokens": chosen.max_new_tokens} if chosen.max_new_tokens else {}
-    asked = {**settings.answer, "benchmark": "evalscope", "of": benchmark, **new}
+    settings: Settings, asked: Mapping[str, Sequence[str]], policy: Path, beside: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The policy's greedy replies, by one `mnpo answer`, which goes on where an earlier one was interrupted."""
+    usual = answers.DECODING["evalscope"].max_new_tokens
+    limits = {str(b): c.max_new_tokens or usual for b, c in settings.evalscope.benchmarks.items() if b in asked}
+    text = "".join(json.dumps({"benchmark": b, "prompt": p}) + "\n" for b, prompts in asked.items() for p in prompts)
+    directory = beside / hashlib.sha256(text.encode()).hexdigest()[:16]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "questions").mkdir(exist_ok=True)
+    (directory / "questions" / QUESTIONS).write_text(text, encoding="utf-8")
+    how = {"asked": {**settings.answer, "benchmark": "evalscope", "limits": limits}}
+    command = [sys.executable, "-m", "mnpo", "answer", "--settings", json.dumps(how), "--policy", str(policy)]
     output = directory / "answers.parquet"
-    command = [sys.executable, "-m", "mnpo", "answer", "--settings", json.dumps({"asked": asked})]
-    files = ["--policy", str(policy), "--data", str(directory), "--output", str(output)]
+    files = ["--data", str(directory / "questions"), "--output", str(output)]
     if code := subprocess.run([*command, *files], check=False).returncode:
-        raise BadInput(f"{benchmark}: the policy {policy} did not answer (mnpo answer ended with {code}, see above)")
-    return rows_of(read(ANSWERS, output))
+        raise BadInput(f"the policy {policy} did not answer EvalScope (mnpo answer ended with {code}, see above)")
+    given: dict[str, list[dict[str, Any]]] = {benchmark: [] for benchmark in asked}
+    for row in sorted(rows_of(read(ANSWERS, output)), key=lambda row: int(row["item_id"])):
+        given[row["category"]].append(row)
+    return given

@@ -29,6 +29,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 td:first-child { white-space: normal; min-width: 6em }
 </style>
 """
+PROTOCOL = "protocol"
 
 
 class Settings(Block):
@@ -94,8 +95,11 @@ def write(
     inputs: Sequence[Path],
     notes: Sequence[str] = (),
 ) -> None:
-    """Write `table` beside `output`: .csv with all digits, .md and .html for reading, with footnotes."""
-    shown = readable(table)
+    """Write `table` beside `output`: .csv with all digits, .md and .html for reading, with footnotes.
+
+    A column `protocol` is the CSV's alone: elsewhere a footnote says it.
+    """
+    shown = readable(table.drop(columns=PROTOCOL, errors="ignore"))
     listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
     texts = {
         "csv": table.to_csv(index=False),

@@ -184,7 +184,7 @@ def test_a_conversation_beyond_the_window_is_cut_and_counted(random_policy: Path
 def test_a_window_without_room_for_the_answers_is_refused_with_the_remedy(random_policy: Path) -> None:
     with pytest.raises(BadInput, match=r"answers of 1024 tokens .* 128 of p; set evaluation.settings.mt-bench.max_new"):
         of_policy(settings(max_new_tokens=None), random_policy, [MATH])
-    asked = settings(max_new_tokens=None, benchmark="evalscope", of="gsm8k")
+    asked = settings(max_new_tokens=None, benchmark="evalscope", limits={"arc": 8, "gsm8k": 2048})
     with pytest.raises(BadInput, match=r"^gsm8k: answers of 2048 tokens .*evaluation.settings.gsm8k.max_new_tokens"):
         of_policy(asked, random_policy, [MATH])
 

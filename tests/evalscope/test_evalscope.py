@@ -6,13 +6,14 @@ import importlib.util
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from mnpo.benchmarks.evalscope import READ, TASKS, Settings, results
+from mnpo.benchmarks.evalscope import READ, TASKS, Replies, Settings, results
 from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
 from mnpo.records import read_rows
@@ -38,6 +39,11 @@ def replied(number: int) -> str:
     return f"I think that\n\nANSWER: {'ABCD'[number % 4]}" if number % 5 else f"it is \\boxed{{{number}}}"
 
 
+def of_each(replies: Callable[[Sequence[str]], list[dict[str, Any]]]) -> Replies:
+    """The replies to each benchmark's prompts."""
+    return lambda asked: {benchmark: replies(prompts) for benchmark, prompts in asked.items()}
+
+
 LETTERS_AND_NUMBERS = [name for name in TASKS if name not in (*READ, "ifeval", "humaneval")]
 
 
@@ -45,13 +51,13 @@ LETTERS_AND_NUMBERS = [name for name in TASKS if name not in (*READ, "ifeval", "
 def test_the_number_is_what_its_items_say(data: dict[str, Path], tmp_path: Path, benchmark: str) -> None:
     prompts: list[str] = []
 
-    def replies(name: str, asked: Sequence[str]) -> list[dict[str, Any]]:
+    def replies(asked: Sequence[str]) -> list[dict[str, Any]]:
         prompts.extend(asked)
         return [{"response": replied(i), "tokens": i} for i in range(len(asked))]
 
     chosen: dict[str, Any] = {"shots": 0} if benchmark == "mmlu" else {"shots": 1} if benchmark == "gsm8k" else {}
     settings = Settings.model_validate({"policy": "tiny", "benchmarks": {benchmark: chosen}})
-    ((name, summary, rows),) = results(settings, data, replies, tmp_path)
+    ((name, summary, rows),) = results(settings, data, of_each(replies), tmp_path)
     assert name == benchmark and summary["items"] == len(rows) >= 8 and "EvalScope 1.0.2" in summary["protocol"]
     assert ("shots instead of" in summary["protocol"]) == bool(chosen)
     scored = tmp_path / benchmark / "scored"
@@ -77,19 +83,33 @@ def test_a_policy_that_knows_the_answers_scores_all(data: dict[str, Path], tmp_p
     rows = read_rows(next(data["gsm8k"].rglob("test*")))
     right = {row["question"]: row["answer"].split("####")[1].strip() for row in rows}
 
-    def replies(name: str, asked: Sequence[str]) -> list[dict[str, Any]]:
+    def replies(asked: Sequence[str]) -> list[dict[str, Any]]:
         known = [next(a for q, a in right.items() if q in prompt) for prompt in asked]
         return [{"response": f"ANSWER: {answer}", "tokens": 3} for answer in known]
 
     settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"gsm8k": {"shots": 0}}})
-    ((_, summary, items),) = results(settings, data, replies, tmp_path)
+    ((_, summary, items),) = results(settings, data, of_each(replies), tmp_path)
     assert summary["value"] == 100 and summary["stderr"] == 0 and {row["tokens"] for row in items} == {3}
+
+
+def test_arc_is_both_of_its_sets_where_both_are_there(data: dict[str, Path], tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(data["arc"] / "ARC-Challenge", both / "ARC-Easy")
+    shutil.copytree(data["arc"] / "ARC-Challenge", both / "ARC-Challenge")
+    easy = next((both / "ARC-Easy").glob("test*"))
+    pd.read_parquet(easy).iloc[:3].assign(question="Which one is it?").to_parquet(easy)
+    settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"arc": {}}})
+    said = {"response": "ANSWER: A", "tokens": 2}
+    always = of_each(lambda asked: [said for _ in asked])
+    ((_, summary, rows),) = results(settings, {"arc": both}, always, tmp_path / "s")
+    assert summary["items"] == len(rows) == 8 + 3 and "11 items, the benchmark has 3,548" in summary["protocol"]
+    assert [row["item_id"] for row in rows][-3:] == [f"arc_ARC-Easy/{i}" for i in range(3)]
 
 
 def test_missing_data_are_named(tmp_path: Path) -> None:
     settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"gsm8k": {}}})
     with pytest.raises(BadInput, match="gsm8k: no data"):
-        list(results(settings, {}, lambda *_: [], tmp_path))
+        list(results(settings, {}, of_each(lambda _: []), tmp_path))
 
 
 def test_instructions_are_checked_and_a_check_that_fails_is_counted(
@@ -116,12 +136,12 @@ def test_instructions_are_checked_and_a_check_that_fails_is_counted(
 
     settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"ifeval": {}}})
 
-    def replies(name: str, asked: Sequence[str]) -> list[dict[str, Any]]:
+    def replies(asked: Sequence[str]) -> list[dict[str, Any]]:
         assert list(asked) == [item["prompt"] for item in items]
         return [{"response": reply, "tokens": 4} for reply in said]
 
     monkeypatch.setattr("nltk.data.path", [])
-    ((_, summary, rows),) = results(settings, {"ifeval": broken}, replies, tmp_path / "scratch")
+    ((_, summary, rows),) = results(settings, {"ifeval": broken}, of_each(replies), tmp_path / "scratch")
     wanted = [float(follows(item, reply)) for item, reply in zip(items, said, strict=True)]
     assert summary["missing"] == 1 and summary["items"] == len(items) - 1 and 0 < sum(wanted) < len(wanted)
     assert [row["value"] for row in rows] == [value for i, value in enumerate(wanted) if i != 1]
@@ -136,7 +156,7 @@ def test_ifeval_without_its_sentence_model_is_refused(
     shutil.copytree(data["ifeval"], bare, ignore=shutil.ignore_patterns("nltk_data"))
     settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"ifeval": {}}})
     with pytest.raises(BadInput, match="punkt_tab is missing"):
-        list(results(settings, {"ifeval": bare}, lambda *_: [], tmp_path / "scratch"))
+        list(results(settings, {"ifeval": bare}, of_each(lambda _: []), tmp_path / "scratch"))
 
 
 def test_programs_run_in_our_sandbox_and_never_in_evalscope(data: dict[str, Path], tmp_path: Path) -> None:
@@ -148,12 +168,12 @@ def test_programs_run_in_our_sandbox_and_never_in_evalscope(data: dict[str, Path
     bodies[0] = f"open({str(trace)!r}, 'w').close() or {bodies[0]}"
     bodies[1] = "None"
 
-    def replies(name: str, asked: Sequence[str]) -> list[dict[str, Any]]:
+    def replies(asked: Sequence[str]) -> list[dict[str, Any]]:
         assert all(p["prompt"] in prompt for p, prompt in zip(problems, asked, strict=True))
         return [{"response": f"Like so:\n```python\n{body}```\nThat is it.", "tokens": 9} for body in bodies]
 
     settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"humaneval": {}}})
-    ((_, summary, rows),) = results(settings, data, replies, tmp_path / "scratch")
+    ((_, summary, rows),) = results(settings, data, of_each(replies), tmp_path / "scratch")
     assert [row["value"] for row in rows] == [0.0, 0.0] + [1.0] * (len(problems) - 2)
     assert summary["metric"] == "pass" and not trace.exists()
     assert summary["value"] == pytest.approx(100 * (1 - 2 / len(problems)))

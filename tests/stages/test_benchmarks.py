@@ -34,8 +34,9 @@ def table(tmp_path: Path) -> Path:
 
 def test_what_has_not_run_says_so(table: Path) -> None:
     frame = pd.read_csv(table.with_suffix(".csv"), keep_default_na=False).set_index("benchmark")
-    assert frame.loc["HellaSwag"].tolist() == ["acc", "8", "50.00 ± 1.25", "50.00 ± 1.25"]
-    assert frame.loc["AIME-24", "items"] == "3 to 8" and frame.loc["GSM8K"].tolist() == ["n/a"] * 4
+    hellaswag = ["acc", "8", "50.00 ± 1.25", "50.00 ± 1.25", "likelihood of each ending per character"]
+    assert frame.loc["HellaSwag"].tolist() == hellaswag and frame.loc["GSM8K"].tolist() == ["n/a"] * 5
+    assert frame.loc["AIME-24", ["items", "protocol"]].tolist() == ["3 to 8", "<boxed> by lm-eval / by EvalScope"]
     assert frame.loc["Arena-Hard v0.1", ["SFT", "Mine"]].tolist() == ["n/a", "50.00 ± 1.25"]
 
 
@@ -47,11 +48,12 @@ def test_footnotes_say_what_each_benchmark_computes(table: Path) -> None:
         "AIME-24, SFT: <boxed> by lm-eval.",
         "AIME-24, Mine: by EvalScope.",
         "AIME-24: measured in different ways, policies do not compare.",
-        "Arena-Hard v0.1, Mine: 2 verdicts or ratings missing, not counted.",
+        "Arena-Hard v0.1, Mine: 2 verdicts, ratings or checks missing, not counted.",
         "Arena-Hard v0.1: Two games a question.",
     ]
     markdown = table.with_suffix(".md").read_text().splitlines()
     assert [line.removeprefix("- ") for line in markdown if line.startswith("- ")] == notes
+    assert "protocol" not in markdown[0]  # which the CSV has instead of footnotes
     page = table.with_suffix(".html").read_text()
     assert page.count("<li>") == len(notes) and "<li>AIME-24, SFT: &lt;boxed&gt; by lm-eval.</li>" in page
     assert all(f"<li>{note}</li>" in page for note in notes if "<" not in note)

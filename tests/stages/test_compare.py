@@ -94,8 +94,9 @@ def test_ours_the_papers_and_the_difference_with_all_digits(fourth: Path) -> Non
         (80 - 1.959964 * cell["stderr"], 80 + 1.959964 * cell["stderr"])
     )
     assert (cell["items"], cell["seeds"], cell["policies"]) == (10, 1, "sft")
+    assert cell["protocol"] == "greedy, zero-shot"
     not_run = table.loc[("DPO", "gsm8k")]
-    assert not_run[["ours", "stderr", "difference", "items"]].isna().all() and not_run["published"] == 82.03
+    assert not_run[["ours", "stderr", "difference", "items", "protocol"]].isna().all() and not_run["published"] == 82.03
 
 
 def test_seeds_are_averaged_and_their_spread_shown(fourth: Path) -> None:
@@ -151,7 +152,7 @@ def test_footnotes_say_protocol_items_and_what_is_missing(fourth: Path) -> None:
     assert "- GSM8K: greedy, zero-shot (10 items; the paper's figure rests on 1319)." in text
     assert "- HumanEval, SFT: greedy, zero-shot" in text and "- HumanEval, TD-MNPO: sampled" in text
     assert "HumanEval: measured in different ways, rows do not compare." in text
-    assert "HumanEval, TD-MNPO: 2 verdicts or ratings missing, not counted." in text
+    assert "HumanEval, TD-MNPO: 2 verdicts, ratings or checks missing, not counted." in text
     assert "HumanEval: noise is up to about 10.6, and 0 of the paper's 36 gaps are larger." in text
 
 
@@ -196,6 +197,24 @@ def test_a_table_of_which_nothing_has_run_says_so(tmp_path: Path, number: int) -
 
 
 # --------------------------------------------------------------------------------------------------------------- judges
+
+
+def test_the_papers_harness_is_compared_like_with_like(tmp_path: Path) -> None:
+    """Its AlpacaEval has one rate, plain, which is what the paper prints; its Minerva-Math has a judge."""
+    plain = {"harness": "evalscope", "metric": "win_rate", "protocol": "EvalScope"}
+    paths = [evaluation(tmp_path, "sft", "alpaca-eval.mini", correct(6, 10), **plain)]
+    paths.append(evaluation(tmp_path, "dpo.1", "alpaca-eval.mini", correct(3, 10), metric="win_rate"))
+    run(settings("table2", {"SFT": ["sft"], "DPO": ["dpo.1"]}), paths, PUBLISHED, tmp_path / "two")
+    table = read_csv(tmp_path / "two", "table2").set_index(["model", "column"])["ours"]
+    assert table["SFT", "alpaca_eval_2_lc_wr"] == 60 and math.isnan(table["DPO", "alpaca_eval_2_lc_wr"])
+    assert (
+        table["DPO", "alpaca_eval_2_wr"] == 30 and "measured in different" in (tmp_path / "two/table2.md").read_text()
+    )
+    paths = [evaluation(tmp_path, "sft", "minerva.mini", correct(4, 10), harness="evalscope")]
+    paths.append(evaluation(tmp_path, "dpo.1", "minerva", correct(2, 10)))
+    run(settings("table4", {"SFT": ["sft"], "DPO": ["dpo.1"]}), paths, PUBLISHED, tmp_path / "four")
+    table = read_csv(tmp_path / "four", "table4").set_index(["model", "column"])["ours"]
+    assert (table["SFT", "minerva_math"], table["DPO", "minerva_math"]) == (40, 20)
 
 
 def test_rows_of_table_7_have_their_own_judge_and_its_judgings(tmp_path: Path) -> None:

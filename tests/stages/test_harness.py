@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from mnpo.benchmarks.kept import KEPT
 from mnpo.demo import benchmarks
 from mnpo.records import ITEMS, read
 from mnpo.stages import harness
-from mnpo.stages.harness import KEPT, Settings, run
+from mnpo.stages.harness import Settings, run
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +59,8 @@ def test_a_further_benchmark_is_measured_alone(
     summary = json.loads((tmp_path / "gpqa.json").read_text())
     assert summary["items"] == len(read(ITEMS, tmp_path / "gpqa.parquet"))
     assert (
-        manifest_of(tmp_path / "gpqa.json")["seconds"] >= manifest_of(next((tmp_path / KEPT).glob("gpqa-*")))["seconds"]
+        manifest_of(tmp_path / "gpqa.json")["seconds"]
+        >= manifest_of(next((tmp_path / KEPT / "harness").glob("gpqa-*")))["seconds"]
     )
 
 
@@ -70,7 +72,7 @@ def test_other_code_measures_anew_and_leaves_nothing_old(
     assert asked == [["arc"]]
     run(settings("arc", code="2"), sft_policy, data, tmp_path)
     assert asked == [["arc"], ["arc"]]
-    assert len(list((tmp_path / KEPT).iterdir())) == 1
+    assert len(list((tmp_path / KEPT / "harness").iterdir())) == 1
 
 
 def test_what_was_done_before_a_failure_is_kept(
