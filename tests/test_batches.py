@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnpo.batches import WINDOW, by_tokens, shuffled
+from mnpo.batches import WINDOW, by_tokens, dealt, shuffled
 
 LENGTHS = [(7 * i) % 23 + 1 for i in range(60)]
 
@@ -27,6 +27,22 @@ def test_by_tokens_puts_the_longest_first_and_fills_batches() -> None:
     assert by_tokens([20, 20], 15) == [[0], [1]]  # a row over the budget is a batch of its own
     assert by_tokens([2, 2, 2], 100) == [[0, 1, 2]]
     assert by_tokens([], 100) == []
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200), st.integers(1, 8))
+def test_ranks_share_a_steps_rows_in_as_many_micro_batches_each(lengths: list[int], budget: int, ranks: int) -> None:
+    shares = dealt(lengths, budget, ranks)
+    assert len(shares) == ranks and len({len(parts) for parts in shares}) == 1
+    assert sorted(row for parts in shares for part in parts for row in part) == list(range(len(lengths)))
+    assert all(len(p) < 2 or len(p) * max(lengths[i] for i in p) <= budget for parts in shares for p in parts)
+    counts = [sum(map(len, parts)) for parts in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_a_rank_with_fewer_micro_batches_gets_empty_ones() -> None:
+    # by falling length 9, 5, 4, 2 in turns: 9 and 4 do not fit into 10 padded tokens together, 5 and 2 do.
+    assert dealt([4, 9, 2, 5], 10, 2) == [[[1], [0]], [[3, 2], []]]
+    assert dealt([4, 9], 10, 3) == [[[1]], [[0]], [[]]]
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 16, 60])

@@ -21,6 +21,7 @@ from mnpo.artifacts import manifest
 from mnpo.checkpoints import load_model
 from mnpo.config import Text
 from mnpo.errors import Interrupted
+from mnpo.stages import sft
 from mnpo.stages.train import Settings, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,12 +56,29 @@ def asked(text: Text, **training: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory, chain: dict[str, Path], text: Text) -> dict[str, Path]:
-    """The trainings by one process: in float32 without adapters and with them, and in bfloat16."""
+def fine_tuning(sft_settings: dict[str, Any]) -> dict[str, Any]:
+    return sft_settings | {"sft": sft_settings["sft"] | {"steps": 6, "parallel": "fsdp"}}
+
+
+@pytest.fixture(scope="module")
+def demonstrations(prompts_directory: Path) -> Path:
+    return prompts_directory / "demonstrations.parquet"
+
+
+@pytest.fixture(scope="module")
+def one(
+    tmp_path_factory: pytest.TempPathFactory,
+    chain: dict[str, Path],
+    text: Text,
+    fine_tuning: dict[str, Any],
+    demonstrations: Path,
+) -> dict[str, Path]:
+    """The trainings by one process: in float32 without adapters and with them, in bfloat16, and the reference's."""
     directory = tmp_path_factory.mktemp("one")
+    sft.run(sft.Settings.model_validate(fine_tuning), demonstrations, directory / "sft")
     for name, settings in ALONE.items():
         alone(chain, asked(text, **settings), directory / name)
-    return {name: directory / name for name in ALONE} | {"start": chain["policy"]}
+    return {name: directory / name for name in (*ALONE, "sft")} | {"start": chain["policy"]}
 
 
 def alone(chain: dict[str, Path], settings: dict[str, Any], output: Path) -> None:
@@ -78,7 +96,13 @@ def launched(launcher: list[str], *command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, chain: dict[str, Path], text: Text) -> Path:
+def two(
+    tmp_path_factory: pytest.TempPathFactory,
+    chain: dict[str, Path],
+    text: Text,
+    fine_tuning: dict[str, Any],
+    demonstrations: Path,
+) -> Path:
     """The same by two, in one launch of torchrun: the directory of their outputs, and of what was `said`."""
     directory = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="SIGTERM after step 3 of "):
@@ -86,7 +110,9 @@ def two(tmp_path_factory: pytest.TempPathFactory, chain: dict[str, Path], text: 
         alone(chain, asked(text), directory / "ddp-grown")
     trainings = {name: asked(text, **settings) for name, settings in (EXACT | HALF | RESIZED).items()}
     files = {name: str(chain[name]) for name in ("policy", "pairs", "logps")}
-    (directory / "asked.json").write_text(json.dumps({"trainings": trainings, "output": str(directory), **files}))
+    files |= {"demonstrations": str(demonstrations), "output": str(directory)}
+    whole = {"trainings": trainings, "fine_tuning": fine_tuning, **files}
+    (directory / "asked.json").write_text(json.dumps(whole))
     command = [sys.executable, str(ROOT / "tests/two_ranks.py"), str(directory / "asked.json")]
     (directory / "said").write_text(launched(TORCHRUN, *command))
     return directory
@@ -132,6 +158,11 @@ def test_two_ranks_train_as_one_process_does(two: Path, one: dict[str, Path], na
     require_equal(two / name, one["lora" if name.endswith("lora") else "whole"])
     assert manifest(two / name)["ranks"] == 2
     assert not (two / f".work-{name}").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_fine_tune_the_reference_as_one_process_does(two: Path, one: dict[str, Path]) -> None:
+    require_equal(two / "sft", one["sft"])
 
 
 @pytest.mark.slow

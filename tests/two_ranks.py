@@ -14,6 +14,7 @@ from typing import Any
 from mnpo import distributed, training
 from mnpo.errors import Interrupted
 from mnpo.ranks import process_group, rank
+from mnpo.stages import sft
 from mnpo.stages.train import Settings, run
 
 asked = json.loads(Path(sys.argv[1]).read_text())
@@ -54,3 +55,5 @@ with process_group():
             training._step = step
         if not name.endswith("left"):
             train(name, settings)
+    fine_tuning = sft.Settings.model_validate(asked["fine_tuning"])
+    sft.run(fine_tuning, Path(asked["demonstrations"]), Path(asked["output"]) / "sft")
