@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ class Plan:
         """The policies that runs train, half steps and anchors too."""
         return [policy for policy, fit in self.fits.items() if fit.exploits is None]
 
-    @property
+    @cached_property
     def replicas(self) -> dict[str, list[str]]:
         """Every run, of every seed -> its policies, in order."""
         runs = [replica(name, seed) for seed in range(1, self.config.seeds + 1) for name in self.config.runs]
@@ -205,7 +206,7 @@ class Plan:
         """The last policy of every run, of every seed."""
         return [policies[-1] for policies in self.replicas.values()]
 
-    @property
+    @cached_property
     def finals(self) -> list[str]:
         """The policies that the public benchmarks measure: the reference where there are runs, the last of every run
         that says nothing else, and other models."""
@@ -222,7 +223,7 @@ class Plan:
         weights = _weights(fit.objective, len(players), fit.protocol, f"runs.{fit.run}")
         return {self.replicas[name + dot + seed][-1]: w for name, w in zip(players, weights, strict=True)}
 
-    @property
+    @cached_property
     def passing(self) -> list[str]:
         """Policies that are deleted when the last job that reads them is done."""
         if self.config.checkpoints == "keep":

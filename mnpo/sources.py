@@ -15,6 +15,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 
 
+@cache
 def digest(*modules: str) -> str:
     """Twelve hex digits that change when code reachable from `modules` (dotted names below mnpo) does."""
     reached = sorted(closure(*modules))
@@ -63,12 +64,16 @@ def _imports(module: str) -> list[str]:
 
 @cache
 def _fingerprint(module: str) -> str:
-    return fingerprint(file(module).read_bytes())
+    return _digest(_tree(module))
 
 
 def fingerprint(source: bytes) -> str:
     """The digest of a source text's code: comments, formatting and docstrings aside. Raises SyntaxError."""
-    return hashlib.sha256(repr(list(_canonical(ast.parse(source)))).encode()).hexdigest()
+    return _digest(ast.parse(source))
+
+
+def _digest(tree: ast.Module) -> str:
+    return hashlib.sha256(repr(list(_canonical(tree))).encode()).hexdigest()
 
 
 def _canonical(node: object) -> Iterator[object]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +30,37 @@ CLUSTER: dict[str, Any] = {
     "jobs": 3,
     "seconds_between_checks": 2,
 }
-SLURM = ("--profile", "slurm")
-LOCAL = ("--cores", "2", "--rerun-incomplete")
+PAGE = ROOT / "docs/cluster.md"
+SLURM = "snakemake --profile slurm"
+LOCAL = "snakemake --cores 2 --rerun-incomplete"
 TRAINED = "results/small/policies/inpo.1"  # what `edited` leaves to do
 
 
+def documented(heading: str) -> list[str]:
+    """The commands that the page on clusters gives below a heading, without their comments."""
+    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)
+    lines = re.findall(r"^ {4}(.+)$", section.replace("{name}", "small"), re.M)
+    return [line.partition(" # ")[0].strip() for line in lines]
+
+
 class Checkout:
-    """A copy of the project, set up as the README says, whose config.yaml is small.yaml."""
+    """A copy of the project whose config.yaml is small.yaml, in a home of its own."""
 
     def __init__(self, path: Path, cluster: Cluster) -> None:
         self.path = path
         self.cluster = cluster
+        self.workflows: list[Workflow] = []
         self.environment = cluster.environment | {
             "HOME": str(path / "home"),
-            "XDG_CONFIG_HOME": str(path / "home/.config"),
+            "EDITOR": f"cp {path}/cluster.yaml",
             "PYTHONPATH": str(path),
-            "PATH": f"{Path(sys.executable).parent}:{cluster.path}",
+            "PATH": f"{cluster.directory}/bin:{Path(sys.executable).parent}:{cluster.path}",
             "OMP_NUM_THREADS": "1",
         }
+        self.environment.pop("XDG_CONFIG_HOME", None)
 
-    def set_up(self) -> None:
-        """`make slurm-profile`, then a cluster file and a configuration of our own."""
+    def check_out(self) -> None:
+        """The project's files, our configuration, and what `$EDITOR` will make of the cluster file."""
         self.path.mkdir()
         for name in COPIED:
             source = ROOT / name
@@ -59,19 +72,23 @@ class Checkout:
         small = (ROOT / "tests/slurm/small.yaml").read_text()
         (self.path / "config.yaml").write_text(small.replace("../../configs/", "configs/"))
         self.needs(**{stage: {"gpus": 1, "memory_gb": 1} for stage in GPU_STAGES})
-        self.link()
-        self.describe()
+        (self.path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER))
 
-    def link(self) -> None:
-        """Let Snakemake find this checkout's profile."""
-        command = ["make", "slurm-profile", "CLUSTER=profiles/slurm/clusters/h100.yaml"]
-        subprocess.run(command, cwd=self.path, env=self.environment, check=True, capture_output=True)
+    def shell(self, command: str) -> str:
+        """What a command prints that somebody types here."""
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=self.path, env=self.environment, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (
+            f"{command}: exit code {done.returncode}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+        )
+        return done.stdout + done.stderr
 
     def edited(self, path: Path) -> Checkout:
         """A copy of this checkout, which is finished, with one training to do."""
         shutil.copytree(self.path, path, symlinks=True)
         copy = Checkout(path, self.cluster)
-        copy.link()
+        copy.shell("make slurm-profile")
         copy.edit("config.yaml", "eta: 0.2", "eta: 0.1")
         return copy
 
@@ -92,27 +109,21 @@ class Checkout:
         assert old in text
         path.write_text(text.replace(old, new, 1))
 
-    def start(self, *options: str, on: tuple[str, ...] = SLURM) -> Workflow:
+    def start(self, *options: str, on: str = SLURM) -> Workflow:
         """Start `snakemake --profile slurm`, or on two cores of this machine."""
-        return Workflow(self, (*on, *options))
+        self.workflows.append(Workflow(self, shlex.split(on) + list(options)))
+        return self.workflows[-1]
 
-    def run(self, *options: str, on: tuple[str, ...] = SLURM, timeout: float = 1200) -> str:
+    def run(self, *options: str, on: str = SLURM, timeout: float = 1200) -> str:
         """Run a workflow to its end, which must be a good one; what it said."""
         return self.start(*options, on=on).succeeded(timeout)
 
-    def refused(self, *options: str, on: tuple[str, ...] = SLURM) -> str:
+    def refused(self, *options: str, on: str = SLURM) -> str:
         """Run a workflow that must fail; what it said."""
         workflow = self.start(*options, on=on)
         said = workflow.wait()
         assert workflow.process.returncode != 0, said[-6000:]
         return said
-
-    def mnpo(self, *words: str) -> str:
-        """What `mnpo ...` prints."""
-        command = [sys.executable, "-m", "mnpo", *words]
-        return subprocess.run(
-            command, cwd=self.path, env=self.environment, check=True, capture_output=True, text=True
-        ).stdout
 
     def jobs(self, *states: str) -> list[tuple[str, str]]:
         """Number and comment (rule and wildcards) of this checkout's jobs in the queue."""
@@ -120,24 +131,36 @@ class Checkout:
         rows = [line.split("|") for line in lines]
         return [(number, comment) for directory, number, comment in rows if directory == str(self.path)]
 
+    def abandon(self) -> None:
+        """End all that still works here."""
+        for workflow in self.workflows:
+            workflow.process.kill()
+            workflow.process.wait()
+        for number, _ in self.jobs("PENDING", "RUNNING", "SUSPENDED"):
+            self.cluster.run("scancel", "--signal=KILL", "--full", number, check=False)
+            self.cluster.run("scancel", number, check=False)
+        for pid in stages(self):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: not stages(self), "the end of its stages")
+
     def trained(self) -> bytes:
-        """The weights of the one training; nothing half written lies about, and nothing of it is left to do."""
+        """The weights of the one training; nothing half written lies about."""
         policy = self.path / TRAINED
         assert (policy / "manifest.json").is_file()
         assert not list((self.path / "results").rglob(".partial*"))
         assert not list((self.path / "results").rglob(".work*"))
-        assert "Nothing to be done" in self.run("--dry-run", TRAINED, on=LOCAL)
         return (policy / "model.safetensors").read_bytes()
 
 
 class Workflow:
     """A running Snakemake."""
 
-    def __init__(self, checkout: Checkout, options: tuple[str, ...]) -> None:
+    def __init__(self, checkout: Checkout, command: list[str]) -> None:
         self.log = checkout.path / f"workflow.{time.monotonic_ns()}.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                ["snakemake", *options],
+                command,
                 cwd=checkout.path,
                 env=checkout.environment,
                 stdout=log,
@@ -149,7 +172,7 @@ class Workflow:
     def said(self) -> str:
         return self.log.read_text()
 
-    def wait(self, timeout: float = 600) -> str:
+    def wait(self, timeout: float = 900) -> str:
         """What it said until its end."""
         try:
             self.process.wait(timeout)
@@ -159,7 +182,7 @@ class Workflow:
             raise AssertionError(f"no end within {timeout} s:\n{self.said[-6000:]}") from None
         return self.said
 
-    def succeeded(self, timeout: float = 600) -> str:
+    def succeeded(self, timeout: float = 900) -> str:
         """What it said until its end, which must be a good one."""
         said = self.wait(timeout)
         assert self.process.returncode == 0, said[-8000:]
@@ -207,6 +230,30 @@ def held(checkout: Checkout) -> int:
     os.kill(pid, signal.SIGSTOP)
     assert list((checkout.path / "results/small/policies").glob(".partial-*")), "it writes nothing yet"
     return int(pid)
+
+
+def killed_when(ready: Callable[[], bool], pid: int) -> None:
+    """Let a stopped process go on from system call to system call, and send it SIGKILL at the first where `ready`."""
+    attach, go_on, threads = 16, 24, 0x40000000  # PTRACE_ATTACH, PTRACE_SYSCALL, __WALL
+    kernel = ctypes.CDLL(None, use_errno=True)
+
+    def trace(request: int, number: int = 0) -> None:
+        done = kernel.ptrace(request, pid, ctypes.c_void_p(0), ctypes.c_void_p(number))
+        assert done == 0, os.strerror(ctypes.get_errno())
+
+    trace(attach)
+    os.waitpid(pid, threads)
+    os.kill(pid, signal.SIGCONT)
+    trace(go_on)
+    while True:
+        _, status = os.waitpid(pid, threads)
+        assert os.WIFSTOPPED(status), "it ended before that"
+        if ready():
+            break
+        reason = os.WSTOPSIG(status)
+        trace(go_on, 0 if reason in (signal.SIGTRAP, signal.SIGSTOP) else reason)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, threads)
 
 
 def pending(pid: int, number: signal.Signals) -> bool:

@@ -90,6 +90,16 @@ StoragePass={password}
 StorageLoc=slurm_acct
 """
 
+# The plugin's looks at its jobs come 10 s later each while none ends, which is longer than a job of these tests.
+SNAKEMAKE = """\
+#!{python}
+from snakemake.cli import main
+from snakemake_executor_plugin_slurm import Executor
+
+Executor.next_seconds_between_status_checks = property(lambda executor: 1, lambda executor, seconds: None)
+main()
+"""
+
 
 class Unavailable(RuntimeError):
     """This machine cannot run the cluster; the message says what is missing."""
@@ -136,6 +146,7 @@ class Cluster:
         for name in COMMANDS:
             program = shutil.which(name, path=PATH)
             self._write(f"bin/{name}", f'#!/bin/sh\nSLURM_CONF={directory}/slurm.conf exec {program} "$@"\n', 0o755)
+        self._write("bin/snakemake", SNAKEMAKE.format(python=sys.executable), 0o755)
         try:
             self._start_munge()
             self._start_database(ports["mariadb"], values["password"])

@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from checkouts import LOCAL, TRAINED, Checkout, ran, stages, until
+from checkouts import LOCAL, TRAINED, Checkout, documented, held, pending, ran, stages, until
 from cluster import Cluster, Unavailable
 
 
@@ -28,15 +29,65 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str]:
-    """A checkout whose whole chain ran on SLURM, and what Snakemake said."""
+def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Checkout, dict[str, str]]]:
+    """A checkout in which docs/cluster.md was followed to the letter, and what each of its commands said.
+
+    `snakemake --profile slurm` was interrupted once, by Ctrl-C while SFT ran, and started again.
+    """
     checkout = Checkout(tmp_path_factory.mktemp("slurm") / "finished", cluster)
-    checkout.set_up()
-    return checkout, checkout.run()
+    checkout.check_out()
+    _, *set_up = documented("Set up")  # whoever runs the tests has installed the packages
+    said = {command: checkout.shell(command) for command in set_up}
+    plan, _, run = documented("Run")
+    said[plan] = checkout.shell(plan)
+    try:
+        workflow = checkout.start(on=run)
+        until(lambda: "rule_sft_wildcards_sft" in [comment for _, comment in checkout.jobs("RUNNING")], "SFT")
+        said |= {command: checkout.shell(command) for command in documented("Watch")}
+        workflow.process.send_signal(signal.SIGINT)
+        said["Ctrl-C"] = workflow.wait()
+        until(lambda: not checkout.jobs("PENDING", "RUNNING", "COMPLETING"), "an empty queue")
+        said[run] = checkout.run(on=run)
+        yield checkout, said
+    finally:
+        checkout.abandon()
+
+
+def run_into_limits(checkout: Checkout) -> str:
+    """A training that is told to stop before its time limit, and an evaluation that runs into its own; what Snakemake
+    said of it.
+
+    SLURM looks at limits twice a minute, and signals up to that much earlier than asked: here after 90 to 120 of the
+    training's 180 seconds.
+    """
+    evaluation = checkout.path / "results/small/evals/sft/heldout.json"
+    evaluation.unlink()
+    asked = {"gpus": 1, "memory_gb": 1}
+    checkout.needs(train={"hours": 3 / 60, **asked}, assess={"hours": 1 / 60, **asked})
+    checkout.describe(seconds_to_stop=60)
+    workflow = checkout.start(TRAINED, str(evaluation.relative_to(checkout.path)))
+    (pid,) = until(lambda: stages(checkout, "assess"), "the evaluation")
+    os.kill(pid, signal.SIGSTOP)  # until SLURM kills it
+    training = held(checkout)
+    until(lambda: pending(training, signal.SIGTERM), "SLURM's signal")
+    os.kill(training, signal.SIGCONT)
+    until(lambda: [comment for _, comment in checkout.jobs("PENDING") if "train" in comment], "its place in the queue")
+    return workflow.succeeded()
 
 
 @pytest.fixture(scope="session")
-def alone(finished: tuple[Checkout, str], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def limited(
+    finished: tuple[Checkout, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Checkout, Future[str]]]:
+    """A checkout whose jobs run into their time limits: minutes of waiting, beside other tests."""
+    checkout = finished[0].edited(tmp_path_factory.mktemp("limited") / "checkout")
+    with ThreadPoolExecutor(1) as beside:
+        yield checkout, beside.submit(run_into_limits, checkout)
+        checkout.abandon()
+
+
+@pytest.fixture(scope="session")
+def alone(finished: tuple[Checkout, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A copy whose training was made in one go by one process, without SLURM."""
     checkout = finished[0].edited(tmp_path_factory.mktemp("alone") / "checkout")
     assert ran(checkout.run(TRAINED, on=LOCAL)) == ["train policies/inpo.1"]
@@ -50,13 +101,10 @@ def undisturbed(alone: Checkout) -> bytes:
 
 
 @pytest.fixture
-def checkout(finished: tuple[Checkout, str], cluster: Cluster, tmp_path: Path) -> Iterator[Checkout]:
+def checkout(
+    finished: tuple[Checkout, dict[str, str]], limited: tuple[Checkout, Future[str]], tmp_path: Path
+) -> Iterator[Checkout]:
     """A copy of the finished checkout with one training to do."""
     copy = finished[0].edited(tmp_path / "checkout")
     yield copy
-    for number, _ in copy.jobs("PENDING", "RUNNING", "SUSPENDED"):
-        cluster.run("scancel", "--signal=KILL", "--full", number, check=False)
-        cluster.run("scancel", number, check=False)
-    for pid in stages(copy):
-        os.kill(pid, signal.SIGKILL)
-    until(lambda: not stages(copy), "the end of its stages")
+    copy.abandon()

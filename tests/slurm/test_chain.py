@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkouts import CLUSTER, GPU_STAGES, TRAINED, Checkout, stages, until
+from checkouts import CLUSTER, GPU_STAGES, TRAINED, Checkout, ran, stages, until
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_chain_makes_every_noun_and_a_second_run_has_nothing_to_do(finished: tuple[Checkout, str]) -> None:
+def test_the_page_on_clusters_works_to_the_letter(finished: tuple[Checkout, dict[str, str]]) -> None:
+    """Its commands in its order, a Ctrl-C and the same command again: 17 jobs, none finished one twice."""
+    _, said = finished
+    assert list(said)[:2] == ["make slurm-profile", "$EDITOR profiles/slurm/cluster.yaml"]
+    assert re.search(r"^total +17$", said["snakemake --profile slurm -n"], re.M)
+    assert re.search(r"^small: 2 of 16 jobs done, 1 running, 13 waiting, 0 failed; ", said["mnpo status"])
+    assert "rule_sft_wildcards_sft" in said[next(command for command in said if command.startswith("squeue"))]
+    assert "rule_prompts" in said[next(command for command in said if command.startswith("sacct"))]
+    assert "will run for it: " in said[next(command for command in said if command.startswith("mnpo why"))]
+    assert re.search("Terminating processes on user request|Cancelling", said["Ctrl-C"])
+    jobs = ran(said["snakemake --profile slurm"])
+    assert len(jobs) == 14
+    assert jobs[0] == "sft policies/sft"
+
+
+def test_the_chain_makes_every_noun_and_a_second_run_has_nothing_to_do(
+    finished: tuple[Checkout, dict[str, str]],
+) -> None:
     checkout, said = finished
     results = checkout.path / "results/small"
     for policy in ("sft", "inpo.1"):
@@ -22,27 +40,31 @@ def test_the_chain_makes_every_noun_and_a_second_run_has_nothing_to_do(finished:
     for table in ("main", "benchmarks"):
         assert (results / f"tables/{table}.csv").is_file()
     assert not list(results.rglob(".partial*"))
-    assert "(100%) done" in said
+    assert "(100%) done" in said["snakemake --profile slurm"]
     assert "Nothing to be done" in checkout.run()
+    assert re.match(r"small: 16 of 16 jobs done, .*; finished$", checkout.shell("mnpo status"))
 
 
-def test_each_job_ran_once_where_it_belongs_under_a_name_that_a_person_recognises(
-    finished: tuple[Checkout, str],
+def test_each_job_ran_where_it_belongs_under_a_name_that_a_person_recognises(
+    finished: tuple[Checkout, dict[str, str]],
 ) -> None:
     checkout = finished[0]
     jobs = accounted(checkout)
     assert all(job["jobname"].startswith("mnpo_") for job in jobs)
-    assert {job["state"] for job in jobs} == {"COMPLETED"}
     assert {job["account"] for job in jobs} == {"lab"}
-    comments = Counter(job["comment"] for job in jobs)
-    assert set(comments.values()) == {1}
-    assert {"rule_sft_wildcards_sft", "rule_train_wildcards_inpo.1", "rule_sample_wildcards_sft_part1_0"} <= set(
-        comments
-    )
+    states = defaultdict(list)
     for job in jobs:
-        gpu = job["comment"].split("_")[1] in GPU_STAGES
-        assert job["partition"] == ("gpu" if gpu else "cpu"), job
-        assert ("gres/gpu=1" in job["alloctres"]) is gpu, job
+        states[job["comment"]].append(job["state"].split()[0])
+    assert states.pop("rule_sft_wildcards_sft") == ["CANCELLED", "COMPLETED"]
+    assert {"rule_train_wildcards_inpo.1", "rule_sample_wildcards_sft_part1_0"} <= set(states)
+    assert all(ends == ["COMPLETED"] for ends in states.values())
+    for job in jobs:
+        stage = job["comment"].split("_")[1]
+        assert job["partition"] == ("gpu" if stage in GPU_STAGES else "cpu"), job
+        assert ("gres/gpu=1" in job["alloctres"]) is (stage in GPU_STAGES), job
+    logs = checkout.path / "logs/small"
+    assert {path.parent.name for path in logs.rglob("*.log")} >= {*GPU_STAGES, "pair"}
+    assert all(path.stat().st_size < 20_000 for path in logs.rglob("*.log"))  # no bar that is drawn again and again
 
 
 def test_four_gpus_of_two_nodes_train_as_one_process_does(checkout: Checkout, alone: Checkout) -> None:

@@ -7,14 +7,13 @@ of a training that nothing happened to.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 from pathlib import Path
 
 import pytest
-from checkouts import CLUSTER, TRAINED, Checkout, held, pending, ran, stages, until
+from checkouts import CLUSTER, PAGE, TRAINED, Checkout, held, ran, stages, until
 
 pytestmark = pytest.mark.slow
 
@@ -44,54 +43,6 @@ def test_a_cancelled_training_is_said_and_started_again_and_an_interrupted_workf
     assert checkout.trained() == undisturbed
 
 
-def test_what_a_time_limit_cuts_is_continued_and_what_cannot_be_gets_more_time(
-    checkout: Checkout, undisturbed: bytes
-) -> None:
-    """Before the limit SLURM tells a training to stop: it keeps a checkpoint and goes back into the queue.
-
-    SLURM looks twice a minute, and signals up to that much earlier than asked: after 60 to 90 of the 120 seconds.
-    """
-    evaluation = checkout.path / "results/small/evals/sft/heldout.json"
-    content = evaluation.read_bytes()
-    evaluation.unlink()
-    target = str(evaluation.relative_to(checkout.path))
-    checkout.needs(
-        train={"hours": 2 / 60, "gpus": 1, "memory_gb": 1}, assess={"hours": 1 / 60, "gpus": 1, "memory_gb": 1}
-    )
-    checkout.describe(seconds_to_stop=30)
-    workflow = checkout.start(TRAINED, target)
-    (pid,) = until(lambda: stages(checkout, "assess"), "the evaluation")
-    os.kill(pid, signal.SIGSTOP)  # until SLURM kills it
-    training = held(checkout)
-    until(lambda: pending(training, signal.SIGTERM), "SLURM's signal")
-    os.kill(training, signal.SIGCONT)
-    until(lambda: [c for _, c in checkout.jobs("PENDING") if "train" in c], "the job to be back in the queue")
-    said = workflow.succeeded()
-
-    assert workflow.submitted().count(JOB) == 1
-    assert '"resumed": 1' in (checkout.path / TRAINED / "manifest.json").read_text()
-    assert checkout.trained() == undisturbed
-    assert "SLURM status is: 'TIMEOUT'" in said
-    limits = re.findall(r"^rule assess:\n(?:    .*\n)*?    resources: .*runtime=(\d+)", said, re.M)
-    assert limits == ["1", "2"]
-    assert json.loads(evaluation.read_bytes()) == json.loads(content)
-
-
-def test_a_lost_node_costs_its_job_and_nothing_else(checkout: Checkout, undisturbed: bytes) -> None:
-    workflow = checkout.start(TRAINED)
-    held(checkout)
-    node = checkout.cluster.run("squeue", "-h", "-t", "RUNNING", "-o", "%N").strip()
-    checkout.cluster.kill_node(node)
-    try:
-        until(lambda: checkout.cluster.states()[node].startswith("down"), "SLURM to miss the node")
-        workflow.succeeded()
-    finally:
-        checkout.cluster.start_node(node)
-        until(lambda: checkout.cluster.states()[node] == "idle", "the node")
-    assert set(workflow.submitted()) == {JOB}
-    assert checkout.trained() == undisturbed
-
-
 def test_a_killed_workflow_leaves_its_job_and_does_not_start_a_second_copy(
     checkout: Checkout, undisturbed: bytes
 ) -> None:
@@ -103,7 +54,7 @@ def test_a_killed_workflow_leaves_its_job_and_does_not_start_a_second_copy(
     assert "--unlock" in checkout.refused(TRAINED)
     checkout.run("--unlock")
     ((number, comment),) = checkout.jobs("RUNNING")
-    assert "1 running" in checkout.mnpo("status")
+    assert "1 running" in checkout.shell("mnpo status")
     said = checkout.refused(TRAINED)
     assert f"{number} ({comment}); wait for them, or scancel {number}" in said
     assert ran(said) == []
@@ -124,3 +75,6 @@ def test_a_mistake_in_the_cluster_file_is_one_message_and_another_place_reruns_n
     assert ran(said) == ["train policies/inpo.1"]  # which is left to do anyhow
     (asked,) = re.findall(r"^    resources: (.*)$", said, re.M)
     assert {"gres=gpu:h100:3", "nodes=2", "mpi=srun", "tasks_per_node=3"} <= set(asked.split(", "))
+    (undo,) = re.findall(r"Undo: `(.+)`", PAGE.read_text())
+    checkout.shell(undo)
+    assert "slurm" in checkout.refused("--dry-run")

@@ -16,21 +16,32 @@ import subprocess
 
 import pandas as pd
 import pytest
-from checkouts import LOCAL, TRAINED, Checkout, held, ran, stages, until
+from checkouts import LOCAL, TRAINED, Checkout, held, killed_when, ran, stages, until
 
 pytestmark = pytest.mark.slow
 
 TRAINING = "train policies/inpo.1"
 
 
-def test_a_killed_stage_is_named_and_its_training_alone_runs_again(checkout: Checkout, undisturbed: bytes) -> None:
+def test_a_training_killed_inside_its_weights_file_is_named_and_alone_runs_again(
+    checkout: Checkout, undisturbed: bytes
+) -> None:
+    """SIGKILL between two system calls, when the file has its size and some of its content: safetensors writes in
+    pieces of 1 MiB."""
+    policies = checkout.path / "results/small/policies"
+
+    def half_written() -> bool:
+        content = next((file.read_bytes() for file in policies.glob(".partial-inpo.1/.tmp*")), b"")
+        return len(content) == len(undisturbed) and any(content) and not any(content[2**20 :])
+
     workflow = checkout.start(TRAINED, on=LOCAL)
-    os.kill(held(checkout), signal.SIGKILL)
+    killed_when(half_written, held(checkout))
     said = workflow.wait()
     assert workflow.process.returncode != 0
     assert "Error in rule train" in said
     assert "logs/small/train/inpo.1.log" in said
-    assert not (checkout.path / TRAINED).exists()
+    assert half_written()  # the dead process left it
+    assert not (policies / "inpo.1").exists()
     assert ran(checkout.run(TRAINED, on=LOCAL)) == [TRAINING]
     assert checkout.trained() == undisturbed
 
