@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -245,8 +246,8 @@ def _torch_with_gpu() -> Any:
 
 def _surroundings() -> dict[str, Any]:
     """What a result may depend on beside its inputs: versions of the libraries in use, commit, device, host."""
-    libraries = ("torch", "transformers", "vllm", "pandas", "numpy")
-    versions: dict[str, str] = {n: str(sys.modules[n].__version__) for n in libraries if n in sys.modules}
+    libraries = ("torch", "transformers", "vllm", "lm_eval", "alpaca_eval", "evalscope", "pandas", "numpy")
+    versions = {name: version(name) for name in libraries if name in sys.modules}
     torch = _torch_with_gpu()
     return {
         "versions": {"mnpo": __version__, "python": platform.python_version(), **versions},

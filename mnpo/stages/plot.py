@@ -59,7 +59,13 @@ def run(settings: Settings, figure: str, tables: Path, trainings: Sequence[Path]
     matplotlib.use("agg")
     matplotlib.rcParams.update({"svg.hashsalt": "mnpo", "figure.dpi": 150, "font.size": 9, "axes.spines.top": False})
     matplotlib.rcParams.update(
-        {"axes.spines.right": False, "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.3}
+        {
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.alpha": 0.3,
+        }
     )
     metrics = {t.stem: _metrics(t) for t in trainings}
     drawn = FIGURES[figure](settings, tables, metrics)

@@ -24,7 +24,8 @@ STYLE = """\
 <!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <style>
 body { font: 14px sans-serif; overflow-x: auto } table { border-collapse: collapse }
-th, td { padding: .3em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
+th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd }
+th { vertical-align: bottom } td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: white }
 td:first-child { white-space: normal; min-width: 6em }
 </style>
@@ -107,7 +108,10 @@ def write(
         + "\n"
         + ("\n" if notes else "")
         + "".join(f"- {note}\n" for note in notes),
-        "html": STYLE + shown.to_html(index=False, border=0) + "\n" + (f"<ul>\n{listed}</ul>\n" if notes else ""),
+        "html": STYLE
+        + shown.rename(columns=lambda name: name.replace("_", " ")).to_html(index=False, border=0)
+        + "\n"
+        + (f"<ul>\n{listed}</ul>\n" if notes else ""),
     }
     for ending, text in texts.items():
         with artifact(output.with_suffix(f".{ending}"), stage, settings, inputs) as made:

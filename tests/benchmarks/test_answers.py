@@ -19,6 +19,7 @@ from mnpo.config import Decoding, Model
 from mnpo.demo.judge import serve
 from mnpo.errors import BadInput
 from mnpo.records import ANSWERS, check
+from tests.templated import TEMPLATES, policy_with
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here: no public benchmark data")
@@ -162,6 +163,31 @@ def test_greedy_answers_of_both_turns_are_those_that_transformers_generates(rand
         assert row["tokens"] == len(drawn)
         turns += [{"role": "assistant", "content": row["response"]}, {"role": "user", "content": following}]
     assert facts["rows"] == 4 and facts["tokens"] == sum(r["tokens"] for r in rows) and facts["prompts_cut"] == 0
+
+
+@pytest.mark.parametrize(("template", "bos", "specials"), TEMPLATES.values(), ids=TEMPLATES)
+def test_the_policy_reads_exactly_one_bos_whoever_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, bos: str | None, specials: list[str]
+) -> None:
+    """Judged benchmarks, both turns of MT-Bench and EvalScope's prompts, in the ids that the model itself is fed."""
+    directory = policy_with(tmp_path / "policy", template, bos, specials)
+    tokenizer, model, fed = load_tokenizer(directory), load_model(directory), list[list[int]]()
+
+    def record(module: Any, args: Any, kwargs: Any) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids.shape[1] > 1:  # not the single new token of a generation
+            fed.append(ids[0].tolist())
+
+    model.register_forward_pre_hook(record, with_kwargs=True)
+    monkeypatch.setattr("mnpo.checkpoints.load_model", lambda *_, **__: model)
+    one = WRITING._replace(turns=WRITING.turns[:1])
+    for benchmark, question in (("alpaca-eval", one), ("arena-hard", one), ("mt-bench", MATH), ("evalscope", one)):
+        of_policy(settings(benchmark, batch_size=1), directory, [question])
+    assert len(fed) == 5 and len(fed[3]) > len(fed[2]) + 10  # the second turn after the first and its answer
+    start = [tokenizer.bos_token_id] if bos else []
+    for ids in fed:
+        assert ids[: len(start) + 1] == [*start, tokenizer.convert_tokens_to_ids(specials[0])]
+        assert ids.count(tokenizer.bos_token_id) == len(start)
 
 
 def test_drawn_answers_depend_on_seed_and_question_not_on_batches(random_policy: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mnpo.benchmarks.harness import Settings, Watched
 from mnpo.config import BenchmarkSettings, load
 from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
+from tests.templated import GEMMA, TEMPLATES, policy_with
 
 pytestmark = pytest.mark.slow  # importing lm-eval takes ten seconds, and most load a model
 ELEVEN = [card.name for card in CARDS.values() if card.harness == "lm-eval"]
@@ -191,63 +193,10 @@ def _samples(output: Path, task: str) -> list[dict[str, Any]]:
 
 # ------------------------------------------------------------------------------------------------------ exactly one BOS
 
-GEMMA = (
-    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-    "{{ m.content }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-LLAMA = (
-    "{% for m in messages %}{{ bos_token if loop.first else '' }}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-QWEN = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 @pytest.fixture
 def policy(tmp_path: Path) -> Callable[..., Path]:
-    """A tiny model of random weights with a byte tokenizer and a template; `adds`: BOS before plain text."""
-
-    def make(template: str, bos: str | None, adds: bool, specials: list[str], length: int = 4096) -> Path:
-        import torch
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-        names = ["<pad>", "<eos>", *([bos] if bos else []), *specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-        tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        if bos and adds:
-            ids = [(bos, tokenizer.token_to_id(bos))]
-            tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=ids)
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            bos_token=bos,
-            eos_token="<eos>",
-            pad_token="<pad>",
-            additional_special_tokens=specials,
-            chat_template=template,
-        )
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(names),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=length,
-            bos_token_id=fast.bos_token_id,
-            eos_token_id=fast.eos_token_id,
-            pad_token_id=fast.pad_token_id,
-        )
-        directory = tmp_path / "policy"
-        LlamaForCausalLM(config).save_pretrained(directory)
-        fast.save_pretrained(directory)
-        return directory
-
-    return make
+    return partial(policy_with, tmp_path / "policy")
 
 
 def fed(directory: Path, data: dict[str, Path], name: str, scratch: Path) -> list[list[int]]:
@@ -269,15 +218,7 @@ def fed(directory: Path, data: dict[str, Path], name: str, scratch: Path) -> lis
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "arc", "humaneval"])
-@pytest.mark.parametrize(
-    ("template", "bos", "specials"),
-    [
-        (GEMMA, "<bos>", ["<start_of_turn>", "<end_of_turn>"]),
-        (LLAMA, "<|begin_of_text|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
-        (QWEN, None, ["<|im_start|>", "<|im_end|>"]),
-    ],
-    ids=["gemma-2", "llama-3", "qwen"],
-)
+@pytest.mark.parametrize(("template", "bos", "specials"), TEMPLATES.values(), ids=TEMPLATES)
 def test_the_policy_reads_exactly_one_bos(
     policy: Callable[..., Path],
     data: dict[str, Path],
@@ -289,7 +230,7 @@ def test_the_policy_reads_exactly_one_bos(
 ) -> None:
     from transformers import AutoTokenizer
 
-    directory = policy(template, bos, True, specials)
+    directory = policy(template, bos, specials)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     sequences = fed(directory, data, name, tmp_path / "task")
     assert sequences
@@ -307,7 +248,7 @@ def test_two_bos_are_refused(
     """By the policy's loader, and by what watches the requests should that miss it."""
     from transformers import AutoTokenizer
 
-    twice = policy("{{ bos_token }}" + GEMMA, "<bos>", True, ["<start_of_turn>", "<end_of_turn>"])
+    twice = policy("{{ bos_token }}" + GEMMA, *TEMPLATES["gemma-2"][1:])
     with pytest.raises(BadInput, match="the chat template renders 2 <bos>"):
         fed(twice, data, "gsm8k", tmp_path / "task")
     monkeypatch.setattr("mnpo.checkpoints.load_tokenizer", AutoTokenizer.from_pretrained)
@@ -319,7 +260,7 @@ def test_no_bos_is_refused_where_the_template_has_one(
     policy: Callable[..., Path], data: dict[str, Path], tmp_path: Path
 ) -> None:
     """Multiple choices are bare text: only the tokenizer could add it."""
-    never = policy(GEMMA, "<bos>", False, ["<start_of_turn>", "<end_of_turn>"])
+    never = policy(*TEMPLATES["gemma-2"], adds=False)
     with pytest.raises(BadInput, match="x, arc, item 0: 0 BOS before the prompt"):
         fed(never, data, "arc", tmp_path / "task")
 
@@ -331,7 +272,7 @@ def test_replies_are_shortened_before_prompts_are_cut(
     policy: Callable[..., Path], data: dict[str, Path], tmp_path: Path
 ) -> None:
     """Bytes are tokens here. The reply gets what the longest prompt leaves, but at least a quarter."""
-    directory = policy(QWEN, None, False, ["<|im_start|>", "<|im_end|>"])
+    directory = policy(*TEMPLATES["qwen"])
     lines = (data["ifeval"] / "ifeval_input_data.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]
     around = len("user\n") + len("\n") + len("assistant\n") + 3  # three special tokens
@@ -347,7 +288,7 @@ def test_replies_are_shortened_before_prompts_are_cut(
 
 
 def test_a_choice_longer_than_the_policy_is_refused(policy: Callable[..., Path], data: dict[str, Path]) -> None:
-    directory = policy(QWEN, None, False, ["<|im_start|>", "<|im_end|>"])
+    directory = policy(*TEMPLATES["qwen"])
     short = Settings(policy="x", benchmarks={"hellaswag": BenchmarkSettings()}, max_length=16)
     with pytest.raises(BadInput, match="hellaswag, item 0: a choice of .* tokens, and the policy takes 16"):
         harness.evaluate(short, directory, data)
