@@ -208,6 +208,8 @@ rule report:
     params:
         configuration=["--configfile", str(CONFIG)],
         changes=[f"{key}={json.dumps(value)}" for key, value in workflow.config_settings.config.items()],
+        style=str(Path(workflow.basedir) / "workflow/report/phone.css"),
     shell:
         # Inside a running workflow, which holds the lock and is not disturbed.
-        "snakemake --nolock {params.configuration:q} --config {params.changes:q} --report {output} > {log} 2>&1"
+        "snakemake --nolock {params.configuration:q} --config {params.changes:q} --report {output}"
+        " --report-stylesheet {params.style:q} > {log} 2>&1"
