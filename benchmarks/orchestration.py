@@ -107,7 +107,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def workflows(names: Sequence[str], repeats: int) -> None:
-    print("| configuration | jobs | what | seconds | CPU seconds |\n|---|---|---|---|---|", flush=True)
+    print("| configuration | jobs | what | seconds | CPU seconds | load |\n|---|---|---|---|---|---|", flush=True)
     for name in names:
         with tempfile.TemporaryDirectory() as directory:
             checkout, jobs = finished(Path(directory), name)
@@ -122,7 +122,10 @@ def workflows(names: Sequence[str], repeats: int) -> None:
                 raise SystemExit(f"{name}: the fabricated run does not count as finished")
             for what, work in asked.items():
                 clock, cpu, _ = measured(repeats, work)
-                print(f"| {name} | {jobs} | {what} | {spread(clock)} | {spread(cpu)} |", flush=True)
+                print(
+                    f"| {name} | {jobs} | {what} | {spread(clock)} | {spread(cpu)} | {os.getloadavg()[0]:.1f} |",
+                    flush=True,
+                )
 
 
 def stages(path: Path, repeats: int) -> None:
@@ -176,7 +179,10 @@ def main() -> None:
     options = parser.parse_args()
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     print(f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores; Python {platform.python_version()},")
-    print(f"snakemake {version('snakemake')}; load when begun {os.getloadavg()[0]:.1f}; median [lowest to highest]\n")
+    print(
+        f"snakemake {version('snakemake')}; load when begun {os.getloadavg()[0]:.1f}; "
+        f"median [lowest to highest] of {options.repeats}\n"
+    )
     if options.only:
         workflows(options.only, options.repeats)
     if options.jobs:

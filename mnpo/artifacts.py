@@ -85,6 +85,7 @@ def artifact(
             }
             text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
             manifest_path(partial).write_text(text, encoding="utf-8")
+            _share(partial)
             _put(partial, output)
         except BaseException:
             remove(manifest_path(partial))
@@ -98,6 +99,13 @@ def artifact(
 def beside(output: Path, kind: str) -> Path:
     """What belongs to an output in the making: `partial`, `lock`, or `work` that survives a kill (mnpo/resume.py)."""
     return output.with_name(f".{kind}-{output.name}")
+
+
+def _share(partial: Path) -> None:
+    """Let all read a directory who may read its manifest: safetensors leaves weights to their owner alone."""
+    for file in partial.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            shutil.copymode(manifest_path(partial), file)
 
 
 def _put(partial: Path, output: Path) -> None:

@@ -138,6 +138,15 @@ def test_a_directorys_manifest_lies_in_it(tmp_path: Path) -> None:
     assert manifest(tmp_path / "made-elsewhere") == {}
 
 
+def test_all_files_of_a_directory_can_be_read_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+    with artifact(tmp_path / "out", "stage", {}, directory=True) as made:
+        (made.path / "weights").mkdir()
+        (made.path / "weights/model.safetensors").touch(0o600)  # as safetensors writes it
+    (tmp_path / "usual").touch()
+    mode = (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "out/weights/model.safetensors").stat().st_mode == mode
+
+
 # --------------------------------------------------------------------------------------------------- one at a time
 
 MAKER = """
