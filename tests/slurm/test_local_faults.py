@@ -128,3 +128,13 @@ def test_a_corrupt_shard_stops_what_reads_it_and_alone_is_remade(checkout: Check
         "score scores/sft/part1/overall/0.parquet",
     ]
     assert shard.read_bytes() == content
+
+
+def test_truncated_weights_are_refused_by_name(checkout: Checkout) -> None:
+    policy = checkout.path / "results/small/policies/sft"
+    weights = policy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    said = checkout.refused(TRAINED, on=LOCAL)
+    assert re.search(r"mnpo: results/small/policies/sft: damaged or edited .*; delete it to have it remade", said)
+    assert "Traceback" not in said
+    assert not (checkout.path / TRAINED).exists()
