@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster import Cluster
+from cluster import Cluster, descendants
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("Makefile", "Snakefile", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
@@ -187,6 +187,20 @@ class Workflow:
         said = self.wait(timeout)
         assert self.process.returncode == 0, said[-8000:]
         return said
+
+    def interrupt(self) -> str:
+        """Ctrl-C between two looks at the queue: during one the plugin holds no list of its jobs, and cancels none."""
+        until(self._looks, "a look at the queue")
+        until(lambda: not self._looks(), "the end of the look")
+        time.sleep(0.3)
+        self.process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def _looks(self) -> bool:
+        children = [Path(f"/proc/{pid}/comm") for pid in descendants(self.process.pid)]
+        with suppress(OSError):
+            return "squeue\n" in [comm.read_text() for comm in children]
+        return False
 
     def submitted(self) -> list[str]:
         """The SLURM jobs that it submitted: rule, wildcards."""

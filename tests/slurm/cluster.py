@@ -96,7 +96,7 @@ SNAKEMAKE = """\
 from snakemake.cli import main
 from snakemake_executor_plugin_slurm import Executor
 
-Executor.next_seconds_between_status_checks = property(lambda executor: 1, lambda executor, seconds: None)
+Executor.next_seconds_between_status_checks = property(lambda executor: 3, lambda executor, seconds: None)
 main()
 """
 
@@ -171,7 +171,7 @@ class Cluster:
         victims = {self.pids()[f"slurmd.{node}"]}
         for pid in self._jobs():
             if f"SLURMD_NODENAME={node}" in _environment(pid):
-                victims |= {pid, *_descendants(pid), *_ancestors(pid, "slurmstepd")}
+                victims |= {pid, *descendants(pid), *_ancestors(pid, "slurmstepd")}
         for pid in victims:
             _kill(pid)
 
@@ -185,7 +185,7 @@ class Cluster:
         if not self.directory.exists():
             return
         jobs = self._jobs()
-        victims = {p for pid in jobs for p in (pid, *_descendants(pid))} | set(self.pids().values())
+        victims = {p for pid in jobs for p in (pid, *descendants(pid))} | set(self.pids().values())
         for pid in victims:
             _kill(pid)
         self._until(lambda: not any(_alive(pid) for pid in victims), "the end of the daemons")
@@ -327,9 +327,9 @@ def _started(pid: int) -> str | None:
     return _stat(pid)[19] if _alive(pid) else None
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     children = [p for p in _processes() if (fields := _stat(p)) and int(fields[1]) == pid]
-    return [p for child in children for p in (child, *_descendants(child))]
+    return [p for child in children for p in (child, *descendants(child))]
 
 
 def _ancestors(pid: int, name: str) -> list[int]:

@@ -44,8 +44,7 @@ def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         workflow = checkout.start(on=run)
         until(lambda: "rule_sft_wildcards_sft" in [comment for _, comment in checkout.jobs("RUNNING")], "SFT")
         said |= {command: checkout.shell(command) for command in documented("Watch")}
-        workflow.process.send_signal(signal.SIGINT)
-        said["Ctrl-C"] = workflow.wait()
+        said["Ctrl-C"] = workflow.interrupt()
         until(lambda: not checkout.jobs("PENDING", "RUNNING", "COMPLETING"), "an empty queue")
         said[run] = checkout.run(on=run)
         yield checkout, said

@@ -34,8 +34,7 @@ def test_a_cancelled_training_is_said_and_started_again_and_an_interrupted_workf
     held(checkout)  # the second
     assert "SLURM status is: 'CANCELLED'" in workflow.said
     assert workflow.submitted() == [JOB, JOB]
-    workflow.process.send_signal(signal.SIGINT)
-    workflow.wait()
+    workflow.interrupt()
     until(lambda: not checkout.jobs(*QUEUE), "an empty queue")
     until(lambda: not stages(checkout), "the end of the training")
     assert not (checkout.path / TRAINED).exists()
