@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,16 @@ def test_a_second_run_has_nothing_to_do(checkout: Checkout) -> None:
     assert result.returncode == 0
     assert "Nothing to be done" in result.stdout + result.stderr
     assert checkout.planned() == set()
+
+
+def test_the_report_is_one_page_with_captions_that_loads_nothing_and_has_a_phones_layout(checkout: Checkout) -> None:
+    checkout.made("report")
+    page = (checkout.path / "results/small/report.html").read_text()
+    for name in ("main.html", "benchmarks.html", "preferences.html", *(f"{figure}.svg" for figure in FIGURES)):
+        assert name in page
+    assert "Policy against policy: how often" in page and "Policies on the public benchmarks" in page
+    assert not re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?:""", page)
+    assert (ROOT / "workflow/report/phone.css").read_text() in page
 
 
 HELDOUT = {"tabulate tables/main.html", "players tables/players.html", "costs tables/costs.html"}
