@@ -237,9 +237,9 @@ def stages(checkout: Checkout, name: str | None = None) -> list[int]:
     return found
 
 
-def held(checkout: Checkout) -> int:
-    """The training's process, stopped while it writes: SIGTERM reaches it when it goes on."""
-    (pid,) = until(lambda: stages(checkout, "train"), "the training")
+def held(checkout: Checkout, stage: str = "train") -> int:
+    """The process of a training or SFT, stopped while it writes: SIGTERM reaches it when it goes on."""
+    (pid,) = until(lambda: stages(checkout, stage), "the training")
     until(lambda: _catches(pid, signal.SIGTERM) or not _alive(pid), "the training to begin")
     os.kill(pid, signal.SIGSTOP)
     assert list((checkout.path / "results/small/policies").glob(".partial-*")), "it writes nothing yet"

@@ -42,7 +42,7 @@ def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
     said[plan] = checkout.shell(plan)
     try:
         workflow = checkout.start(on=run)
-        until(lambda: "rule_sft_wildcards_sft" in [comment for _, comment in checkout.jobs("RUNNING")], "SFT")
+        held(checkout, "sft")  # until SLURM cancels it
         said |= {command: checkout.shell(command) for command in documented("Watch")}
         said["Ctrl-C"] = workflow.interrupt()
         until(lambda: not checkout.jobs("PENDING", "RUNNING", "COMPLETING"), "an empty queue")
