@@ -117,6 +117,7 @@ READ: dict[str, Callable[[Answer], str | None]] = {
     "minerva": _found("A|B"),
 }
 """Those that ask a judge -> its reply, where EvalScope reads a verdict in it."""
+UNREADABLE = "; a reply without a verdict is asked again, then left out"
 UNREAD = "..."  # stands for a reply without a verdict, in which no adapter reads one
 NEUTRAL = "m [[A=B]]"  # a reply that every adapter can read, for whoever only listens to what it asks
 
@@ -199,11 +200,10 @@ def evaluate(
     summary, rows = _summary(settings.policy, benchmark, chosen, reviews, given)
     summary |= {
         "judge": judge.model,
-        "protocol": summary["protocol"].replace("{judge}", judge.model),
+        "protocol": summary["protocol"].replace("{judge}", judge.model) + UNREADABLE,
         "missing": verdicts.count(None),
         "judgements": len(verdicts),
         "repeat": settings.repeat,
-        "prompt_digest": judged.digest(*(user for _, user in wanted)),
         "tally": client.tally,
     }
     return summary, rows

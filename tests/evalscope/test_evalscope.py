@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 
 from mnpo.benchmarks.evalscope import READ, TASKS, Replies, Settings, results
-from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
 from mnpo.records import read_rows
 
@@ -24,14 +23,6 @@ pytestmark = [
         importlib.util.find_spec("evalscope") is None, reason="not in this environment; `make test-evalscope` has it"
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("data")
-    for name in TASKS:
-        demo.make(directory / name, name, seed=0)
-    return {name: directory / name for name in TASKS}
 
 
 def replied(number: int) -> str:

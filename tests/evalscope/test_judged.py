@@ -15,7 +15,6 @@ from mnpo.benchmarks.answers import questions
 from mnpo.benchmarks.evalscope import READ, evaluate
 from mnpo.benchmarks.judge import BudgetSpent
 from mnpo.config import Judge
-from mnpo.demo import benchmarks as demo
 from mnpo.demo.judge import Loopback, serve
 from mnpo.errors import BadInput
 
@@ -27,14 +26,6 @@ pytestmark = [
 ]
 SETTINGS = judged.Settings(policy="tiny", judge="demo")
 CALLS = {"alpaca-eval": 14, "arena-hard": 28, "minerva": 8}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("data")
-    for name in READ:
-        demo.make(directory / name, name, seed=0)
-    return {name: directory / name for name in READ}
 
 
 def answers(benchmark: str, directory: Path) -> list[dict[str, Any]]:
