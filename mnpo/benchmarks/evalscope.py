@@ -188,6 +188,7 @@ def evaluate(
         directory = _dataset(benchmark, chosen, data, Path(scratch) / benchmark)
         wanted: list[Question] = []
         _run(benchmark, chosen, directory, "asked", said.__getitem__, _noting(wanted, NEUTRAL))
+        wanted.sort()  # EvalScope's order is that of its threads
         decoding = judged.decoding(judge, temperature=0.0, max_tokens=1024)  # EvalScope's own
         requests = [
             Request(f"{benchmark}, question {number}", _messages(question), repeat=settings.repeat, **decoding)
