@@ -120,16 +120,16 @@ def _opponents(fit: Fit) -> str:
 
 
 def _sums(some: Sequence[Estimate]) -> dict[str, Any]:
-    jobs = sum(e.work.jobs for e in some)
+    largest = max(some, key=lambda e: e.gpus)  # scoring by an oracle that asks a judge needs none
     return {
-        "jobs": jobs,
-        "device": some[0].device,
-        "gpus": some[0].gpus,
+        "jobs": sum(e.work.jobs for e in some),
+        "device": largest.device,
+        "gpus": largest.gpus,
         "seconds": sum(e.work.jobs * e.seconds for e in some),
         "gpu_hours": sum(e.gpu_hours for e in some),
         "tokens": sum(e.tokens for e in some),
         "kept": sum(e.kept for e in some),
-        "source": some[0].source,
+        "source": largest.source,
     }
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mnpo import work
 from mnpo.cli import app
-from mnpo.config import load
+from mnpo.config import Config, load
 from mnpo.costs import Measured
 from mnpo.forecast import Forecast, forecast
 from mnpo.plan import Plan
@@ -51,6 +51,23 @@ def test_every_policy_has_a_row_with_whose_samples_it_learns_from_and_who_oppose
 def test_the_weights_of_those_who_oppose_sum_to_one(content: Any) -> None:
     for policy in content["policies"]:
         assert sum(policy["opponents"].values()) == pytest.approx(1 if policy["opponents"] else 0)
+
+
+def test_an_oracle_that_asks_a_judge_has_a_row_of_calls_and_hides_no_gpu_hours(root: Path) -> None:
+    """Every two of 5 responses to 20,000 prompts in both orders, in each of three iterations of the first run."""
+    content = load(root / "config.yaml").model_dump(exclude_unset=True)
+    content["oracles"]["llm"] = {"kind": "judge", "judge": {"model": "m", "price_input": 1, "price_output": 2}}
+    inpo = content["runs"].pop("inpo") | {"oracle": "llm"}
+    content["runs"] = {"inpo": inpo, **content["runs"]}
+    f = forecast(Plan(Config.model_validate(content)), ["heldout"], Measured())
+    assert next(e for e in f.estimates if e.work.stage == "score").gpus == 0
+    text = outline.describe(f)
+    read, written = 3 * 400_000 * (150 + 190 + 2 * 400) / 1e6, 3 * 400_000 * 150 / 1e6
+    assert row(text, "llm")[:3] == ["llm", "preferences", "1,200,000"]
+    assert row(text, "llm")[-1] == f"${read * 1 + written * 2:,.2f}"
+    hours = sum(e.gpu_hours for e in f.estimates if e.work.stage == "score")
+    assert hours > 0 and json.loads(outline.dump(f))["stages"]["score"]["gpus"] == 1
+    assert row(text, "score")[2] == "1 x h100"
 
 
 def test_the_stages_are_counted(text: str, content: Any, paper: Forecast) -> None:
