@@ -123,7 +123,7 @@ def test_a_bad_input_is_3_and_one_line(
             "plot",
             "win_rat",
             "--settings",
-            '{"labels":{},"runs":{},"run_labels":{},"oracle":"o","scores":[]}',
+            '{"labels":{},"runs":{},"trainings":{},"run_labels":{},"oracle":"o","scores":[]}',
             "--tables=.",
             out,
         ),
