@@ -238,18 +238,18 @@ def _sft(q: Quantities, work: Work) -> list[Pass]:
 def _sample(q: Quantities, work: Work) -> list[Pass]:
     n, drawn, batch = q.size(work.models[0]), q.prompts(work) * q.k, q.plan.config.sampling.batch_size
     return [
-        Pass("read", n, drawn * q.prompt, counted=False),
+        Pass("read", n, q.prompts(work) * q.prompt, counted=False),
         Pass("write", n, drawn * q.sampled, batch),
     ]
 
 
 def _score(q: Quantities, work: Work) -> list[Pass]:
-    """Reward models read every response, pair models two at a time."""
+    """Reward models read a prompt once for all of its responses, pair models two responses at a time."""
     steps = []
     for oracle, share in judged(q.plan.config, work.oracle or "").items():
         spec = q.plan.config.oracles[oracle]
         if spec.model is not None:
-            alone = _responses(q, work) * q.text
+            alone = q.prompt + _responses(q, work) * q.response
             tokens = alone if spec.kind == "reward-model" else _games(q, work, spec.comparisons) * q.pair
             steps.append(Pass("read", q.size(spec.model), share * q.prompts(work) * tokens))
     return steps
@@ -287,14 +287,16 @@ def _train(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _assess(q: Quantities, work: Work) -> list[Pass]:
-    """Greedy and sampled responses, the divergence of the sampled ones, and what every oracle thinks of all."""
+    """A greedy response, sampled ones and one for the divergence; their scores by every oracle; the divergence."""
     policy, *oracles = work.models
-    sampled = q.heldout * q.plan.config.evaluation.responses
-    drawn, n = sampled + q.heldout, q.size(policy)
+    drawn, n = 1 + q.plan.config.evaluation.responses, q.size(policy)
     return [
-        Pass("read", n, drawn * q.prompt + 2 * sampled * q.text, counted=False),
-        Pass("write", n, drawn * q.sampled, q.plan.config.sampling.batch_size),
-        *(Pass("read", q.size(oracle), drawn * q.text, counted=False) for oracle in oracles),
+        Pass("read", n, q.heldout * (3 * q.prompt + 2 * q.text), counted=False),
+        Pass("write", n, q.heldout * (drawn + 1) * q.sampled, q.plan.config.sampling.batch_size),
+        *(
+            Pass("read", q.size(oracle), q.heldout * (2 * q.prompt + drawn * q.response), counted=False)
+            for oracle in oracles
+        ),
     ]
 
 

@@ -61,7 +61,7 @@ def _adamw(module: nn.Module, optimisation: Optimisation) -> torch.optim.AdamW:
         lr=optimisation.learning_rate,
         betas=optimisation.betas,
         weight_decay=optimisation.weight_decay,
-        foreach=True,
+        fused=True,
     )
 
 

@@ -65,18 +65,18 @@ def test_the_closed_forms_of_a_pass() -> None:
     assert seconds(Pass("write", N, 512, batch=1024), H100) == pytest.approx(2e9 * 1024 / 346.15e12)
 
 
-def test_sampling_reads_each_prompt_for_each_response_and_writes_the_responses() -> None:
+def test_sampling_reads_each_prompt_once_and_writes_the_responses() -> None:
     e = of(tiny(), "sample a.1 part2")
-    assert e.tokens == 1000 * 4 * 50 + 1000 * 4 * 100
-    reading, writing = 2 * N * 200e3 / 346.15e12, 400e3 / 6700
+    assert e.tokens == 1000 * 50 + 1000 * 4 * 100
+    reading, writing = 2 * N * 50e3 / 346.15e12, 400e3 / 6700
     assert e.computing == pytest.approx(2 * N / 1e9 + (reading + writing) / 2)  # weights at 1 GB/s; two shards
     assert e.gpu_hours == pytest.approx(2 * e.seconds / 3600)
 
 
-def test_scoring_reads_prompt_and_response_with_the_oracles_model() -> None:
+def test_scoring_reads_a_prompt_once_and_its_responses_with_the_oracles_model() -> None:
     e = of(tiny(), "score a.1 part2 rm")
-    assert e.tokens == 1000 * 4 * 150
-    assert e.computing == pytest.approx(2 * R / 1e9 + 2 * R * 600e3 / 346.15e12 / 2)
+    assert e.tokens == 1000 * (50 + 4 * 100)
+    assert e.computing == pytest.approx(2 * R / 1e9 + 2 * R * 450e3 / 346.15e12 / 2)
 
 
 def test_log_probabilities_and_training_encode_a_pairs_prompt_once() -> None:
@@ -97,14 +97,15 @@ def test_several_pairs_of_a_prompt_cost_as_much_each(form: str, pairs: int) -> N
 
 def test_held_out_prompts_are_answered_greedily_and_sampled_compared_and_scored() -> None:
     e = of(tiny(), "assess a.1")
-    written, sampled = 10 * (1 + 3), 10 * 3
-    assert e.tokens == written * (50 + 100) + 2 * sampled * 150 + written * 150
+    greedy, sampled, for_divergence = 1, 3, 1
+    drawn = 3 * 50 + (greedy + sampled + for_divergence) * 100
+    assert e.tokens == 10 * (drawn + 2 * 150 + 2 * 50 + (greedy + sampled) * 100)
 
 
 def test_lengths_are_bounded_by_the_configurations() -> None:
     plan = tiny(text={"max_length": 60, "max_prompt_length": 20}, sampling={"max_new_tokens": 30})
-    assert of(plan, "sample a.1 part2").tokens == 1000 * 4 * (20 + 30)
-    assert of(plan, "score a.1 part2 rm").tokens == 1000 * 4 * (20 + 40)
+    assert of(plan, "sample a.1 part2").tokens == 1000 * (20 + 4 * 30)
+    assert of(plan, "score a.1 part2 rm").tokens == 1000 * (20 + 4 * 40)
 
 
 def test_oracles_that_are_rules_need_no_model(planned: Callable[..., Plan]) -> None:
@@ -204,7 +205,7 @@ def test_an_oracle_that_asks_a_judge_is_priced_by_its_calls_and_runs_without_a_g
 def test_an_ensemble_asks_what_its_members_ask() -> None:
     """One annotator of two has half of the prompts; what two members ask is asked once."""
     half = scored_by(kind="annotator", of=["rm", "every-two"])
-    assert (half.calls.count, half.tokens) == (6_000, 500 * 4 * 150)
+    assert (half.calls.count, half.tokens) == (6_000, 500 * (50 + 4 * 100))
     assert half.computing > 6_000 * 10 / 4 / 2
     assert scored_by(kind="majority", of=["llm", "every-two", "rm"]).calls.count == 6_000 + 12_000
     assert scored_by(kind="weighted", weights={"rm": 1.0}).calls.count == 0

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_iter
 
 from mnpo import logprobs
 from mnpo.logprobs import ResponseLogprobs, response_logprobs, score_texts, token_logprobs
+from mnpo.rows import Row, batches, share_width, shared_rows
 
 VOCAB = 97
 TOLERANCE = 1e-5  # the one that the module states: nats per token, float32 models
@@ -116,21 +117,21 @@ def test_sharing_happens_and_is_refused_where_it_should_be() -> None:
     texts = some_texts()
     scored = score_texts(make("gemma2"), texts, max_tokens=1000)
     assert scored.needed == scored.separate - 2 * 11 - 7  # two more responses to prompt a, one more to prompt b
-    assert logprobs._share_width(make("llama", "sdpa").config) == 32
+    assert share_width(make("llama", "sdpa").config) == 32
     flash = make("llama")
     flash.config._attn_implementation = "flash_attention_2"
-    assert logprobs._share_width(flash.config) is None
+    assert share_width(flash.config) is None
     gpt2 = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1))
-    assert logprobs._share_width(gpt2.config) is None  # learned positions
+    assert share_width(gpt2.config) is None  # learned positions
 
 
 def test_sharing_stops_paying_when_responses_are_long() -> None:
     """Joining saves p = 4 prompt tokens (worth 24 * width cells) and adds 2 * reads * others - p^2 cells."""
     long = [Text(tokens(4, 1), tokens(101, seed)) for seed in (2, 3)]
-    assert len(logprobs._rows(long, 8)) == 2  # 2 * 100 * 100 - 16 > 6 * 8 * 4
-    assert len(logprobs._rows(long, 1000)) == 1  # 19_984 <= 24_000
-    assert len(logprobs._rows(long, 1000, max_tokens=203)) == 2  # 4 + 100 + 100 = 204 do not fit
-    assert len(logprobs._rows(long, None)) == 2
+    assert len(shared_rows(long, 8)) == 2  # 2 * 100 * 100 - 16 > 6 * 8 * 4
+    assert len(shared_rows(long, 1000)) == 1  # 19_984 <= 24_000
+    assert len(shared_rows(long, 1000, max_tokens=203)) == 2  # 4 + 100 + 100 = 204 do not fit
+    assert len(shared_rows(long, None)) == 2
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 6, 9, 36, 1000])  # the six texts have 36 response tokens
@@ -411,10 +412,9 @@ def test_padding_and_sharing_are_counted_by_hand() -> None:
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 50), min_size=1), budget=st.integers(1, 200))
 def test_batches_keep_the_budget_and_lose_nothing(lengths: list[int], budget: int) -> None:
-    rows = [logprobs._Row([0] * n, [i], n) for i, n in enumerate(lengths)]
-    batches = list(logprobs._batches(rows, budget))
-    assert sorted(i for batch in batches for row in batch for i in row.members) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or len(batch) * max(row.length for row in batch) <= budget for batch in batches)
+    found = list(batches([Row([0] * n, [i], n) for i, n in enumerate(lengths)], budget))
+    assert sorted(i for batch in found for row in batch for i in row.members) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(row.length for row in batch) <= budget for batch in found)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -91,11 +91,10 @@ class ArmoRM(LlamaPreTrainedModel):  # type: ignore[misc]
         )
         self.post_init()
 
-    def rewards(self, ids: Tensor, mask: Tensor, last: list[int], prompt_end: list[int]) -> Tensor:
-        """The score and each objective's reward, ``[texts, 1 + objectives]``, from positions ``[texts]``."""
-        hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        rewards = self.regression_layer(at(hidden, last).float())
-        gate = self.gating(at(hidden, prompt_end).float())
+    def rewards(self, last: Tensor, prompt_end: Tensor) -> Tensor:
+        """The score and each objective's reward, ``[texts, 1 + objectives]``, of states ``[texts, hidden]``."""
+        rewards = self.regression_layer(last.float())
+        gate = self.gating(prompt_end.float())
         score = (gate * (rewards @ self.reward_transform_matrix)).sum(-1, keepdim=True)
         return torch.cat([score, rewards], -1)
 
@@ -115,10 +114,9 @@ class Athene(LlamaPreTrainedModel):  # type: ignore[misc]
         self.v_head = nn.Linear(config.hidden_size, 1, bias=False)
         self.post_init()
 
-    def rewards(self, ids: Tensor, mask: Tensor, last: list[int]) -> Tensor:
-        """``[texts, 1]``: the value at each text's last token, its CLS."""
-        hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        value: Tensor = self.v_head(at(hidden, last).float())
+    def rewards(self, last: Tensor) -> Tensor:
+        """``[texts, 1]``: the value of the states of each text's last token, its CLS, ``[texts, hidden]``."""
+        value: Tensor = self.v_head(last.float())
         return value
 
 

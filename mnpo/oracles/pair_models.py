@@ -11,7 +11,7 @@ from mnpo.config import Oracle as OracleSettings
 from mnpo.errors import BadInput
 from mnpo.oracles import Kept, Oracle
 from mnpo.oracles.pairs import Game, Pairwise
-from mnpo.oracles.reading import Opened, Reader
+from mnpo.oracles.reading import Reader, Whole
 from mnpo.oracles.reward_models import local
 from mnpo.resume import Journal
 
@@ -44,9 +44,10 @@ class PairModel(Pairwise):
     def prefer(self, games: Sequence[Game]) -> list[float | None]:
         """P(A) of each game, in (0, 1)."""
         texts = [self._text(game.question.prompt, *game.shown) for game in games]
-        return [p for (p,) in self.reader.read(self._opened, texts, f"pair model {self.path} in {self.dtype}")]
+        (read,) = self.reader.read(self._opened, [texts], f"pair model {self.path} in {self.dtype}")
+        return [p for (p,) in read]
 
-    def _opened(self) -> Opened:
+    def _opened(self) -> Whole:
         model: Any = load_model(self.path, "causal", self.dtype)
 
         def forward(ids: Any, mask: Any, lengths: list[int]) -> Any:
@@ -59,7 +60,7 @@ class PairModel(Pairwise):
             first, second = self.letters
             return (logits[:, first] - logits[:, second]).sigmoid()[:, None]
 
-        return Opened(model, forward, pad=0)
+        return Whole(model, forward, pad=0)
 
     def facts(self) -> dict[str, Any]:
         """What was read, and how the games went."""

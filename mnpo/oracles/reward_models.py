@@ -15,7 +15,7 @@ from mnpo.config import Model
 from mnpo.config import Oracle as OracleSettings
 from mnpo.errors import BadInput
 from mnpo.oracles import Judgement, Kept, Oracle, Question, Scorer, preferences_from_scores
-from mnpo.oracles.reading import Opened, Reader
+from mnpo.oracles.reading import Reader, Shared, Whole
 from mnpo.resume import Journal
 
 Dtype = Literal["float32", "bfloat16"]
@@ -50,9 +50,9 @@ class RewardModel(Scorer):
         Raises:
             BadInput: weights that do not fit, a text that is too long.
         """
-        texts = [self._text(question.prompt, response) for question in questions for response in question.responses]
-        numbers = iter(self.reader.read(self._opened, texts, f"reward model {self.path} in {self.dtype}"))
-        return [self._judgement([next(numbers) for _ in question.responses]) for question in questions]
+        texts = [[self._text(question.prompt, response) for response in question.responses] for question in questions]
+        what = f"reward model {self.path} in {self.dtype}"
+        return [self._judgement(numbers) for numbers in self.reader.read(self._opened, texts, what)]
 
     def score(self, questions: Sequence[Question]) -> list[list[float]]:
         """The model's raw score of each response."""
@@ -75,19 +75,20 @@ class RewardModel(Scorer):
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _opened(self) -> Opened:
+    def _opened(self) -> Whole | Shared:
         model = self._load()
-        return Opened(model, lambda *batch: self._rewards(model, *batch), self._pad(model))
+        return Shared(model, lambda states: self._rewards(model, states), self._places)
 
     def _load(self) -> Any:
         raise NotImplementedError
 
-    def _rewards(self, model: Any, ids: Any, mask: Any, lengths: list[int]) -> Any:
-        """The score, then each objective's reward, ``[texts, 1 + objectives]``."""
-        raise NotImplementedError
+    def _places(self, text: Sequence[int]) -> list[int]:
+        """The tokens of a text whose states the score is made of."""
+        return [len(text) - 1]
 
-    def _pad(self, model: Any) -> int:
-        return 0
+    def _rewards(self, model: Any, states: Any) -> Any:
+        """The score, then each objective's reward, ``[texts, 1 + objectives]``, of ``[texts, places, hidden]``."""
+        return model.rewards(*states.unbind(1))
 
     def _objectives(self, count: int) -> list[str]:
         return []
@@ -110,17 +111,24 @@ class Classifier(RewardModel):
             head.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
         return model
 
-    def _pad(self, model: Any) -> int:
-        """transformers' pooling takes the last token that is not padding, so padding has to be what ends no text.
+    def _opened(self) -> Whole | Shared:
+        """Prompts are shared by decoders that transformers pools at the last token; others get whole texts.
 
-        Where config.json names a padding token, that is how the model was published, and it stays.
+        transformers' pooling takes the last token that is not padding, so padding has to be what ends no text. Where
+        config.json names a padding token, that is how the model was published, and it stays.
         """
+        from transformers.modeling_layers import GenericForSequenceClassification as Generic
+
+        model = self._load()
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.bos_token_id or 0
-        return int(model.config.pad_token_id)
+        self._padding = int(model.config.pad_token_id)
+        if isinstance(model, Generic) and not getattr(model.config, "use_bidirectional_attention", False):
+            return Shared(model, lambda states: model.score(states[:, 0]), self._places)
+        return Whole(model, lambda ids, mask, lengths: model(input_ids=ids, attention_mask=mask).logits, self._padding)
 
-    def _rewards(self, model: Any, ids: Any, mask: Any, lengths: list[int]) -> Any:
-        return model(input_ids=ids, attention_mask=mask).logits
+    def _places(self, text: Sequence[int]) -> list[int]:
+        return [max(i for i, token in enumerate(text) if token != self._padding)]
 
 
 class ArmoRM(RewardModel):
@@ -133,12 +141,11 @@ class ArmoRM(RewardModel):
 
         return heads.load(self.path, heads.ArmoRM, self.dtype)
 
-    def _rewards(self, model: Any, ids: Any, mask: Any, lengths: list[int]) -> Any:
-        pattern = self._ids(self.GATE)
-        ends = [self._prompt_end(row[:n], pattern) for row, n in zip(ids.tolist(), lengths, strict=True)]
-        return model.rewards(ids, mask, [n - 1 for n in lengths], ends)
+    def _places(self, text: Sequence[int]) -> list[int]:
+        return [len(text) - 1, self._prompt_end(list(text))]
 
-    def _prompt_end(self, text: list[int], pattern: list[int]) -> int:
+    def _prompt_end(self, text: list[int]) -> int:
+        pattern = self._ids(self.GATE)
         for start in reversed(range(len(text) - len(pattern) + 1)):
             if text[start : start + len(pattern)] == pattern:
                 return start
@@ -172,9 +179,6 @@ class Athene(RewardModel):
                 "(<|reserved_special_token_1|> as published); put back the tokenizer that came with it"
             )
         return [*super()._text(prompt, response), self.tokenizer.cls_token_id]
-
-    def _rewards(self, model: Any, ids: Any, mask: Any, lengths: list[int]) -> Any:
-        return model.rewards(ids, mask, [n - 1 for n in lengths])
 
 
 def reward_model(path: str, dtype: Dtype = "float32", journal: Journal | None = None) -> RewardModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -40,3 +40,9 @@ def kept_or_drawn(
     if journal is None:
         return draw(requests)
     return [Response(*response) for response in journal.once(requests, lambda: draw(requests))]
+
+
+def longest_first(requests: Sequence[Request]) -> list[int]:
+    """Indices of the requests, longest prompt first, so that running out of memory happens at the start. Requests that
+    share a prompt, and were neighbours, stay so."""
+    return sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt), i))

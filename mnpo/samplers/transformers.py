@@ -1,4 +1,4 @@
-"""Sampling with transformers: batches with a KV cache that finished responses leave at once.
+"""Sampling with transformers: batches with a KV cache that finished responses leave at once, longest prompts first.
 
 Every response has its own stream of random numbers, from its own seed, so what is drawn does not depend on what else is
 in the batch, up to rounding: a probability that batching moves by 1e-7 can tip a draw that lies on its edge.
@@ -15,7 +15,7 @@ from torch import Tensor
 from mnpo.config import Decoding
 from mnpo.progress import track
 from mnpo.resume import Journal
-from mnpo.samplers import Request, Response, kept_or_drawn
+from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
 
 
 def draw(
@@ -43,7 +43,7 @@ def draw(
     Raises:
         Interrupted: a signal asked the journal's session to stop.
     """
-    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i))
+    order = longest_first(requests)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     responses: dict[int, Response] = {}
 
@@ -60,7 +60,9 @@ def draw(
 def _draw_batch(
     model: Any, requests: list[Request], decoding: Decoding, stop_ids: set[int], logprobs: bool
 ) -> list[Response]:
-    ids, mask = _left_padded([r.prompt for r in requests], model.device)
+    prompts = list(dict.fromkeys(tuple(r.prompt) for r in requests))
+    copies = [prompts.index(tuple(r.prompt)) for r in requests]
+    ids, mask = _left_padded(prompts, model.device)
     uniforms = None if decoding.temperature == 0 else _uniforms(requests, decoding.max_new_tokens)
     tokens: list[list[int]] = [[] for _ in requests]
     chances: list[list[float]] = [[] for _ in requests]
@@ -76,8 +78,11 @@ def _draw_batch(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = out.past_key_values
-        logits = out.logits[:, -1]
+        cache, logits = out.past_key_values, out.logits[:, -1]
+        if step == 0:  # a prompt is read once for all of its responses
+            copied = torch.tensor(copies, device=ids.device)
+            cache.batch_select_indices(copied)
+            logits, mask = logits[copied], mask[copied]
         drawn = _choose(logits, decoding, None if uniforms is None else uniforms[rows, step])
         for row, token in zip(rows, drawn.tolist(), strict=True):
             tokens[row].append(token)
@@ -99,9 +104,9 @@ def _draw_batch(
     return [Response(t, f, c or None) for t, f, c in zip(tokens, finishes, chances, strict=True)]
 
 
-def _left_padded(prompts: list[list[int]], device: Any) -> tuple[Tensor, Tensor]:
+def _left_padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     return ids, mask
 

@@ -23,7 +23,7 @@ from mnpo.config import Sampling
 from mnpo.errors import BadInput
 from mnpo.progress import track
 from mnpo.resume import Journal
-from mnpo.samplers import Request, Response, kept_or_drawn
+from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
 
 BATCHES = 8
 """Batches' worth of requests in a chunk. The engine refills its batch from the chunk and idles only at its end."""
@@ -64,12 +64,6 @@ def draw(
             drawn = kept_or_drawn([requests[i] for i in chunk], engine.draw, journal)
             responses.update(zip(chunk, drawn, strict=True))
     return [responses[i] for i in range(len(requests))]
-
-
-def longest_first(requests: Sequence[Request]) -> list[int]:
-    """Indices of the requests, longest prompt first, so that running out of memory happens at the start. Requests that
-    share a prompt, and were neighbours, stay so."""
-    return sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt), i))
 
 
 class _Engine:

@@ -179,7 +179,7 @@ def test_a_batch_gives_each_response_what_it_gets_alone(
     monkeypatch.setattr(reading, "SCORING_TOKENS", 1)
     scale = max(map(abs, together))
     assert rewards(alone.score(questions)) == pytest.approx(together, abs=tolerance * scale)
-    assert alone.reader.padding == 0 and alone.reader.tokens == model.reader.tokens
+    assert alone.reader.padding == 0 and alone.reader.tokens == model.reader.separate > model.reader.tokens
 
 
 def test_bfloat16_is_float32_rounded(checkpoint: Path, questions: list[Question]) -> None:
@@ -195,19 +195,21 @@ def test_rewards_keep_the_order_of_questions_and_responses(checkpoint: Path, que
 
 
 def test_every_text_is_read_once_with_one_bos_and_counted(skywork: Path) -> None:
-    """Equal responses are one text, and get one score."""
+    """Equal responses are one text, and get one score; what both texts begin with is read once."""
     model = reward_model(str(skywork))
     (scores,) = model.score([Question("Say cat", "", ["cat", "dog dog dog", "cat"])])
     assert scores[0] == scores[2] != scores[1]
-    lengths = []
-    for response in ("cat", "dog dog dog"):
-        ids = model._text("Say cat", response)
-        assert ids.count(model.tokenizer.bos_token_id) == 1 and ids[0] == model.tokenizer.bos_token_id
-        lengths.append(len(ids))
-    padding = max(lengths) - min(lengths)
+    texts = [model._text("Say cat", response) for response in ("cat", "dog dog dog")]
+    assert all(ids.count(model.tokenizer.bos_token_id) == 1 and ids[0] == model.tokenizer.bos_token_id for ids in texts)
+    common, separate = texts[0].index(model._ids("cat<|eot_id|>")[0], 12), sum(map(len, texts))
+    assert texts[0][:common] == texts[1][:common] and texts[0][common] != texts[1][common]
     parameters = sum(w.numel() for w in load_file(skywork / "model.safetensors").values())
-    share = round(padding / (padding + sum(lengths)), 4)
-    assert model.facts() == {"tokens": sum(lengths), "padding_share": share, "parameters": parameters}
+    assert model.facts() == {
+        "tokens": separate - common,
+        "padding_share": 0.0,
+        "shared_prompt_share": round(common / separate, 4),
+        "parameters": parameters,
+    }
 
 
 def test_what_several_oracles_are_made_of_is_loaded_once_and_reads_no_text_twice(
@@ -388,7 +390,7 @@ def test_objectives_lie_beside_the_scores_and_their_means_in_the_manifest(
     (judgement,) = reward_model(str(armorm)).judge([question])
     of_cat = table[(table["prompt_id"] == "cat") & (table["objective"] == "code-style")].set_index("k")["score"]
     assert [of_cat[k] for k in (2, 0, 1)] == pytest.approx(judgement.objectives["code-style"], abs=1e-5)
-    assert facts["tokens"] > 0 and 0 < facts["padding_share"] < 1 and facts["parameters"] > 10_000
+    assert facts["tokens"] > 0 and 0 < facts["shared_prompt_share"] < 1 and facts["parameters"] > 10_000
     assert facts["tokens_per_second"] > 0
     assert not scores.with_suffix(".comparisons.parquet").exists()  # they follow from the scores
 

@@ -170,7 +170,7 @@ def test_a_command_killed_without_a_warning_keeps_the_batches_that_its_models_ha
         load_tokenizer(random_policy).save_pretrained(tmp_path / name)
     rows = [
         {"prompt_id": f"p{i}", "family": "", "prompt": f"Say {i}", "truth": "", "tokens": 5, "finish": "stop"}
-        | {"k": k, "response": "cat dog " * (150 + k), "seed": k}
+        | {"k": k, "response": f"{k} " + "cat dog " * (150 + k), "seed": k}
         for i in range(12)
         for k in range(4)
     ]
