@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,17 +30,17 @@ class Cost(NamedTuple):
     """Largest resident set, MiB."""
 
 
-def run(command: Sequence[str], threads: int = 1) -> tuple[Cost, str]:
-    """What a Python process (`-m ...`) cost, and its standard output. SystemExit with its errors when it fails.
+def run(command: Sequence[str], threads: int = 1, cwd: Path | None = None) -> tuple[Cost, str]:
+    """What a Python process (`-m ...`) in the directory `cwd` cost, and its standard output.
+
+    SystemExit with its errors when it fails.
 
     This process must stay small: until a child executes its own program, its resident set counts as the child's.
     """
-    import time
-
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command], env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout and process.stderr
     errors: list[str] = []
