@@ -1,8 +1,7 @@
 """Response log-probabilities: ``mnpo.logprobs`` against the straightforward way, in time and peak memory.
 
-    python benchmarks/logprobs.py                     # one pair, vocabulary 256,000, hidden size 2304; prints a table
-    python benchmarks/logprobs.py --quick             # seconds instead of minutes: does it run?
-    python benchmarks/logprobs.py --device cuda       # also tokens/s and share of the matmul ceiling of a 2B Gemma-2
+    python -m benchmarks.logprobs                     # one pair, vocabulary 256,000, hidden size 2304; prints a table
+    python -m benchmarks.logprobs --quick             # seconds instead of minutes: does it run?
 
 The straightforward way is the usual code: one padded pair a batch, the model's own logits in float32, ``log_softmax``,
 ``gather``. Both ways run alternately in one process on one random one-layer Gemma-2, on the same pair.
@@ -27,7 +26,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from mnpo.logprobs import ScoredTexts, response_logprobs, score_texts, token_logprobs
+from benchmarks import baseline
+from mnpo.logprobs import response_logprobs, token_logprobs
 
 MIB = 2**20
 
@@ -46,15 +46,15 @@ def make_texts(vocab: int, prompt: int, responses: list[int]) -> list[Text]:
     return [Text(shared, ids(n)) for n in responses]
 
 
-def make_model(vocab: int, hidden: int, layers: int, device: str, dtype: torch.dtype) -> Any:
-    """A random Gemma-2 in the proportions of its 2B member (tied head, soft-caps, head size 256)."""
+def make_model(vocab: int, hidden: int, layers: int, device: str, dtype: torch.dtype, heads: int = 8) -> Any:
+    """A random Gemma-2 in the proportions of its 2B and 9B members (tied head, soft-caps, head size 256)."""
     config = transformers.Gemma2Config(
         vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         head_dim=256,
     )
     with torch.device(device):
@@ -63,19 +63,6 @@ def make_model(vocab: int, hidden: int, layers: int, device: str, dtype: torch.d
 
 
 # --- the two ways ---------------------------------------------------------------------------------------------------
-
-
-def plain(model: Any, texts: list[Text]) -> Tensor:
-    """Sums ``[n]`` by full float32 logits."""
-    width = max(len(t.prompt) + len(t.response) for t in texts)
-    rows = [t.prompt + t.response + [0] * (width - len(t.prompt) - len(t.response)) for t in texts]
-    ids = torch.tensor(rows, device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    per_token = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
-    column = torch.arange(width - 1, device=ids.device)
-    start = torch.tensor([[len(t.prompt) - 1] for t in texts], device=ids.device)
-    length = torch.tensor([[len(t.response)] for t in texts], device=ids.device)
-    return (per_token * ((column >= start) & (column < start + length))).sum(1)
 
 
 def plain_head(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
@@ -162,7 +149,7 @@ def cases(model: Any, texts: list[Text], all_weights: bool) -> dict[str, Ways]:
 
         return run
 
-    pair: Ways = {"plain": lambda: plain(model, texts), "ours": lambda: response_logprobs(model, texts)}
+    pair: Ways = {"plain": lambda: baseline.sums(model, texts), "ours": lambda: response_logprobs(model, texts)}
     head: Ways = {
         "plain": lambda: head_sums(plain_head(hidden, weight, targets, softcap)),
         "ours": lambda: head_sums(token_logprobs(hidden, weight, targets, softcap=softcap)),
@@ -179,56 +166,6 @@ def cases(model: Any, texts: list[Text], all_weights: bool) -> dict[str, Ways]:
     return found
 
 
-# --- throughput on an accelerator -----------------------------------------------------------------------------------
-
-
-def matmul_ceiling(device: str, dtype: torch.dtype, size: int) -> float:
-    """Measured FLOP/s of a square matrix product: the best of ten."""
-    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
-    a @ b
-    return 2 * size**3 / min(measure(lambda: (a @ b)[:1], device)[0] for _ in range(10))
-
-
-def useful_flops(model: Any, texts: list[Text], scored: ScoredTexts) -> float:
-    """Forward FLOPs that any way must do: products with the body's weights for the needed tokens, attention's causal
-    half, the head for the response tokens. Padding and recomputation are not useful and not counted.
-    """
-    config, head = model.config, model.lm_head.weight.numel()
-    body = sum(p.numel() for p in model.parameters()) - head  # the tied head is counted once by parameters()
-    cells = sum((len(t.prompt) + len(t.response)) ** 2 / 2 for t in texts)
-    attention = 4 * cells * config.num_attention_heads * config.head_dim * config.num_hidden_layers
-    return 2 * body * scored.needed + 2 * head * int(scored.counts.sum()) + attention
-
-
-def throughput(model: Any, texts: list[Text], max_tokens: int, chunk: int, repeats: int, size: int) -> list[str]:
-    """Tokens/s and share of the matmul ceiling; the backward pass counts as two forward ones."""
-    device = model.device.type
-    scored = score_texts(model, texts, max_tokens=max_tokens, chunk_tokens=chunk)  # also warms up
-    ceiling, flops = matmul_ceiling(device, model.dtype, size), useful_flops(model, texts, scored)
-
-    def forward() -> Tensor:
-        return score_texts(model, texts, max_tokens=max_tokens, chunk_tokens=chunk).sums
-
-    def both() -> Tensor:
-        for k in range(0, len(texts), 2):  # a pair at a time, as in training
-            response_logprobs(model, texts[k : k + 2], chunk_tokens=chunk).sum().backward()
-        model.zero_grad(set_to_none=True)
-        return torch.zeros(())
-
-    lines = [
-        f"Matmul ceiling ({model.dtype}, {size}^3): {ceiling / 1e12:.2f} TFLOP/s; padding {scored.padding:.1%}",
-        "",
-        "| what | tokens/s | share of the ceiling | peak MiB |",
-        "|---|---|---|---|",
-    ]
-    for name, run, factor in (("forward", forward, 1), ("forward + backward", both, 3)):
-        taken = [measure(run, device)[:2] for _ in range(repeats)]
-        rate = [scored.needed / s for s, _ in taken]
-        share = [100 * factor * flops / s / ceiling for s, _ in taken]
-        lines.append(f"| {name} | {spread(rate, 0)} | {spread(share, 1)} % | {spread([m for _, m in taken], 0)} |")
-    return lines
-
-
 # --- command line ---------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +179,7 @@ def main() -> None:
     parser.add_argument("--all-weights", action="store_true", help="also train the tied embedding: slow, and 10 GB")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help="vocabulary 8,000, hidden 256, and a tiny throughput run")
+    parser.add_argument("--quick", action="store_true", help="vocabulary 8,000, hidden 256")
     args = parser.parse_args()
     if args.quick:
         args.vocab, args.hidden = 8_000, 256
@@ -264,14 +201,6 @@ def main() -> None:
     for what, ways in cases(model, texts, args.all_weights).items():
         ways["ours"]()  # warm up, and leave the body's gradients behind
         print(compare(what, ways, args.repeats, args.device), flush=True)
-    del model, ways
-    if args.device == "cuda" and not args.quick:
-        model = make_model(256_000, 2304, 26, "cuda", torch.bfloat16)
-        long = [text for _ in range(8) for text in make_texts(256_000, 400, [700, 500])]
-        print("\n" + "\n".join(throughput(model, long, 16_384, 1024, args.repeats, 8192)))
-    elif args.quick:
-        model = make_model(args.vocab, args.hidden, 2, args.device, torch.float32)
-        print("\n" + "\n".join(throughput(model, texts * 2, 512, 64, args.repeats, 512)))
 
 
 def cpu_name() -> str:
