@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope lint format bench lock check-envs envs schema rulegraph seeds slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope lint format bench bench-gpu lock check-envs envs schema rulegraph seeds slurm-profile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,8 +57,16 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-bench: $(VENV)/.dev ## Measure log-probabilities against the plain way, and print the table
-	$(BIN)/python benchmarks/logprobs.py
+bench: $(VENV)/.dev ## Measure the pipeline against a plain one, stage by stage, and print benchmarks/README.md's tables
+	$(BIN)/python -m benchmarks.stages --repeats 2
+	$(BIN)/python -m benchmarks.chain --repeats 1
+	$(BIN)/python -m benchmarks.chain --slopes --prompts 150 --repeats 1
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.paper
+	$(BIN)/python -m benchmarks.logprobs
+
+bench-gpu: $(VENV)/.dev ## Measure one GPU with random weights of Gemma-2's shape (2B; 9B forward only)
+	$(BIN)/python -m benchmarks.gpu
 
 CLUSTER ?= profiles/slurm/clusters/template.yaml
 PROFILES := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/snakemake

@@ -30,6 +30,11 @@ class Cost(NamedTuple):
     """Largest resident set, MiB."""
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Of a process that uses this checkout."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+
+
 def run(command: Sequence[str], threads: int = 1, cwd: Path | None = None) -> tuple[Cost, str]:
     """What a Python process (`-m ...`) in the directory `cwd` cost, and its standard output.
 
@@ -37,10 +42,14 @@ def run(command: Sequence[str], threads: int = 1, cwd: Path | None = None) -> tu
 
     This process must stay small: until a child executes its own program, its resident set counts as the child's.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *command], env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        env=environment(threads),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout and process.stderr
     errors: list[str] = []
