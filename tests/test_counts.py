@@ -129,6 +129,16 @@ def logps_module() -> Any:
     return mnpo.logprobs
 
 
+def test_a_policy_on_disk_is_its_weights_once_and_nothing_of_its_training(chain: dict[str, Path]) -> None:
+    """In float32, the tied head not twice; no optimiser, and what a kill would have left is gone."""
+    files = [file for file in chain["policy"].rglob("*") if file.is_file()]
+    assert not [file for file in files if file.suffix in (".pt", ".bin")]
+    weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+    assert weights == pytest.approx(4 * checkpoints.parameters(chain["policy"]), rel=0.1)
+    assert checkpoints.parameters(chain["policy"]) == checkpoints.load_model(chain["policy"]).num_parameters()
+    assert not list(chain["policy"].parent.glob(".*"))
+
+
 def test_stages_without_a_model_import_no_torch(chain: dict[str, Path], tmp_path: Path, root: Path) -> None:
     """Prompts, scores by rules, and pairs, each of which is many jobs on a CPU."""
     program = f"""
