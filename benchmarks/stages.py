@@ -43,9 +43,9 @@ class Size(NamedTuple):
 
 SIZES = {
     "logps": Size(6, 256_000, 64, 2),
-    "train": Size(6, 256_000, 64, 2),
-    "score": Size(16, 1_000, 1024, 2),
-    "sample": Size(16, 1_000, 128, 4),
+    "train": Size(4, 256_000, 64, 2),
+    "score": Size(12, 1_000, 1024, 1),
+    "sample": Size(12, 1_000, 128, 4),
 }
 TOY = {stage: Size(4, 1_000, 32, 2) for stage in SIZES}
 TARGETS = {
