@@ -1,6 +1,7 @@
 """The whole chain at the demo's scale, plain against ours; and what more of it costs, measured against the plan.
 
     python -m benchmarks.chain             # reference, samples, scores, pairs, log-probabilities, training: both ways
+    python -m benchmarks.chain --in-process  # the same, each side in one process that imports once
     python -m benchmarks.chain --slopes    # one more player, one more run, twice the prompts, twice the responses
     python -m benchmarks.chain --toy       # with either: does it run?
 
@@ -124,6 +125,26 @@ def due(plan: Plan, side: str) -> Iterator[Job]:
 # ----------------------------------------------------------------------------------------------------------- the chain
 
 
+def chain_in_process(prompts: int, repeats: int, threads: int) -> None:
+    """Each side's jobs in one process, which imports once."""
+    print("| side | jobs | seconds | CPU s | peak MiB |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as top:
+        run(["-m", "benchmarks.chain", "--reward-model", top])
+        plan = Plan(configured(Path(top), prompts))
+        costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
+        for repeat in range(repeats):
+            for side in SIDES:
+                directory = Path(top, f"{side}-{repeat}")
+                directory.mkdir()
+                (directory / "jobs.json").write_text(json.dumps([command for _, _, command in due(plan, side)]))
+                costs[side].append(
+                    run(["-m", "benchmarks.chain", "--jobs", "jobs.json", "--side", side], threads, directory)[0]
+                )
+    for side, taken in costs.items():
+        columns = [str(len(list(due(plan, side)))), *(spread([getattr(c, of) for c in taken]) for of in Cost._fields)]
+        print(f"| {side} | " + " | ".join(columns) + " |", flush=True)
+
+
 def chain(prompts: int, repeats: int, threads: int) -> None:
     costs: dict[str, list[dict[str, list[Cost]]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as top:
@@ -213,10 +234,14 @@ def _slope(name: str, stage: str, predicted: Any, runs: list[dict[str, float]], 
     return f"| {name} | {stage} | " + " | ".join(columns) + " |"
 
 
-def in_process(commands: Iterable[list[str]]) -> None:
+def in_process(commands: Iterable[list[str]], side: str) -> None:
     """Run commands one after another in this process: what they write says how long each took."""
     from mnpo import cli
 
+    if side == "plain":
+        from benchmarks import baseline
+
+        baseline.install()
     for command in commands:
         sys.argv = ["mnpo", *command]
         try:
@@ -234,18 +259,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--toy", action="store_true", help="10 prompts a part, one repetition")
     parser.add_argument("--reward-model", help=argparse.SUPPRESS)
+    parser.add_argument("--in-process", action="store_true", help="the chain's jobs of a side in one process")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=list(SIDES), default="ours", help=argparse.SUPPRESS)
     o = parser.parse_args()
     if o.reward_model:
         reward_model(Path(o.reward_model))
     elif o.jobs:
-        in_process(json.loads(Path(o.jobs).read_text()))
+        in_process(json.loads(Path(o.jobs).read_text()), o.side)
     else:
         repeats = 1 if o.toy else o.repeats
         prompts = 10 if o.toy else o.prompts or (200 if o.slopes else 60)
         what = "Slopes" if o.slopes else "The chain"
         with told(what, f"{prompts} prompts a part, two parts, {repeats} repetition(s), {o.threads} thread(s)."):
-            (measure_slopes if o.slopes else chain)(prompts, repeats, o.threads)
+            (measure_slopes if o.slopes else chain_in_process if o.in_process else chain)(prompts, repeats, o.threads)
 
 
 if __name__ == "__main__":

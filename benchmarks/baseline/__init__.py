@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,9 @@ def fit(model: Any, training: Any, data: Any, batches: Iterable[Sequence[int]], 
 
 
 STAGES: dict[str, Callable[..., None]] = {"sample": sample, "score": score, "logps": logps, "train": train}
+
+
+def install() -> None:
+    """Let the command line run these in place of ours, in this process."""
+    for name, plain in STAGES.items():
+        import_module(f"mnpo.stages.{name}").run = plain  # type: ignore[attr-defined]

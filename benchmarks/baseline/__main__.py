@@ -1,10 +1,7 @@
 """`python -m benchmarks.baseline STAGE ...`: the project's command line, with the plain way of four stages."""
 
-from importlib import import_module
-
-from benchmarks.baseline import STAGES
+from benchmarks import baseline
 from mnpo import cli
 
-for name, plain in STAGES.items():
-    import_module(f"mnpo.stages.{name}").run = plain  # type: ignore[attr-defined]
+baseline.install()
 cli.main()
