@@ -65,6 +65,8 @@ def artifact(
     output = Path(output)
     with _space_for(output), _alone_on(output):
         partial = beside(output, "partial")
+        if partial.exists():
+            say(f"{output}: a process that was killed left it half written in {partial}; it is removed, and made anew")
         remove(partial)
         started, clock = time.time(), time.monotonic()
         made = Artifact(partial, {str(p): digest(p) for p in inputs})

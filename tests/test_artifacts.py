@@ -75,10 +75,13 @@ def test_a_body_that_writes_nothing_or_an_input_that_is_missing_makes_nothing(tm
     assert names(tmp_path) == set()
 
 
-def test_what_a_killed_process_left_is_not_taken_up(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_said_and_not_taken_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / ".partial-out").mkdir()
     (tmp_path / ".partial-out" / "stale").write_text("half")
     make_directory(tmp_path / "out", fresh="whole")
+    assert f"{tmp_path / 'out'}: a process that was killed left it half written" in capsys.readouterr().err
     assert names(tmp_path) == {"out"}
     assert names(tmp_path / "out") == {"fresh", "manifest.json"}
 

@@ -43,6 +43,8 @@ def test_a_training_killed_inside_its_weights_file_is_named_and_alone_runs_again
     assert half_written()  # the dead process left it
     assert not (policies / "inpo.1").exists()
     assert ran(checkout.run(TRAINED, on=LOCAL)) == [TRAINING]
+    log = (checkout.path / "logs/small/train/inpo.1.log").read_text()
+    assert f"{TRAINED}: a process that was killed left it half written" in log
     assert checkout.trained() == undisturbed
 
 
