@@ -24,7 +24,7 @@ from benchmarks.logprobs import MIB, Text, cpu_name, make_model, make_texts, mea
 from mnpo.config import Sampling, Training
 from mnpo.distributed import engine
 from mnpo.logprobs import ScoredTexts, score_texts
-from mnpo.oracles.reading import Reader
+from mnpo.oracles.reading import Reader, Shared
 from mnpo.samplers import Request
 from mnpo.training import precision, prepared
 
@@ -89,12 +89,13 @@ def scoring(shape: Shape, model: Any, ceiling: float, repeats: int) -> str:
     texts = texts_of(shape, 5)
     groups = [[[*t.prompt, *t.response] for t in texts[i : i + 5]] for i in range(0, len(texts), 5)]
     weight = torch.randn(1, shape.hidden, device=model.device, dtype=model.dtype)
+    opened = Shared(model, lambda h: h[:, 0] @ weight.T, lambda ids: [len(ids) - 1])
     read = 0
 
     def run() -> torch.Tensor:
         nonlocal read
         reader = Reader()
-        found = reader.read_shared(model, lambda h: h[:, 0] @ weight.T, groups, lambda ids: [len(ids) - 1], "random")
+        found = reader.read(lambda: opened, groups, "random")
         read = reader.tokens
         return torch.tensor(found)
 

@@ -32,8 +32,9 @@ SHARPNESS = 8.0  # P(better wins) = sigmoid(SHARPNESS * difference of scores)
 SLIGHT, CLEAR = 0.05, 0.4  # differences of scores from which an answer is better, and much better
 TERSE = 200  # words at which brevity, outside the demo's world, is worth half
 
-INSTRUCTION = re.compile(r'"instruction": "(?:"")?(.*?)"(?:"")?,?\s*\}', re.DOTALL)  # EvalScope quotes once
-OUTPUT = re.compile(r'"model_identifier": "([^"]+)",\s*"output": "(?:"")?(.*?)"(?:"")?\s*\}', re.DOTALL)
+_QUOTED = r'(?P<quotes>"""|")(?P<{}>.*?)(?P=quotes),?\s*\}}'  # AlpacaEval quotes three times, EvalScope once
+INSTRUCTION = re.compile('"instruction": ' + _QUOTED.format("instruction"), re.DOTALL)
+OUTPUT = re.compile(r'"model_identifier": "(?P<model>[^"]+)",\s*"output": ' + _QUOTED.format("output"), re.DOTALL)
 USER_PROMPT = re.compile(r"<\|User Prompt\|>\n(.*?)\n*<\|The Start of Assistant", re.DOTALL)
 SIDE = re.compile(
     r"<\|The Start of Assistant ([AB])'s Answer\|>\n(.*?)\n?<\|The End of Assistant \1's Answer\|>", re.DOTALL
@@ -61,8 +62,8 @@ def reply(messages: Sequence[dict[str, str]]) -> Reply:
     """What the judge says, in the form of AlpacaEval 2, Arena-Hard, MT-Bench or EvalScope's mathematics when asked in
     theirs, else an answer."""
     text = "\n".join(message["content"] for message in messages)
-    if outputs := dict(OUTPUT.findall(text)):
-        return _best_model(_found(INSTRUCTION, text), outputs)
+    if compared := pair(text):
+        return _best_model(*compared)
     if len(sides := dict(SIDE.findall(text))) == 2:
         return _verdict(_found(USER_PROMPT, text), sides["A"], sides["B"])
     if conversation := _found(CONVERSATION, text):
@@ -144,6 +145,12 @@ def _own_answer(question: str) -> str:
 def _truths() -> dict[str, str]:
     """Every prompt of the demo's world with its truth."""
     return {item.prompt: item.truth for family in world.FAMILIES for item in world._prompts(family)}
+
+
+def pair(text: str) -> tuple[str, dict[str, str]] | None:
+    """The instruction and the models' outputs, if a prompt compares two as AlpacaEval 2 does."""
+    instruction, outputs = INSTRUCTION.search(text), {m["model"]: m["output"] for m in OUTPUT.finditer(text)}
+    return (instruction["instruction"].strip() if instruction else "", outputs) if outputs else None
 
 
 def _found(pattern: re.Pattern[str], text: str) -> str:

@@ -56,8 +56,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, dict[s
 
     def install(script: Callable[[str, dict[str, str]], loopback.Reply]) -> None:
         def reply(messages: Sequence[dict[str, str]]) -> loopback.Reply:
-            prompt = messages[-1]["content"]
-            return script(loopback.INSTRUCTION.findall(prompt)[0], dict(loopback.OUTPUT.findall(prompt)))
+            compared = loopback.pair(messages[-1]["content"])
+            assert compared is not None
+            return script(*compared)
 
         monkeypatch.setattr(loopback, "reply", reply)
 

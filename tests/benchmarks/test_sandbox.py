@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -29,12 +30,17 @@ PROBLEM = {
 
 
 def left_behind() -> list[str]:
-    """Processes of the users that sandboxes invent, and those that carry this test's mark."""
+    """Processes of the users that sandboxes invent, and those that carry this test's mark; not those of sandboxes that
+    the tests beside this one hold open."""
+    us = psutil.Process()
+    beside = {process.pid for process in (us.parent() or us).children()} - {us.pid}
     found = []
     for process in psutil.process_iter(["uids", "cmdline"]):
         uids, command = process.info["uids"], process.info["cmdline"] or []
         if (uids and uids.real >= UNUSED_USER) or MARK in command:
-            found.append(" ".join(command))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if beside.isdisjoint(parent.pid for parent in process.parents()):
+                    found.append(" ".join(command))
     return found
 
 
