@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
+
+    def fingerprint(self) -> str:
+        """The same for the same token ids, prompt and response told apart."""
+        return hashlib.sha256(f"{self.prompt} {self.response}".encode()).hexdigest()
 
 
 class Chat:

@@ -155,10 +155,16 @@ def sft(
 
 
 @app.command()
-def sample(settings: Settings, policy: Policy, prompts: Annotated[Path, typer.Option()], output: Output) -> None:
+def sample(
+    settings: Settings,
+    policy: Policy,
+    prompts: Annotated[Path, typer.Option()],
+    output: Output,
+    logps: Annotated[Path | None, typer.Option(help="Where the sampler's own log-probabilities go.")] = None,
+) -> None:
     """Draw K responses of a policy to each prompt."""
     stage = _stage("sample")
-    stage.run(_settings(stage, settings), policy, prompts, output)
+    stage.run(_settings(stage, settings), policy, prompts, output, logps)
 
 
 @app.command()
@@ -193,10 +199,18 @@ def pair(settings: Settings, samples: Files, scores: Files, output: Output) -> N
 
 
 @app.command()
-def logps(settings: Settings, policy: Policy, pairs: Annotated[Path, typer.Option()], output: Output) -> None:
+def logps(
+    settings: Settings,
+    policy: Policy,
+    pairs: Annotated[Path, typer.Option()],
+    output: Output,
+    sampler: Annotated[
+        list[Path] | None, typer.Option(help="What the sampler said of this policy's own responses, shard by shard.")
+    ] = None,
+) -> None:
     """Log-probabilities of pairs under a policy."""
     stage = _stage("logps")
-    stage.run(_settings(stage, settings), policy, pairs, output)
+    stage.run(_settings(stage, settings), policy, pairs, output, sampler or [])
 
 
 @app.command()

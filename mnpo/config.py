@@ -85,6 +85,11 @@ class Prompts(Block):
     expected: int | None = Field(None, ge=1)
     """About how many train prompts there are, for the plan (where part_size does not say it)."""
 
+    @property
+    def a_part(self) -> int | None:
+        """Prompts of a part, as far as the configuration knows."""
+        return self.part_size or (self.expected and self.expected // self.parts)
+
     @model_validator(mode="after")
     def _complete(self) -> Prompts:
         if self.source == "demo" and self.part_size is None:
@@ -365,6 +370,8 @@ class Sampling(Decoding):
     """Sequences decoded together."""
     shards: int = Field(1, ge=1)
     """Jobs that one part's prompts are spread over, each with an engine of its own (data parallelism)."""
+    prompts_a_job: int = Field(1, ge=1)
+    """At least so many, in fewer jobs than `shards` if need be: an engine's start has to be worth it."""
     tensor_parallel: int = Field(1, ge=1)
     """For `vllm`: GPUs that share one engine. Shards scale better, for a model that fits one GPU."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
@@ -373,6 +380,15 @@ class Sampling(Decoding):
     """Whether the sampler's log-probabilities are compared with training's, for the manifest's `mismatch`."""
     mismatch_warning: Positive = 0.05
     """Mean absolute difference, in nats per token, above which the comparison warns."""
+    reuse_logprobs: bool = False
+    """Whether the stage `logps` takes the sampler's log-probabilities (of `logprobs`) for those of the policy that drew
+    the responses, where training reads the very same tokens. A shard above `mismatch_warning` is computed anyway."""
+
+    @model_validator(mode="after")
+    def _has_what_it_reuses(self) -> Sampling:
+        if self.reuse_logprobs and not self.logprobs:
+            raise ValueError("reuse_logprobs needs logprobs: true, which keeps them and compares them with training's")
+        return self
 
 
 class Pairing(Block):
@@ -690,6 +706,8 @@ class Config(Block):
             if oracle.model is not None:
                 _known(f"oracles.{name}.model", oracle.model, known_models, "model")
         _acyclic({name: oracle.members() for name, oracle in self.oracles.items()})
+        if self.sampling.prompts_a_job > 1 and self.prompts.a_part is None:
+            raise ValueError("sampling.prompts_a_job needs prompts.part_size, or prompts.expected")
         if self.prompts.dataset is not None:
             _known("prompts.dataset", self.prompts.dataset, list(self.datasets), "dataset")
         for name, run in self.runs.items():

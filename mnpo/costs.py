@@ -168,22 +168,30 @@ def _gemma2(architecture: dict[str, Any], vocabulary: int) -> float:
     return float(vocabulary * hidden + layers * (attention + 3 * hidden * inner + 4 * hidden) + hidden)
 
 
-class Quantities:
-    """Prompts, responses and tokens of a configuration."""
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a prompt and of a response to it."""
 
-    def __init__(self, plan: Plan) -> None:
+    prompt: float
+    response: float
+
+
+class Quantities:
+    """Prompts, responses and tokens of a configuration; its texts' lengths by `resources`, where none are known."""
+
+    def __init__(self, plan: Plan, known: Lengths | None = None) -> None:
         c = plan.config
-        if c.prompts.part_size is None and c.prompts.expected is None:
+        if c.prompts.a_part is None:
             raise ConfigError("prompts: the plan needs part_size, or expected (about how many train prompts there are)")
         self.plan = plan
-        self.part = c.prompts.part_size or (c.prompts.expected or 0) // c.prompts.parts
+        self.part = c.prompts.a_part
         self.train = self.part * c.prompts.parts
         self.heldout = c.prompts.heldout
         self.k = c.sampling.responses
-        self.prompt = min(c.resources.prompt_tokens, c.text.max_prompt_length)
-        room = c.text.max_length - self.prompt
-        self.response = min(c.resources.response_tokens, room)
-        self.sampled = min(c.resources.response_tokens, c.sampling.max_new_tokens)
+        lengths = known or Lengths(c.resources.prompt_tokens, c.resources.response_tokens)
+        self.prompt = min(lengths.prompt, c.text.max_prompt_length)
+        self.response = min(lengths.response, c.text.max_length - self.prompt)
+        self.sampled = min(lengths.response, c.sampling.max_new_tokens)
         self.text = self.prompt + self.response
         self.pair = self.prompt + 2 * self.response
         """Tokens that reading a pair computes: its prompt once."""
@@ -278,6 +286,8 @@ def _games(q: Quantities, work: Work, comparisons: int | None) -> int:
 
 
 def _logps(q: Quantities, work: Work) -> list[Pass]:
+    if not work.models:
+        return []  # the sampler's own
     return [Pass("read", q.size(work.models[0]), q.part * q.pairs * q.pair)]
 
 
@@ -486,11 +496,14 @@ class Measured:
     """(stage, device) -> seconds a job, where nothing says how many tokens."""
     tokens: dict[str, float] = field(default_factory=dict)
     """stage -> measured tokens per estimated one."""
+    lengths: Lengths | None = None
+    """Of what was sampled."""
 
 
 def measured(plan: Plan, pieces: Iterable[Work]) -> Measured:
     """What those of `pieces` that are done say: the median over jobs of every (stage, device)."""
-    q = Quantities(plan)
+    pieces = list(pieces)
+    q = Quantities(plan, lengths := _lengths(pieces))
     rates, durations, tokens = defaultdict(list), defaultdict(list), defaultdict(list)
     for work in pieces:
         steps = [step for step in passes(q, work) if step.counted]
@@ -509,7 +522,17 @@ def measured(plan: Plan, pieces: Iterable[Work]) -> Measured:
         {key: Rate(median(values), len(values)) for key, values in rates.items()},
         {key: Rate(median(values), len(values)) for key, values in durations.items()},
         {stage: median(values) for stage, values in tokens.items()},
+        lengths,
     )
+
+
+def _lengths(pieces: Iterable[Work]) -> Lengths | None:
+    """What all finished jobs that drew samples say together."""
+    said = [facts for work in pieces if work.stage == "sample" for facts in _finished(work)]
+    sums = {key: sum(f.get(key, 0) for f in said) for key in ("prompts", "prompt_tokens", "drawn", "tokens")}
+    if not sums["prompts"] or not sums["drawn"]:
+        return None
+    return Lengths(sums["prompt_tokens"] / sums["prompts"], sums["tokens"] / sums["drawn"])
 
 
 def _finished(work: Work) -> list[dict[str, Any]]:
@@ -580,8 +603,9 @@ def estimate(plan: Plan, pieces: Sequence[Work], known: Measured | None = None) 
         ConfigError: the configuration does not say how many prompts there are, how large a model is, or names a GPU
             that is unknown.
     """
-    q = Quantities(plan)
-    return [_estimate(q, work, known or Measured()) for work in pieces]
+    known = known or Measured()
+    q = Quantities(plan, known.lengths)
+    return [_estimate(q, work, known) for work in pieces]
 
 
 def _estimate(q: Quantities, work: Work, known: Measured) -> Estimate:

@@ -341,6 +341,10 @@ class Plan:
         """Log-probabilities of those pairs under the policy `scorer`, read as `text` (chat, raw, ...)."""
         return f"{self.root}/logps/{policy}/{part_name(part)}/{oracle}/{text}/{scorer}.parquet"
 
+    def sampler_logps(self, policy: str, part: str | int, shard: str | int) -> str:
+        """What the sampler held its own responses' log-probabilities to be."""
+        return f"{self.root}/logps/{policy}/{part_name(part)}/sampler/{shard}.parquet"
+
     def answers(self, policy: str, benchmark: str) -> str:
         """A policy's answers to the questions of a benchmark that a judge judges."""
         return f"{self.root}/answers/{policy}/{benchmark}.parquet"
@@ -377,11 +381,23 @@ class Plan:
 
     def sample_shards(self, policy: str, part: str | int) -> list[str]:
         """All shards of a policy's samples on a part."""
-        return [self.samples(policy, part, s) for s in range(self.config.sampling.shards)]
+        return [self.samples(policy, part, s) for s in range(self.shards)]
 
     def score_shards(self, policy: str, part: str | int, oracle: str) -> list[str]:
         """All shards of an oracle's scores of them."""
-        return [self.scores(policy, part, oracle, s) for s in range(self.config.sampling.shards)]
+        return [self.scores(policy, part, oracle, s) for s in range(self.shards)]
+
+    @property
+    def shards(self) -> int:
+        """Jobs that a part's prompts are spread over."""
+        sampling, prompts = self.config.sampling, self.config.prompts.a_part
+        return sampling.shards if prompts is None else max(1, min(sampling.shards, prompts // sampling.prompts_a_job))
+
+    def reused_logprobs(self, policy: str, part: str | int, scorer: str) -> list[str]:
+        """What the sampler said of its own responses, where that stands for log-probabilities under `scorer`."""
+        if scorer != policy or not self.config.sampling.reuse_logprobs:
+            return []
+        return [self.sampler_logps(policy, part, s) for s in range(self.shards)]
 
     def against(self, part: str | int, oracle: str, shard: str | int) -> list[str]:
         """The samples that scores of `oracle` compare with; nothing where they compare with none."""
@@ -563,8 +579,9 @@ class Plan:
         return {"path": self.source("models", model)}
 
     def _sample_settings(self, policy: str, part: str, shard: str) -> dict[str, Any]:
+        of_others = {"prompts_a_job": 1, "reuse_logprobs": False}  # what the other stages read
         return {
-            "sampling": self.config.sampling,
+            "sampling": self.config.sampling.model_copy(update={"shards": self.shards, **of_others}),
             "text": self.config.text,
             "shard": int(shard),
             "seed": derive(self.config.seed, "sample", policy, part.removeprefix("part")),
@@ -621,7 +638,7 @@ class Plan:
         return {"kind": hub.kind_of(source), "source": kept}
 
     def _reuse_settings(self, shard: str) -> dict[str, Any]:
-        return {"shard": int(shard), "shards": self.config.sampling.shards, "responses": self.config.sampling.responses}
+        return {"shard": int(shard), "shards": self.shards, "responses": self.config.sampling.responses}
 
     def _harness_settings(self, policy: str) -> dict[str, Any]:
         how = self._measuring(policy, "backend", "batch_size", "dtype", "max_length")
@@ -712,7 +729,7 @@ class Plan:
                 [p, {"label": self.label(p), "oracle": oracle, "exploiters": self.exploiters[p]}]
                 for p, oracle in self.exploited.items()
             ],
-            "shards": self.config.sampling.shards,
+            "shards": self.shards,
             "bootstrap": evaluation.bootstrap,
             "confidence": evaluation.confidence,
             "seed": derive(self.config.seed, "exploitability"),

@@ -93,6 +93,17 @@ LOGPS = Table(
     ("pair_id",),
     ("pair_id",),
 )
+SAMPLER_LOGPS = Table(
+    "sampler's log-probabilities",
+    {
+        "prompt_id": "string",
+        "k": "int",
+        "read": "string",  # fingerprint of the token ids, prompt and response (mnpo/chat.py)
+        "logp": "float",  # sum over the response's tokens, nats
+    },
+    ("prompt_id", "k"),
+    ("prompt_id", "read"),
+)
 GREEDY, SAMPLED = "greedy", "sampled"  # how a judged response was decoded
 JUDGED = Table(
     "judged responses",

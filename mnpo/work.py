@@ -164,7 +164,7 @@ def _samples(plan: Plan) -> list[Work]:
     drawn: list[tuple[str, int | str]] = [(fit.sampler, part) for fit in fits for part in fit.parts]
     drawn += [(fit.exploits, part) for fit in fits if fit.exploits for part in fit.parts]
     drawn += [(policy, HELDOUT) for policies in plan.exploiters.values() for policy in policies]
-    shards = plan.config.sampling.shards
+    shards = plan.shards
     work = []
     for policy, part in _unique(drawn):
         outputs, prompts = tuple(plan.sample_shards(policy, part)), plan.prompts(part)
@@ -179,7 +179,7 @@ def _samples(plan: Plan) -> list[Work]:
 def _scores(plan: Plan) -> list[Work]:
     decides, scored = plan.exploited, list[tuple[str, int | str, str]](plan.paired)
     scored += [(e, HELDOUT, f"{decides[p]}{AGAINST}{p}") for p, some in plan.exploiters.items() for e in some]
-    shards = range(plan.config.sampling.shards)
+    shards = range(plan.shards)
     return [
         Work(
             "score",
@@ -226,12 +226,13 @@ def _logps(plan: Plan) -> list[Work]:
             "logps",
             f"{policy} part{part} {oracle} {text} under {scorer}",
             (plan.logps(policy, part, oracle, text, scorer),),
-            (plan.policy(scorer), plan.pairs(policy, part, oracle)),
+            (plan.policy(scorer), plan.pairs(policy, part, oracle), *said),
             policy=scorer,
-            models=(scorer if scorer in plan.config.models else base,),
+            models=() if said else (scorer if scorer in plan.config.models else base,),
             part=part,
         )
         for policy, part, oracle, text, scorer in scored
+        for said in [plan.reused_logprobs(policy, part, scorer)]
     ]
 
 

@@ -134,6 +134,7 @@ def test_every_mistake_is_reported_on_its_own_line(write: Callable[..., Path]) -
         ),
         ("sampling: {responses: 1}", "sampling.responses: Input should be greater than or equal to 2 (got 1)"),
         ("sampling: {top_p: 0}", "sampling.top_p: Input should be greater than 0 (got 0)"),
+        ("sampling: {reuse_logprobs: true}", "sampling: reuse_logprobs needs logprobs: true"),
         ("training: {learning_rate: .nan}", "training.learning_rate: "),
         ("training: {learning_rate: -1e-3}", "training.learning_rate: Input should be greater than 0 (got -0.001)"),
         ("training: {schedule: linear}", "training.schedule: Input should be 'cosine' or 'constant' (got \"linear\")"),

@@ -13,7 +13,7 @@ import pytest
 from mnpo import work
 from mnpo.artifacts import manifest_path
 from mnpo.config import Config, ConfigError, Model, load, overlay
-from mnpo.costs import DEVICES, Estimate, Measured, Pass, Rate, estimate, measured, parameters, seconds
+from mnpo.costs import DEVICES, Estimate, Lengths, Measured, Pass, Rate, estimate, measured, parameters, seconds
 from mnpo.plan import Plan
 
 N, R = 1e9, 2e9
@@ -293,6 +293,31 @@ def test_jobs_that_count_no_tokens_are_known_by_their_seconds(here: Path) -> Non
     assert (e.computing, e.source) == (77.0, "measured (1 job)")
 
 
+def test_texts_are_as_long_as_those_that_were_sampled(here: Path) -> None:
+    """Two shards of 500 prompts: 20 and 40 tokens a prompt, 120 and 280 a response; a reward model counts 1.5 times as
+    many. Twice the responses are then twice those tokens, and a prompt's stay."""
+    plan, twice = tiny(), tiny(sampling={"responses": 8})
+    for shard, (asked, written) in enumerate(((20, 120), (40, 280))):
+        drawn = {"prompts": 500, "prompt_tokens": 500 * asked, "drawn": 2000, "tokens": 2000 * written}
+        finish(here, plan.samples("a.1", 2, shard), **drawn, seconds=9.0, device="cpu")
+        read = 1.5 * 500 * (asked + 4 * written)
+        finish(here, plan.scores("a.1", 2, "rm", shard), tokens=read, seconds=9.0, device="cpu")
+    known = measured(plan, work.everything(plan))
+    assert known.lengths == Lengths(30, 200)
+    assert known.tokens == {"sample": 1.0, "score": pytest.approx(1.5)}
+    assert of(plan, "sample a.1 part2", known).tokens == 1000 * (30 + 4 * 200)
+    assert of(plan, "score a.1 part2 rm", known).tokens == pytest.approx(1.5 * 1000 * (30 + 4 * 200))
+    assert of(twice, "score a.1 part2 rm", known).tokens == pytest.approx(1.5 * 1000 * (30 + 8 * 200))
+    assert of(twice, "train a.2", known).tokens == 1000 * (30 + 2 * 200)
+
+
+def test_what_the_sampler_said_is_not_computed() -> None:
+    plan = tiny(sampling={"logprobs": True, "reuse_logprobs": True})
+    own, reference = "logps a.1 part2 rm chat under a.1", "logps a.1 part2 rm chat under sft"
+    assert of(plan, own).tokens == 0 < of(tiny(), own).tokens
+    assert of(plan, reference) == of(tiny(), reference)
+
+
 def test_a_finished_plan_predicts_what_it_measured(here: Path) -> None:
     """Jobs of one true rate, lengths that vary by a third: the sum over each stage is met within 15%."""
     plan = tiny()
@@ -326,5 +351,8 @@ def test_an_unknown_gpu_names_the_nearest() -> None:
 def test_a_model_of_unknown_size_and_prompts_of_unknown_number_are_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match="the plan needs its `parameters`"):
         parameters(Model(hub="somebody/something"))
+    unknown = {"prompts": {"expected": None}}
+    with pytest.raises(ConfigError, match=r"sampling\.prompts_a_job needs prompts\.part_size, or prompts\.expected"):
+        load(root / "config.yaml", unknown)
     with pytest.raises(ConfigError, match="part_size, or expected"):
-        of(Plan(load(root / "config.yaml", {"prompts": {"expected": None}})), "train inpo.1")
+        of(Plan(load(root / "config.yaml", unknown | {"sampling": {"prompts_a_job": 1}})), "train inpo.1")

@@ -173,6 +173,22 @@ def test_artifacts_come_after_what_they_are_made_from(plan: Plan) -> None:
         assert all(order[plan.policy(s)] < order[f] for s, f in zip(fit.scorers, plan.fit_logps(policy), strict=False))
 
 
+@pytest.mark.parametrize(("least", "shards"), [(1, 8), (100, 6), (300, 2), (1000, 1)])
+def test_a_job_that_samples_gets_a_minimum_of_prompts(planned: Planned, least: int, shards: int) -> None:
+    plan = planned(prompts={"part_size": 600}, sampling={"shards": 8, "prompts_a_job": least})
+    assert len(plan.sample_shards("inpo.1", 2)) == len(plan.score_shards("inpo.1", 2, "overall")) == shards
+    sampling = json.loads(plan.settings("sample", policy="inpo.1", part="part2", shard="0"))["sampling"]
+    assert (sampling["shards"], sampling["prompts_a_job"]) == (shards, 1)
+
+
+def test_whose_log_probabilities_the_sampler_says_is_no_matter_of_sampling(planned: Planned) -> None:
+    plan, reusing = planned(sampling={"logprobs": True}), planned(sampling={"logprobs": True, "reuse_logprobs": True})
+    job = {"policy": "inpo.1", "part": "part2", "shard": "0"}
+    assert plan.settings("sample", **job) == reusing.settings("sample", **job)
+    assert reusing.reused_logprobs("inpo.1", 2, "inpo.1") == [f"{reusing.root}/logps/inpo.1/part2/sampler/0.parquet"]
+    assert reusing.reused_logprobs("inpo.1", 2, "sft") == plan.reused_logprobs("inpo.1", 2, "inpo.1") == []
+
+
 def test_shards_multiply_samples_and_scores_alone(planned: Planned) -> None:
     plan = planned(sampling={"shards": 3})
     nouns = [file.split("/")[2] for file in artifacts(plan)]

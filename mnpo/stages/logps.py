@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnpo.batches import SCORING_TOKENS
 from mnpo.config import Block, Text, TextForm
 from mnpo.progress import counter
-from mnpo.records import LOGPS, PAIRS, read, rows_of, write
+from mnpo.records import LOGPS, PAIRS, SAMPLER_LOGPS, read, rows_of, write
 from mnpo.resume import resumable
+
+if TYPE_CHECKING:
+    from mnpo.chat import Encoded
+    from mnpo.resume import Journal
 
 
 class Settings(Block):
@@ -21,17 +26,20 @@ class Settings(Block):
     """Of the weights, as training's products have it."""
 
 
-def run(settings: Settings, policy: Path, pairs: Path, output: Path) -> None:
+def run(settings: Settings, policy: Path, pairs: Path, output: Path, sampler: Sequence[Path] = ()) -> None:
     """Write the summed log-probabilities (nats) and token counts of both responses of every pair.
 
     Finished batches survive a kill.
+
+    Args:
+        sampler: what the sampler said of this policy's own responses. Where the tokens are the very same, that is
+            taken, and counted; the model reads the rest.
     """
     rows = read(PAIRS, pairs)
     from mnpo.chat import Chat
-    from mnpo.checkpoints import load_model, load_tokenizer
-    from mnpo.logprobs import score_texts
+    from mnpo.checkpoints import load_tokenizer
 
-    with resumable(output, "logps", settings.model_dump(), [policy, pairs]) as (made, session):
+    with resumable(output, "logps", settings.model_dump(), [policy, pairs, *sampler]) as (made, session):
         chat = Chat(load_tokenizer(policy), settings.text, settings.form)
         sides = ("chosen", "rejected")
         texts = [
@@ -39,20 +47,44 @@ def run(settings: Settings, policy: Path, pairs: Path, output: Path) -> None:
             for row in rows_of(rows)
             for side in sides
         ]
-        model = load_model(policy, dtype=settings.dtype)
-        progress = counter(f"logps {policy.name}", "texts")
-        journal = session.journal("batches")
-        scored = score_texts(model, texts, max_tokens=SCORING_TOKENS, progress=progress, journal=journal)
+        said = _said(sampler)
+        sums = [said.get(text.fingerprint()) if said else None for text in texts]
+        unsaid = [i for i, value in enumerate(sums) if value is None]
+        facts: dict[str, Any] = {"said_by_the_sampler": len(texts) - len(unsaid)} if sampler else {}
+        if unsaid:
+            computed, further = _computed(settings, policy, [texts[i] for i in unsaid], session.journal("batches"))
+            facts |= further
+            for i, value in zip(unsaid, computed, strict=True):
+                sums[i] = value
         table = rows[["pair_id"]].copy()
         for i, side in enumerate(sides):
-            table[side] = scored.sums[i::2].double().tolist()
+            table[side] = sums[i::2]
             table[f"{side}_tokens"] = [len(t.response) for t in texts[i::2]]
         write(LOGPS, table, made.path)
-        made.facts = {
-            "rows": len(table),
-            "tokens": scored.computed,
-            "parameters": model.num_parameters(),
-            "padding_share": round(scored.padding, 4),
-            "shared_prompt_share": round(scored.shared, 4),
-            **chat.counts,
-        }
+        made.facts = {"rows": len(table), **facts, **chat.counts}
+
+
+def _said(sampler: Sequence[Path]) -> dict[str, float]:
+    """Fingerprint of the token ids -> log-probability."""
+    if not sampler:
+        return {}
+    rows = read(SAMPLER_LOGPS, *sampler)
+    return dict(zip(rows["read"], rows["logp"], strict=True))
+
+
+def _computed(
+    settings: Settings, policy: Path, texts: Sequence[Encoded], journal: Journal
+) -> tuple[list[float], dict[str, Any]]:
+    """What the model makes of texts, and what that cost."""
+    from mnpo.checkpoints import load_model
+    from mnpo.logprobs import score_texts
+
+    model = load_model(policy, dtype=settings.dtype)
+    progress = counter(f"logps {policy.name}", "texts")
+    scored = score_texts(model, texts, max_tokens=SCORING_TOKENS, progress=progress, journal=journal)
+    return scored.sums.double().tolist(), {
+        "tokens": scored.computed,
+        "parameters": model.num_parameters(),
+        "padding_share": round(scored.padding, 4),
+        "shared_prompt_share": round(scored.shared, 4),
+    }

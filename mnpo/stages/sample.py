@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mnpo.artifacts import artifact
+from mnpo.chat import Chat, Encoded
 from mnpo.config import Block, Sampling, Text
 from mnpo.errors import BadInput
-from mnpo.records import PROMPTS, SAMPLES, read, rows_of, write
+from mnpo.records import PROMPTS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
 from mnpo.resume import Journal, resumable
 from mnpo.seeds import derive
 
 if TYPE_CHECKING:
     from mnpo.samplers import Request, Response
+
+
+Row = dict[str, Any]
 
 
 class Settings(Block):
@@ -25,13 +31,17 @@ class Settings(Block):
     seed: int
 
 
-def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
+def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Path | None = None) -> None:
     """Write the samples of this shard: every `shards`-th prompt, each K times.
 
     The seed of a response derives from the policy's, the prompt's id and k, so shards and batches do not matter.
     Empty responses stay in the table, are counted in the manifest, and never become part of a pair. Those that were cut
     at the length limit stay and are counted, unless `sampling.truncated` drops them; prompts that lose all of their
     responses so, or all but one, are counted too.
+
+    Args:
+        logps: where the sampler's own log-probabilities go, for the stage `logps`: none of them when they are further
+            than `sampling.mismatch_warning` from training's.
 
     Raises:
         BadInput: also when nothing would be left to write.
@@ -41,7 +51,6 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
         raise BadInput(
             f"{prompts}: no prompts for shard {settings.shard} of {settings.sampling.shards}; use fewer shards"
         )
-    from mnpo.chat import Chat
     from mnpo.checkpoints import load_tokenizer, parameters
     from mnpo.samplers import Request
     from mnpo.samplers.mismatch import mismatch
@@ -76,6 +85,9 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
         lost = Counter(left[prompt] for prompt in {s["prompt_id"] for s in samples if s["finish"] == "length"})
         made.facts = {
             "rows": len(kept),
+            "prompts": len(rows),
+            "prompt_tokens": sum(map(len, encoded.values())),
+            "drawn": len(samples),
             "tokens": sum(s["tokens"] for s in samples),
             "parameters": parameters(policy),
             "empty_responses": sum(not s["response"].strip() for s in samples),
@@ -87,6 +99,24 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path) -> None:
         }
         if sampling.logprobs:
             made.facts["mismatch"] = mismatch(policy, requests, drawn, sampling.mismatch_warning)
+        if logps is not None:
+            trusted = "warning" not in made.facts["mismatch"]
+            with artifact(logps, "sample", settings.model_dump(), [policy, prompts]) as beside:
+                write(SAMPLER_LOGPS, _logps(samples, requests, drawn) if trusted else [], beside.path)
+                beside.facts = {"rows": len(samples) if trusted else 0, "mismatch": made.facts["mismatch"]["mean"]}
+
+
+def _logps(samples: list[Row], requests: list[Request], responses: list[Response]) -> list[Row]:
+    """What the sampler holds each response's log-probability to be, and of which tokens."""
+    return [
+        {
+            "prompt_id": sample["prompt_id"],
+            "k": sample["k"],
+            "read": Encoded(request.prompt, response.tokens).fingerprint(),
+            "logp": math.fsum(response.logprobs or []),
+        }
+        for sample, request, response in zip(samples, requests, responses, strict=True)
+    ]
 
 
 def _drawn(

@@ -13,9 +13,10 @@ import torch
 from mnpo import logprobs
 from mnpo.chat import Chat
 from mnpo.checkpoints import load_tokenizer
-from mnpo.config import Text, TextForm
+from mnpo.config import Sampling, Text, TextForm
 from mnpo.errors import BadInput, Interrupted
-from mnpo.records import LOGPS, PAIRS, read, write
+from mnpo.records import LOGPS, PAIRS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
+from mnpo.stages import sample
 from mnpo.stages.logps import Settings, run
 
 
@@ -138,3 +139,80 @@ def test_stopped_after_a_batch_and_continued_the_file_is_the_same_byte_for_byte(
     run(settings, chain["policy"], chain["pairs"], output)
     assert output.read_bytes() == whole and done == batches - 3
     assert manifest_of(output)["resumed"] == 1 and not list(tmp_path.glob(".*"))
+
+
+# --------------------------------------------------------------------------------------------- what the sampler said
+
+
+@pytest.fixture
+def said(tmp_path: Path, chain: dict[str, Path], sampling: Sampling, text: Text) -> Callable[..., Path]:
+    """The chain's samples, drawn again with what the sampler says of them."""
+
+    def draw(**changes: Any) -> Path:
+        asked = sample.Settings(
+            sampling=Sampling(**sampling.model_dump() | {"logprobs": True} | changes), text=text, shard=0, seed=5
+        )
+        output = tmp_path / "said.parquet"
+        sample.run(asked, chain["policy"], chain["prompts"], tmp_path / "samples.parquet", output)
+        assert (tmp_path / "samples.parquet").read_bytes() == chain["samples"].read_bytes()
+        return output
+
+    return draw
+
+
+def test_the_sampler_is_believed_where_the_tokens_are_the_very_same_and_the_model_reads_the_rest(
+    tmp_path: Path, chain: dict[str, Path], text: Text, said: Callable[..., Path], manifest_of: Callable[[Path], Any]
+) -> None:
+    output = tmp_path / "logps.parquet"
+    run(Settings(form={}, text=text), chain["policy"], chain["pairs"], output, [said()])
+    computed, reused, samples = read(LOGPS, chain["logps"]), read(LOGPS, output), read(SAMPLES, chain["samples"])
+    whole = {(r["prompt_id"], r["response"]) for r in samples.to_dict("records") if r["finish"] == "stop"}
+    pairs = read(PAIRS, chain["pairs"]).to_dict("records")
+    possible = sum((p["prompt_id"], p[side]) in whole for p in pairs for side in ("chosen", "rejected"))
+    facts = manifest_of(output)
+    assert 0 < facts["said_by_the_sampler"] <= possible < 2 * len(pairs)  # a cut one lacks the end of turn
+    assert facts["tokens"] < manifest_of(chain["logps"])["tokens"]
+    for side in ("chosen", "rejected"):
+        assert (computed[side] - reused[side]).abs().max() < 1e-4  # two float32 passes over the same tokens
+        assert computed[f"{side}_tokens"].tolist() == reused[f"{side}_tokens"].tolist()
+
+
+def test_no_model_is_loaded_when_the_sampler_said_it_all(
+    tmp_path: Path, chain: dict[str, Path], text: Text, said: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, table = Chat(load_tokenizer(chain["policy"]), text), read(SAMPLER_LOGPS, said())
+    prints, pairs = set(table["read"]), read(PAIRS, chain["pairs"])
+    texts = [[chat.encode(p["prompt"], p[s]).fingerprint() for s in ("chosen", "rejected")] for p in rows_of(pairs)]
+    some = pairs[[prints.issuperset(both) for both in texts]]
+    assert len(some) > 0
+    write(PAIRS, some, tmp_path / "pairs.parquet")
+    monkeypatch.delattr("mnpo.checkpoints.load_model")
+    run(
+        Settings(form={}, text=text),
+        chain["policy"],
+        tmp_path / "pairs.parquet",
+        tmp_path / "l",
+        [tmp_path / "said.parquet"],
+    )
+    by_print = dict(zip(table["read"], table["logp"], strict=True))
+    wanted = [by_print[both[0]] for both in texts if prints.issuperset(both)]
+    assert read(LOGPS, tmp_path / "l")["chosen"].tolist() == wanted
+
+
+def test_texts_that_are_rendered_otherwise_are_computed(
+    tmp_path: Path, chain: dict[str, Path], text: Text, said: Callable[..., Path], manifest_of: Callable[[Path], Any]
+) -> None:
+    raw = Settings(form=TextForm(render="raw"), text=text)
+    run(raw, chain["policy"], chain["pairs"], tmp_path / "plain")
+    run(raw, chain["policy"], chain["pairs"], tmp_path / "l", [said()])
+    assert manifest_of(tmp_path / "l")["said_by_the_sampler"] == 0
+    assert (tmp_path / "l").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+def test_a_sampler_that_is_too_far_from_training_is_not_believed(
+    tmp_path: Path, chain: dict[str, Path], text: Text, said: Callable[..., Path], manifest_of: Callable[[Path], Any]
+) -> None:
+    table = said(mismatch_warning=1e-12)
+    assert len(read(SAMPLER_LOGPS, table)) == 0 and "warning" in manifest_of(tmp_path / "samples.parquet")["mismatch"]
+    run(Settings(form={}, text=text), chain["policy"], chain["pairs"], tmp_path / "l", [table])
+    assert (tmp_path / "l").read_bytes() == chain["logps"].read_bytes()

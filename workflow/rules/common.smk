@@ -22,6 +22,14 @@ def manifest(file):
     return str(manifest_path(file))
 
 
+def sampler_logps(policy, part, shard):
+    """What a shard of samples says of itself, where it is asked to."""
+    if not PLAN.config.sampling.logprobs:
+        return {}
+    file = PLAN.sampler_logps(policy, part, shard)
+    return {"logps": file, "logps_manifest": manifest(file)}
+
+
 def launched(stage):
     """What starts a stage's Python. Being a function of `resources`, it is no reason to run a job again."""
     words = cluster.launch(stage, PLAN.config.resources.of(stage), CLUSTER, Path(workflow.basedir) / "workflow/rank.sh")

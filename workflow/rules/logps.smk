@@ -5,6 +5,7 @@ rule logps:
     input:
         policy=lambda w: PLAN.policy(w.scorer),
         pairs=PLAN.pairs("{policy}", "{part}", "{oracle}"),
+        sampler=lambda w: PLAN.reused_logprobs(w.policy, w.part, w.scorer),
     output:
         logps=PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
         manifest=manifest(PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}")),
@@ -19,6 +20,7 @@ rule logps:
     params:
         settings=lambda w: PLAN.settings("logps", text=w.text),
         code=PLAN.code("logps"),
+        sampler=lambda w, input: [f"--sampler={file}" for file in input.sampler],
     shell:
         "exec python -m mnpo --log {log} logps --settings {params.settings:q} --policy {input.policy} --pairs {input.pairs}"
-        " --output {output.logps}"
+        " --output {output.logps} {params.sampler}"

@@ -27,6 +27,7 @@ rule sample:
         policy=PLAN.policy("{policy}"),
         prompts=PLAN.prompts("{part}"),
     output:
+        **sampler_logps("{policy}", "{part}", "{shard}"),
         samples=PLAN.samples("{policy}", "{part}", "{shard}"),
         manifest=manifest(PLAN.samples("{policy}", "{part}", "{shard}")),
     log:
@@ -42,6 +43,7 @@ rule sample:
     params:
         settings=lambda w: PLAN.settings("sample", policy=w.policy, part=w.part, shard=w.shard),
         code=PLAN.code("sample"),
+        logps=lambda w, output: [f"--logps={output.logps}"] if "logps" in output.keys() else [],
     shell:
         "exec python -m mnpo --log {log} sample --settings {params.settings:q} --policy {input.policy} --prompts {input.prompts}"
-        " --output {output.samples}"
+        " --output {output.samples} {params.logps}"
