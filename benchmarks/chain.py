@@ -29,6 +29,7 @@ from mnpo.costs import measured
 from mnpo.forecast import slopes
 from mnpo.plan import Plan
 
+SLOPED = ("sample", "score", "logps", "train")
 SIDES = {"plain": "benchmarks.baseline", "ours": "mnpo"}
 RUN = "td-mnpo"
 
@@ -207,7 +208,7 @@ def measure_slopes(prompts: int, repeats: int, threads: int) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     base = took.pop("as it is")
     for name, runs in took.items():
-        for stage in ("sample", "score", "logps", "train"):
+        for stage in (*SLOPED, "all"):
             print(_slope(name, stage, predicted[name], runs, base), flush=True)
 
 
@@ -218,18 +219,19 @@ def _seconds(directory: Path) -> dict[str, float]:
         facts = json.loads(file.read_text())
         if "/training/" not in str(file):  # the policy's own says the same
             sums[facts["stage"]] += facts["seconds"]
-            sums[f"{facts['stage']} tokens"] += facts.get("tokens", 0)
+            read = facts.get("prompt_tokens", 0)  # which samples are written to
+            sums[f"{facts['stage']} tokens"] += facts.get("tokens", 0) + read
+    for kind in ("", " tokens"):
+        sums[f"all{kind}"] = sum(sums[f"{stage}{kind}"] for stage in SLOPED)
     return sums
 
 
 def _slope(name: str, stage: str, predicted: Any, runs: list[dict[str, float]], base: list[dict[str, float]]) -> str:
-    columns = [str(predicted.jobs.get(stage, 0))]
+    columns = [str(sum(predicted.jobs.get(s, 0) for s in (SLOPED if stage == "all" else [stage])))]
     for key, plan in ((f"{stage} tokens", predicted.tokens), (stage, predicted.seconds)):
-        if key == "sample tokens":  # a manifest counts what was written only
-            columns += ["", "", ""]
-            continue
         more = median(r[key] for r in runs) - median(b[key] for b in base)
-        said, digits = plan.get(stage, 0.0), 0 if key.endswith("tokens") else 1
+        said = sum(plan.get(s, 0.0) for s in (SLOPED if stage == "all" else [stage]))
+        digits = 0 if key.endswith("tokens") else 1
         columns += [f"{said:,.{digits}f}", f"{more:,.{digits}f}", f"{said / more:.2f}" if said and more > 0 else ""]
     return f"| {name} | {stage} | " + " | ".join(columns) + " |"
 

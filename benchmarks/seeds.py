@@ -26,9 +26,10 @@ seed), nothing tuned between them; how the settings were chosen is said below. W
 def run(seed: int) -> pd.DataFrame:
     """The main table of one seed; what is made already is not made again."""
     name = f"demo-seed-{seed}" if seed else "demo"  # seed 0 is the demo itself
-    command = ["snakemake", "--profile", "profiles/demo", "--config", f"name={name}", f"seed={seed}"]
+    table = f"results/{name}/tables/main.csv"
+    command = ["snakemake", "--profile", "profiles/demo", "--config", f"name={name}", f"seed={seed}", "--", table]
     subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-    return pd.read_csv(ROOT / f"results/{name}/tables/main.csv").set_index("policy")
+    return pd.read_csv(ROOT / table).set_index("policy")
 
 
 def spread(row: pd.Series, opponent: str) -> str:

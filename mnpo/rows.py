@@ -14,6 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+SHORTEST = 0.8
+"""Of a batch's longest row, what its other rows have at least: with many rows few batches end early, with few rows it
+is passes over short rows that are cheap anyway."""
+
 
 class Encoded(Protocol):
     """A text as token ids, such as ``chat.Encoded``."""
@@ -167,10 +171,12 @@ def _as_attention_takes_it(allowed: Tensor, model: Any, config: Any) -> Tensor:
 
 
 def batches(rows: list[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows by falling length, cut so that ``rows * longest`` stays within the budget."""
+    """Rows by falling length, cut so that ``rows * longest`` stays within the budget, and where padding would begin to
+    cost more than another pass."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: -row.length):
-        if batch and (len(batch) + 1) * batch[0].length > max_tokens:
+        full = batch and (len(batch) + 1) * batch[0].length > max_tokens
+        if full or (batch and row.length < SHORTEST * batch[0].length):
             yield batch
             batch = []
         batch.append(row)

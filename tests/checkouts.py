@@ -7,7 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
@@ -56,6 +60,29 @@ class Checkout:
         result = self.snakemake(*options)
         assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
         return result.stdout
+
+    @contextmanager
+    def started(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A workflow that runs meanwhile; none of its processes outlives this."""
+        command = [sys.executable, "-m", "snakemake", "--configfile", self.config, "--cores", "2", *options]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        environment = os.environ | {"PYTHONPATH": str(self.path)}
+        with subprocess.Popen(command, cwd=self.path, env=environment, **quiet) as process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                        each.kill()
+
+    def process(self, output: str) -> psutil.Process | None:
+        """The stage's process that makes `output`, if it runs."""
+        for process in psutil.process_iter(["cmdline"]):
+            if output in (process.info["cmdline"] or []):
+                with suppress(psutil.Error):
+                    if process.cwd() == str(self.path):
+                        return process
+        return None
 
     def planned(self, *options: str) -> set[str]:
         """The jobs that a dry run names, as `rule what-it-makes`."""

@@ -415,6 +415,7 @@ def test_batches_keep_the_budget_and_lose_nothing(lengths: list[int], budget: in
     found = list(batches([Row([0] * n, [i], n) for i, n in enumerate(lengths)], budget))
     assert sorted(i for batch in found for row in batch for i in row.members) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(row.length for row in batch) <= budget for batch in found)
+    assert all(min(row.length for row in batch) >= 0.8 * max(row.length for row in batch) for batch in found)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -61,13 +63,53 @@ def test_the_chain_makes_every_noun(finished: Path) -> None:
 
 def test_one_logps_file_for_each_pairs_and_scorer(finished: Path) -> None:
     found = sorted(str(p.relative_to(finished / "results/small/logps")) for p in finished.rglob("logps/**/*.parquet"))
-    assert found == [
+    assert [file for file in found if "/sampler/" not in file] == [
         "inpo.1/part2/overall/chat/inpo.1.parquet",
         "inpo.1/part2/overall/chat/sft.parquet",
         "sft/part1/overall/chat/sft.parquet",  # shared by both runs: opponent and reference of iteration 1
         "td-mnpo.1/part2/overall/chat/sft.parquet",  # opponent pi_1's predecessor and the reference are one file
         "td-mnpo.1/part2/overall/chat/td-mnpo.1.parquet",
     ]
+
+
+def test_a_policys_log_probabilities_of_its_own_samples_are_those_of_the_sampler(finished: Path) -> None:
+    """In every job whose policy drew the responses; an opponent's are computed."""
+    said = {}
+    for file in finished.rglob("logps/*/*/overall/chat/*.manifest.json"):
+        drew = file.parts[-5]
+        said[drew, file.name.removesuffix(".parquet.manifest.json")] = json.loads(file.read_text()).get(
+            "said_by_the_sampler"
+        )
+    assert all((count is not None) is (drew == scorer) for (drew, scorer), count in said.items())
+    assert len(said) == 5 and any(said.values())
+
+
+def test_a_shard_is_scored_while_another_is_still_drawn(checkout: Checkout) -> None:
+    shards, scores, pairs = (f"results/small/{noun}/td-mnpo.1/part2" for noun in ("samples", "scores", "pairs"))
+    first, second = checkout.path / shards / "0.parquet", checkout.path / shards / "1.parquet"
+    for noun in (shards, scores, pairs):
+        shutil.rmtree(checkout.path / noun)
+    begun = time.time()
+    with checkout.started(f"{pairs}/overall.parquet") as workflow:
+        held = until(lambda: checkout.process(f"{shards}/1.parquet"), "job for the second shard")
+        held.suspend()
+        until(lambda: written_since(begun, checkout.path / scores / "overall/0.parquet"), "scores of the first shard")
+        assert first.exists() and not second.exists()
+        held.resume()
+        assert workflow.wait(timeout=300) == 0
+    assert second.exists() and written_since(begun, checkout.path / pairs / "overall.parquet")
+
+
+def until(found: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + 240
+    while not (value := found()):
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.05)
+    return value
+
+
+def written_since(begun: float, file: Path) -> bool:
+    return file.exists() and file.stat().st_mtime > begun
 
 
 def test_every_artifact_has_a_manifest_and_none_is_half_written(finished: Path) -> None:

@@ -22,12 +22,12 @@ def manifest(file):
     return str(manifest_path(file))
 
 
-def sampler_logps(policy, part, shard):
-    """What a shard of samples says of itself, where it is asked to."""
-    if not PLAN.config.sampling.logprobs:
-        return {}
-    file = PLAN.sampler_logps(policy, part, shard)
-    return {"logps": file, "logps_manifest": manifest(file)}
+def drawn(policy, part, shard):
+    """A shard of samples, and what the sampler says of their log-probabilities, where it is asked to."""
+    files = {"samples": PLAN.samples(policy, part, shard)}
+    if PLAN.config.sampling.logprobs:
+        files["logps"] = PLAN.sampler_logps(policy, part, shard)
+    return files | {f"{name}_manifest": manifest(file) for name, file in files.items()}
 
 
 def launched(stage):

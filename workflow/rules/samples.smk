@@ -27,9 +27,7 @@ rule sample:
         policy=PLAN.policy("{policy}"),
         prompts=PLAN.prompts("{part}"),
     output:
-        **sampler_logps("{policy}", "{part}", "{shard}"),
-        samples=PLAN.samples("{policy}", "{part}", "{shard}"),
-        manifest=manifest(PLAN.samples("{policy}", "{part}", "{shard}")),
+        **drawn("{policy}", "{part}", "{shard}"),
     log:
         f"{LOGS}/sample/{{policy}}.{{part}}.{{shard}}.log",
     wildcard_constraints:
