@@ -44,7 +44,7 @@ class Size(NamedTuple):
 SIZES = {
     "logps": Size(6, 256_000, 64, 2),
     "train": Size(4, 256_000, 64, 2),
-    "score": Size(12, 1_000, 1024, 1),
+    "score": Size(12, 1_000, 2048, 1),  # the paper's reward models have 4,096
     "sample": Size(12, 1_000, 128, 4),
 }
 TOY = {stage: Size(4, 1_000, 32, 2) for stage in SIZES}

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-SHORTEST = 0.8
-"""Of a batch's longest row, what its other rows have at least: with many rows few batches end early, with few rows it
-is passes over short rows that are cheap anyway."""
+PASS = 256
+"""What a pass through a model costs beside its tokens, in tokens: a GPU reads the weights meanwhile."""
 
 
 class Encoded(Protocol):
@@ -171,14 +170,17 @@ def _as_attention_takes_it(allowed: Tensor, model: Any, config: Any) -> Tensor:
 
 
 def batches(rows: list[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows by falling length, cut so that ``rows * longest`` stays within the budget, and where padding would begin to
-    cost more than another pass."""
+    """Rows by falling length, cut so that ``rows * longest`` stays within the budget, and where padding would cost more
+    than another pass."""
     batch: list[Row] = []
+    padding = 0
     for row in sorted(rows, key=lambda row: -row.length):
-        full = batch and (len(batch) + 1) * batch[0].length > max_tokens
-        if full or (batch and row.length < SHORTEST * batch[0].length):
-            yield batch
-            batch = []
+        if batch:
+            longest = batch[0].length
+            padding += longest - row.length
+            if (len(batch) + 1) * longest > max_tokens or padding > PASS:
+                yield batch
+                batch, padding = [], 0
         batch.append(row)
     if batch:
         yield batch

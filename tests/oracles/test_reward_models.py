@@ -146,7 +146,7 @@ def test_any_sequence_classifier_is_read_under_its_own_template(
     questions: list[Question],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rows, "SHORTEST", 0)
+    monkeypatch.setattr(rows, "PASS", 10**6)
     path = classifier(tmp_path, random_policy, architecture, tiny)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(path)
@@ -179,7 +179,7 @@ def test_a_batch_gives_each_response_what_it_gets_alone(
     checkpoint: Path, questions: list[Question], monkeypatch: pytest.MonkeyPatch, dtype: Any, tolerance: float
 ) -> None:
     """Tolerances in shares of the largest score; bfloat16 keeps 8 bits. Measured here: 5e-7 and 1e-2."""
-    monkeypatch.setattr(rows, "SHORTEST", 0)  # few texts, of all lengths, in one batch
+    monkeypatch.setattr(rows, "PASS", 10**6)  # few texts, of all lengths, in one batch
     model = reward_model(str(checkpoint), dtype)
     together = rewards(model.score(questions))
     assert model.reader.padding > 0
