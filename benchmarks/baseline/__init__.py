@@ -53,7 +53,7 @@ def sums(model: Any, texts: Sequence[Any]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- the stages
 
 
-def sample(settings: Any, policy: Path, prompts: Path, output: Path) -> None:
+def sample(settings: Any, policy: Path, prompts: Path, output: Path, logps: Path | None = None) -> None:
     rows = rows_of(read(PROMPTS, prompts).iloc[settings.shard :: settings.sampling.shards])
     decoding, chat = settings.sampling, Chat(load_tokenizer(policy), settings.text)
     with artifact(output, "sample", settings.model_dump(), [policy, prompts]) as made:
@@ -102,7 +102,7 @@ def score(settings: Any, samples: Path, output: Path, against: Path | None = Non
 
 
 @torch.no_grad()
-def logps(settings: Any, policy: Path, pairs: Path, output: Path) -> None:
+def logps(settings: Any, policy: Path, pairs: Path, output: Path, sampler: Sequence[Path] = ()) -> None:
     rows = read(PAIRS, pairs)
     with artifact(output, "logps", settings.model_dump(), [policy, pairs]) as made:
         chat = Chat(load_tokenizer(policy), settings.text, settings.form)
