@@ -166,6 +166,8 @@ class Workflow:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                # As at a terminal: whoever started the tests in the background had them ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property
