@@ -136,9 +136,13 @@ def _check_bos(path: str | Path, tokenizer: Any) -> None:
         )
 
 
+FILE_SIZE = "5GB"
+"""At most, of a file of a saved policy's weights: whoever reads it reads one weight, or one file, at a time."""
+
+
 def save(model: PreTrainedModel, tokenizer: Any, path: str | Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write a policy that `load_model` and any other tool can read, with its own weights or with others for them."""
-    model.save_pretrained(path, state_dict=weights)
+    model.save_pretrained(path, state_dict=weights, max_shard_size=FILE_SIZE)
     tokenizer.save_pretrained(path)
 
 

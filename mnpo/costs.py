@@ -72,8 +72,8 @@ OCCUPANCY = 0.5
 """Mean share of a batch that is still writing: a batch ends with its longest response."""
 READ_FLOPS = 2
 """Per parameter and token: a forward pass."""
-TRAIN_FLOPS = 8
-"""Per parameter and token: a forward pass, its recomputation (gradient checkpointing), and a backward pass."""
+TRAIN_FLOPS = 6
+"""Per parameter and token: a forward pass and a backward pass. With gradient checkpointing READ_FLOPS more."""
 WEIGHT_BYTES = 2
 """Per parameter, where it computes (bfloat16)."""
 SAVED_BYTES = 4
@@ -143,6 +143,8 @@ class Pass:
     """Texts written together."""
     counted: bool = True
     """Whether a manifest's `tokens` are these."""
+    again: bool = False
+    """Whether the forward pass of a training is computed again (gradient checkpointing)."""
 
 
 def parameters(model: Model) -> float:
@@ -240,7 +242,9 @@ def _sft(q: Quantities, work: Work) -> list[Pass]:
     sft = q.plan.config.reference.sft
     if sft is None or work.policy != REFERENCE:
         return []
-    return [Pass("train", q.size(work.models[0]), sft.steps * sft.batch_size * q.text)]
+    return [
+        Pass("train", q.size(work.models[0]), sft.steps * sft.batch_size * q.text, again=sft.gradient_checkpointing)
+    ]
 
 
 def _sample(q: Quantities, work: Work) -> list[Pass]:
@@ -293,7 +297,8 @@ def _logps(q: Quantities, work: Work) -> list[Pass]:
 
 def _train(q: Quantities, work: Work) -> list[Pass]:
     fit = q.plan.fits[work.policy or ""]
-    return [Pass("train", q.size(work.models[0]), q.part * len(fit.parts) * fit.training.epochs * q.pairs * q.pair)]
+    tokens = q.part * len(fit.parts) * fit.training.epochs * q.pairs * q.pair
+    return [Pass("train", q.size(work.models[0]), tokens, again=fit.training.gradient_checkpointing)]
 
 
 def _assess(q: Quantities, work: Work) -> list[Pass]:
@@ -353,7 +358,7 @@ def seconds(step: Pass, on: Device, gpus: int = 1) -> float:
     """How long a pass takes by default, on `gpus` GPUs that share it evenly."""
     n = step.parameters
     if step.kind == "train":
-        rate = on.flops * TRAIN_EFFICIENCY / (TRAIN_FLOPS * n)
+        rate = on.flops * TRAIN_EFFICIENCY / ((TRAIN_FLOPS + READ_FLOPS * step.again) * n)
     elif step.kind == "read":
         rate = on.flops * READ_EFFICIENCY / (READ_FLOPS * n)
     else:

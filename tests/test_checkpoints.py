@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mnpo.checkpoints import SOFT_CAPPING, load_model, load_tokenizer
+from mnpo import checkpoints
+from mnpo.checkpoints import SOFT_CAPPING, load_model, load_tokenizer, parameters, save
 from mnpo.config import Decoding, Text
 from mnpo.errors import BadInput
 
@@ -131,6 +132,20 @@ def test_weights_are_float32_unless_bfloat16_is_asked_for(tmp_path: Path) -> Non
     assert {p.dtype for p in halved.parameters()} == {torch.bfloat16}
     for half, whole in zip(halved.parameters(), load_model(path).parameters(), strict=True):
         torch.testing.assert_close(half, whole.bfloat16(), rtol=0, atol=0)
+
+
+def test_a_large_policy_is_saved_in_several_files_that_read_as_one(
+    random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model(random_policy), load_tokenizer(random_policy)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    save(model, tokenizer, whole)
+    monkeypatch.setattr(checkpoints, "FILE_SIZE", "20KB")
+    save(model, tokenizer, parted)
+    assert len(list(whole.glob("*.safetensors"))) == 1 < len(list(parted.glob("*.safetensors")))
+    assert parameters(parted) == parameters(whole) == model.num_parameters()
+    for a, b in zip(load_model(parted).parameters(), load_model(whole).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 # ------------------------------------------------------------------------------------------------------------------ BOS
