@@ -26,6 +26,7 @@ from mnpo.progress import say
 
 NOT_CONTENT = ("manifest.json", ".snakemake_timestamp")  # Snakemake puts the second into directories it was promised
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_loaded = 0.0  # seconds of this process within `loading`
 
 
 class Artifact:
@@ -68,7 +69,7 @@ def artifact(
         if partial.exists():
             say(f"{output}: a process that was killed left it half written in {partial}; it is removed, and made anew")
         remove(partial)
-        started, clock = time.time(), time.monotonic()
+        started, clock, loaded = time.time(), time.monotonic(), _loaded
         made = Artifact(partial, {str(p): digest(p) for p in inputs})
         try:
             if directory:
@@ -82,6 +83,7 @@ def artifact(
                 "digest": _content_digest(partial),
                 **made.facts,
                 **cost,
+                **({"loading_seconds": round(_loaded - loaded, 3)} if _loaded > loaded else {}),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
                 **_surroundings(),
             }
@@ -96,6 +98,17 @@ def artifact(
         remove(beside(output, "work"))
     said = "".join(f", {name} {value}" for name, value in made.facts.items())
     say(f"{stage}: {output} in {cost['seconds']:.1f} s{said}")
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Libraries and weights are loaded within: manifests say how much of their seconds that took, whatever the work."""
+    global _loaded
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        _loaded += time.monotonic() - begun
 
 
 def beside(output: Path, kind: str) -> Path:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mnpo.artifacts import loading
 from mnpo.errors import BadInput
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+@loading()
 def load_model(
     path: str | Path,
     kind: Literal["causal", "classifier"] = "causal",
@@ -93,6 +95,7 @@ def _attention(path: str | Path, config: Any, asked: str | None) -> str | None:
     return chosen or "eager"
 
 
+@loading()
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer in `path`.
 

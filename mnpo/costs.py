@@ -499,6 +499,8 @@ class Measured:
     """(stage, device) -> parameters x tokens a second and GPU."""
     durations: dict[tuple[str, str], Rate] = field(default_factory=dict)
     """(stage, device) -> seconds a job, where nothing says how many tokens."""
+    loading: dict[tuple[str, str], float] = field(default_factory=dict)
+    """(stage, device) -> seconds of a job, of those that have a rate, in which libraries and weights are loaded."""
     tokens: dict[str, float] = field(default_factory=dict)
     """stage -> measured tokens per estimated one."""
     lengths: Lengths | None = None
@@ -509,7 +511,7 @@ def measured(plan: Plan, pieces: Iterable[Work]) -> Measured:
     """What those of `pieces` that are done say: the median over jobs of every (stage, device)."""
     pieces = list(pieces)
     q = Quantities(plan, lengths := _lengths(pieces))
-    rates, durations, tokens = defaultdict(list), defaultdict(list), defaultdict(list)
+    rates, durations, loading, tokens = (defaultdict(list) for _ in range(4))
     for work in pieces:
         steps = [step for step in passes(q, work) if step.counted]
         planned = sum(step.tokens for step in steps) / work.jobs
@@ -519,13 +521,15 @@ def measured(plan: Plan, pieces: Iterable[Work]) -> Measured:
             if steps and facts.get("tokens"):
                 per_token = facts.get("parameters", units / planned)
                 gpus = facts.get("gpus", max(1, plan.config.resources.of(work.needs).gpus))
-                rates[key].append(per_token * facts["tokens"] / facts["seconds"] / gpus)
+                loading[key].append(facts.get("loading_seconds", 0.0))
+                rates[key].append(per_token * facts["tokens"] / (facts["seconds"] - loading[key][-1]) / gpus)
                 tokens[work.stage].append(facts["tokens"] / planned)
             elif not work.judge:  # whose verdicts may have come from its store
                 durations[key].append(facts["seconds"])
     return Measured(
         {key: Rate(median(values), len(values)) for key, values in rates.items()},
         {key: Rate(median(values), len(values)) for key, values in durations.items()},
+        {key: median(values) for key, values in loading.items()},
         {stage: median(values) for stage, values in tokens.items()},
         lengths,
     )
@@ -641,7 +645,7 @@ def _duration(q: Quantities, work: Work, steps: list[Pass], known: Measured, on:
     if steps and key in known.rates:
         units = sum(step.parameters * step.tokens for step in steps if step.counted) * factor
         rate = known.rates[key]
-        return start, asking + units / work.jobs / (rate.value * gpus), _said(rate)
+        return start, asking + known.loading.get(key, 0.0) + units / work.jobs / (rate.value * gpus), _said(rate)
     if key in known.durations and not asking:
         return start, known.durations[key].value, _said(known.durations[key])
     if steps:

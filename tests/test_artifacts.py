@@ -8,14 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from mnpo.artifacts import artifact, digest, manifest, manifest_path
+from mnpo.artifacts import artifact, digest, loading, manifest, manifest_path
 from mnpo.errors import BadInput, DiskFull
 
 
@@ -111,6 +113,20 @@ def test_a_manifest_says_what_was_made_of_what_and_how(tmp_path: Path) -> None:
     assert written["seconds"] >= 0 and written["started"].endswith("Z")
     assert {"mnpo", "python"} <= written["versions"].keys()
     assert {"git_commit", "host", "machine"} <= written.keys()
+
+
+def test_loading_is_counted_apart_and_only_that_of_this_output(tmp_path: Path) -> None:
+    def made(name: str, *pauses: float) -> dict[str, Any]:
+        with artifact(tmp_path / name, "logps", {}, []) as output:
+            for pause in pauses:
+                with loading():
+                    time.sleep(pause)
+            output.path.write_text("xyz")
+        return manifest(tmp_path / name)
+
+    twice, none = made("twice", 0.02, 0.03), made("none")
+    assert 0.05 <= twice["loading_seconds"] <= twice["seconds"]
+    assert "loading_seconds" not in none
 
 
 def test_a_library_that_was_installed_under_another_name_says_its_version_itself(

@@ -249,6 +249,19 @@ def test_finished_jobs_replace_the_defaults_by_their_median(here: Path) -> None:
     assert of(plan, "sample a.1 part2", known).source == "default"
 
 
+def test_weights_are_loaded_once_a_job_however_many_tokens_it_reads(here: Path) -> None:
+    """A job of 100 s loads for 20: 250,000 tokens take 80 s. Twice the prompts take 20 + 160 s, and no 200."""
+    plan, twice = tiny(), tiny(prompts={"part_size": 2000})
+    name, file = "logps a.1 part2 rm chat under sft", plan.logps("a.1", 2, "rm", "chat", "sft")
+    took = {"seconds": 100.0, "loading_seconds": 20.0}
+    finish(here, file, tokens=250e3, **took, device="NVIDIA H100", parameters=N)
+    known = measured(plan, work.everything(plan))
+    assert known.rates == {("logps", "h100"): Rate(250e3 * N / 80, 1)}
+    assert known.loading == {("logps", "h100"): 20.0}
+    assert of(plan, name, known).computing == pytest.approx(100.0)
+    assert of(twice, name, known).computing == pytest.approx(180.0)
+
+
 def test_what_another_device_measured_changes_nothing(here: Path) -> None:
     plan = tiny()
     name = "logps a.1 part2 rm chat under sft"

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mnpo.artifacts import loading
 from mnpo.config import Sampling
 from mnpo.errors import BadInput
 from mnpo.progress import track
@@ -110,6 +111,7 @@ class _Engine:
         )
 
 
+@loading()
 def _start(policy: Path, sampling: Sampling, window: int) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"

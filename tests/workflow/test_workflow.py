@@ -118,6 +118,8 @@ def test_every_artifact_has_a_manifest_and_none_is_half_written(finished: Path) 
     for file in (f for f in results.rglob("*.parquet") if not inside & set(f.relative_to(results).parts)):
         manifest = json.loads(file.with_name(f"{file.name}.manifest.json").read_text())
         assert {"stage", "settings", "inputs", "digest", "versions", "seconds", "git_commit"} <= set(manifest)
+        if manifest["stage"] in ("sample", "logps") and manifest.get("parameters"):  # not where the sampler said it all
+            assert 0 < manifest["loading_seconds"] < manifest["seconds"]
     assert not list(results.rglob(".partial*"))
 
 
