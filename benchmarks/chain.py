@@ -26,7 +26,7 @@ from benchmarks.measuring import ROOT, Cost, run, spread, told
 from mnpo import work
 from mnpo.config import REFERENCE, Config, load
 from mnpo.costs import measured
-from mnpo.forecast import slopes
+from mnpo.forecast import Slope, slopes
 from mnpo.plan import Plan
 
 SLOPED = ("sample", "score", "logps", "train")
@@ -200,16 +200,18 @@ def measure_slopes(prompts: int, repeats: int, threads: int) -> None:
                 (directory / "jobs.json").write_text(json.dumps(commands))
                 run(["-m", "benchmarks.chain", "--jobs", "jobs.json"], threads, directory)
                 took[name].append(_seconds(directory))
-        os.chdir(Path(top, "0-0"))
-        plan = Plan(configs["as it is"])
-        known = measured(plan, work.needed(plan, [plan.training(p) for p in plan.fits]))
-        predicted = slopes(configs["as it is"], RUN, known)
+        predicted = []  # by what each repetition of the configuration as it is took
+        for repeat in range(repeats):
+            os.chdir(Path(top, f"0-{repeat}"))
+            plan = Plan(configs["as it is"])
+            known = measured(plan, work.needed(plan, [plan.training(p) for p in plan.fits]))
+            predicted.append(slopes(configs["as it is"], RUN, known))
     print("| what | stage | jobs | tokens by the plan | measured | ratio | seconds by the plan | measured | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     base = took.pop("as it is")
     for name, runs in took.items():
         for stage in (*SLOPED, "all"):
-            print(_slope(name, stage, predicted[name], runs, base), flush=True)
+            print(_slope(stage, name, [p[name] for p in predicted], runs, base), flush=True)
 
 
 def _seconds(directory: Path) -> dict[str, float]:
@@ -226,11 +228,14 @@ def _seconds(directory: Path) -> dict[str, float]:
     return sums
 
 
-def _slope(name: str, stage: str, predicted: Any, runs: list[dict[str, float]], base: list[dict[str, float]]) -> str:
-    columns = [str(sum(predicted.jobs.get(s, 0) for s in (SLOPED if stage == "all" else [stage])))]
-    for key, plan in ((f"{stage} tokens", predicted.tokens), (stage, predicted.seconds)):
-        more = median(r[key] for r in runs) - median(b[key] for b in base)
-        said = sum(plan.get(s, 0.0) for s in (SLOPED if stage == "all" else [stage]))
+def _slope(
+    stage: str, name: str, predicted: list[Slope], runs: list[dict[str, float]], base: list[dict[str, float]]
+) -> str:
+    stages = SLOPED if stage == "all" else [stage]
+    columns = [str(sum(predicted[0].jobs.get(s, 0) for s in stages))]
+    for key, plans in ((f"{stage} tokens", [p.tokens for p in predicted]), (stage, [p.seconds for p in predicted])):
+        more = median(r[key] - b[key] for r, b in zip(runs, base, strict=True))
+        said = median(sum(plan.get(s, 0.0) for s in stages) for plan in plans)
         digits = 0 if key.endswith("tokens") else 1
         columns += [f"{said:,.{digits}f}", f"{more:,.{digits}f}", f"{said / more:.2f}" if said and more > 0 else ""]
     return f"| {name} | {stage} | " + " | ".join(columns) + " |"
