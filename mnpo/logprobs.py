@@ -17,6 +17,7 @@ Sharded models (DDP, FSDP, ZeRO-3) gather their weights in hooks on the wrapped 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from mnpo.rows import Batch, Encoded, batches, hidden_states, lay_out, share_width, shared_rows
@@ -91,10 +91,11 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> Tensor:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         chosen, log_z = (torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
+        tiles = _Tiles(hidden.device)
         for part in _slices(len(hidden), chunk_tokens):
             normalisers = []
             for block in _slices(len(weight), chunk_vocab):
-                logits = _capped_logits(hidden[part], weight, bias, softcap, block)
+                logits = _capped_logits(hidden[part], weight, bias, softcap, block, tiles)
                 column, inside = _columns(targets[part], block)
                 chosen[part] = torch.where(inside, logits.gather(1, column[:, None])[:, 0], chosen[part])
                 highest = logits.amax(1)
@@ -120,10 +121,11 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Te
     d_hidden = torch.zeros_like(hidden, dtype=log_z.dtype) if needs_hidden else None
     d_weight = torch.zeros_like(weight) if needs_weight else None
     d_bias = torch.zeros_like(bias, dtype=log_z.dtype) if needs_bias else None
+    tiles = _Tiles(hidden.device)
     for part in _slices(len(hidden), ctx.chunks[0]):
         for block in _slices(len(weight), ctx.chunks[1]):
-            logits = _capped_logits(hidden[part], weight, bias, ctx.softcap, block)
-            d_logits = _d_logits(logits, ctx.softcap, *_columns(targets[part], block), log_z[part], grad[part])
+            logits = _capped_logits(hidden[part], weight, bias, ctx.softcap, block, tiles)
+            d_logits = _d_logits(logits, ctx.softcap, *_columns(targets[part], block), log_z[part], grad[part], tiles)
             if d_bias is not None:
                 d_bias[block] += d_logits.sum(0)
             d_logits = d_logits.to(hidden.dtype)
@@ -145,21 +147,55 @@ def _columns(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
     return (targets - block.start).clamp(0, block.stop - block.start - 1), inside
 
 
-def _capped_logits(h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, block: slice) -> Tensor:
-    """One tile ``[c, block]`` of the soft-capped logits, at least float32, fresh, for the caller to overwrite."""
-    logits = linear(h, weight[block], None if bias is None else bias[block])
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+class _Tiles:
+    """Memory of tiles, by what they hold, taken once and overwritten by the next tile.
+
+    Tiles freed one by one leave holes that the CPU's allocator fills late: several times the memory, by chance.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: dict[str, Tensor] = {}
+
+    def of(self, what: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape)
+        if what not in self._memory or len(self._memory[what]) < size:
+            self._memory[what] = torch.empty(size, dtype=dtype, device=self._device)
+        return self._memory[what][:size].view(*shape)
+
+
+def _capped_logits(
+    h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, block: slice, tiles: _Tiles
+) -> Tensor:
+    """One tile ``[c, block]`` of the soft-capped logits, at least float32, for the caller to overwrite."""
+    shape, dtype = (len(h), block.stop - block.start), torch.promote_types(h.dtype, torch.float32)
+    logits = tiles.of("products", shape, h.dtype)
+    if bias is None:
+        torch.mm(h, weight[block].T, out=logits)
+    else:
+        torch.addmm(bias[block], h, weight[block].T, out=logits)
+    if dtype != h.dtype:
+        logits = tiles.of("logits", shape, dtype).copy_(logits)
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
 def _d_logits(
-    logits: Tensor, softcap: float | None, column: Tensor, inside: Tensor, log_z: Tensor, grad: Tensor
+    logits: Tensor,
+    softcap: float | None,
+    column: Tensor,
+    inside: Tensor,
+    log_z: Tensor,
+    grad: Tensor,
+    tiles: _Tiles,
 ) -> Tensor:
     """Gradient in a tile's logits before the soft-cap: ``grad * (onehot(target) - softmax) * (1 - tanh^2)``.
 
     Overwrites ``logits``.
     """
-    slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1)
+    slope = None
+    if softcap is not None:
+        slope = torch.div(logits, softcap, out=tiles.of("slope", logits.shape, logits.dtype))
+        slope.square_().neg_().add_(1)
     d = logits.sub_(log_z[:, None]).exp_().neg_()
     d.scatter_add_(1, column[:, None], inside[:, None].to(d.dtype))
     d.mul_(grad[:, None])
