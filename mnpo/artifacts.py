@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +30,37 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _loaded = 0.0  # seconds of this process within `loading`
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Time that went into an output."""
+
+    seconds: float = 0.0
+    loading: float = 0.0
+    """Of the seconds, those within `loading`."""
+
+    @staticmethod
+    def now() -> Spent:
+        """This process's clocks; only differences say something."""
+        return Spent(time.monotonic(), _loaded)
+
+    @staticmethod
+    def of(facts: Mapping[str, Any]) -> Spent:
+        """What a manifest says, or another record of `facts`."""
+        return Spent(facts.get("seconds", 0.0), facts.get("loading_seconds", 0.0))
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """As it is written down."""
+        loading = {"loading_seconds": round(self.loading, 3)} if self.loading else {}
+        return {"seconds": round(self.seconds, 3), **loading}
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.loading + other.loading)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.seconds - other.seconds, self.loading - other.loading)
+
+
 class Artifact:
     """An output being made.
 
@@ -36,14 +68,14 @@ class Artifact:
         path: write to it.
         inputs: file -> digest.
         facts: become part of the manifest.
-        earlier_seconds: what earlier sessions took, where several made the output (mnpo/resume.py).
+        earlier: what was spent on it before, such as by earlier sessions (mnpo/resume.py).
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, str]) -> None:
         self.path = path
         self.inputs = inputs
         self.facts: dict[str, Any] = {}
-        self.earlier_seconds = 0.0
+        self.earlier = Spent()
 
 
 @contextmanager
@@ -69,13 +101,13 @@ def artifact(
         if partial.exists():
             say(f"{output}: a process that was killed left it half written in {partial}; it is removed, and made anew")
         remove(partial)
-        started, clock, loaded = time.time(), time.monotonic(), _loaded
+        started, clock = time.time(), Spent.now()
         made = Artifact(partial, {str(p): digest(p) for p in inputs})
         try:
             if directory:
                 partial.mkdir()
             yield made
-            cost = _cost(made.earlier_seconds + time.monotonic() - clock, made.facts.get("tokens"))
+            cost = _cost(made.earlier + (Spent.now() - clock), made.facts.get("tokens"))
             facts = {
                 "stage": stage,
                 "settings": dict(settings),
@@ -83,7 +115,6 @@ def artifact(
                 "digest": _content_digest(partial),
                 **made.facts,
                 **cost,
-                **({"loading_seconds": round(_loaded - loaded, 3)} if _loaded > loaded else {}),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
                 **_surroundings(),
             }
@@ -252,13 +283,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _cost(seconds: float, tokens: float | None) -> dict[str, float]:
+def _cost(spent: Spent, tokens: float | None) -> dict[str, float]:
     """What making it took; memory is the process's peak up to now."""
-    rate = {"tokens_per_second": round(tokens / seconds, 1)} if tokens and seconds > 0 else {}
+    rate = {"tokens_per_second": round(tokens / spent.seconds, 1)} if tokens and spent.seconds > 0 else {}
     peak = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
     if torch := _torch_with_gpu():
         peak["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
-    return {"seconds": round(seconds, 3), **rate, **peak}
+    return {**spent.facts, **rate, **peak}
 
 
 def _torch_with_gpu() -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from mnpo.artifacts import manifest, manifest_path
+from mnpo.artifacts import Spent, manifest, manifest_path
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config import REFERENCE, Config, ConfigError, Judge, Model, nearest
 from mnpo.plan import AGAINST, HELDOUT, Plan
@@ -521,8 +521,9 @@ def measured(plan: Plan, pieces: Iterable[Work]) -> Measured:
             if steps and facts.get("tokens"):
                 per_token = facts.get("parameters", units / planned)
                 gpus = facts.get("gpus", max(1, plan.config.resources.of(work.needs).gpus))
-                loading[key].append(facts.get("loading_seconds", 0.0))
-                rates[key].append(per_token * facts["tokens"] / (facts["seconds"] - loading[key][-1]) / gpus)
+                spent = Spent.of(facts)
+                loading[key].append(spent.loading)
+                rates[key].append(per_token * facts["tokens"] / (spent.seconds - spent.loading) / gpus)
                 tokens[work.stage].append(facts["tokens"] / planned)
             elif not work.judge:  # whose verdicts may have come from its store
                 durations[key].append(facts["seconds"])

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from mnpo import sources
-from mnpo.artifacts import Artifact, artifact, beside, remove
+from mnpo.artifacts import Artifact, Spent, artifact, beside, remove
 from mnpo.errors import BadInput, Interrupted
 from mnpo.progress import say
 from mnpo.ranks import barrier, highest, rank, ranks
@@ -61,7 +61,7 @@ def resumable(
         follows_from = [stage, settings, list(made.inputs.values()), code, ranks()]
         session = Session(output, hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest())
         barrier()
-        made.earlier_seconds = session.earlier_seconds
+        made.earlier = session.earlier
         try:
             with _signals(session):
                 yield made, session
@@ -82,7 +82,7 @@ class Session:
 
     Attributes:
         directory: where it is kept.
-        earlier_seconds: what earlier sessions took.
+        earlier: what earlier sessions spent.
         asked: the name of the signal that asked this session to stop.
         at_once: whether a signal need not wait for a safe point.
     """
@@ -93,11 +93,11 @@ class Session:
         self.at_once = False
         self._output, self._key = output, key
         self._minutes = _minutes()
-        self._started = self._kept = time.monotonic()
+        self._started, self._kept = Spent.now(), time.monotonic()
         self._writing = 0.0
         self._taken_up = False
         record = self._open() if rank() == 0 else {}
-        self.earlier_seconds: float = record.get("seconds", 0.0)
+        self.earlier = Spent.of(record)
         self._resumed: int = record.get("resumed", 0)
         self.record()
 
@@ -107,9 +107,9 @@ class Session:
         return self._resumed + self._taken_up
 
     @property
-    def seconds(self) -> float:
-        """What all sessions took, up to now."""
-        return self.earlier_seconds + time.monotonic() - self._started
+    def spent(self) -> Spent:
+        """By all sessions, up to now."""
+        return self.earlier + (Spent.now() - self._started)
 
     @property
     def due(self) -> bool:
@@ -202,10 +202,10 @@ class Session:
         return record
 
     def record(self) -> None:
-        """A sign of life: the seconds so far."""
+        """A sign of life: what was spent so far."""
         if rank():
             return
-        content = {"key": self._key, "seconds": round(self.seconds, 3), "resumed": self.resumed}
+        content = {"key": self._key, **self.spent.facts, "resumed": self.resumed}
         _save(self.directory / "work.json", content)
 
     def _take_up(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mnpo.artifacts import manifest
+from mnpo.artifacts import Spent, manifest
 from mnpo.errors import BadInput, DiskFull, Interrupted
 from mnpo.resume import SIGNALS, Session, resumable
 
@@ -129,13 +129,15 @@ def test_manifests_say_how_often_work_was_resumed_and_add_up_the_seconds(output:
             session.latest()
             session.keep(1, wrote("one"))
             record = output.parent / ".work-out.txt" / "work.json"
-            record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": session.earlier_seconds + 1000}))
+            more = Spent(session.earlier.seconds + 1000, session.earlier.loading + 10)
+            record.write_text(json.dumps(json.loads(record.read_text()) | more.facts))
             stop(session)
     with session_of(output) as session:
         session.latest()
     facts = manifest(output)
     assert facts["resumed"] == 3  # the second, third and fourth session
     assert 3000 <= facts["seconds"] < 3100
+    assert facts["loading_seconds"] == 30
 
 
 def test_an_output_made_in_one_session_says_nothing_of_resuming(output: Path) -> None:

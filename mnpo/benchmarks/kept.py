@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnpo.artifacts import artifact, digest, manifest
+from mnpo.artifacts import Spent, artifact, digest, manifest
 from mnpo.records import ITEMS, write
 
 KEPT = ".measured"
@@ -38,14 +37,14 @@ class Measuring:
     def run(self, results: Callable[[list[str]], Results]) -> None:
         """Write `{benchmark}.json` and `{benchmark}.parquet` for every benchmark; measure those that are not kept."""
         kept = {benchmark: self._kept(benchmark) for benchmark in self.benchmarks}
-        started = time.monotonic()
+        started = Spent.now()
         if missing := [benchmark for benchmark in kept if not kept[benchmark].is_dir()]:
             for benchmark, summary, rows in results(missing):
                 with artifact(kept[benchmark], self.stage, self.settings, [self.policy], directory=True) as made:
-                    made.earlier_seconds = time.monotonic() - started  # measured before there was something to write
+                    made.earlier = Spent.now() - started  # measured before there was something to write
                     (made.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
                     write(ITEMS, rows, made.path / "rows.parquet")
-                started = time.monotonic()
+                started = Spent.now()
         for benchmark, directory in kept.items():
             self._publish(benchmark, directory)
         for old in set(self._all.iterdir()) - set(kept.values()):
@@ -70,4 +69,4 @@ class Measuring:
             ) as made:
                 shutil.copyfile(kept / name, made.path)
                 made.facts = {k: summary[k] for k in ("items", "missing")}
-                made.earlier_seconds = manifest(kept)["seconds"]
+                made.earlier = Spent.of(manifest(kept))

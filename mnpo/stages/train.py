@@ -84,7 +84,7 @@ def run(
         if training is not None and rank() == 0:
             with artifact(training, "train", asked, inputs) as copy:
                 shutil.copyfile(made.path / METRICS, copy.path)
-                copy.facts, copy.earlier_seconds = made.facts, session.seconds
+                copy.facts, copy.earlier = made.facts, session.spent
 
 
 def _log_probabilities(

@@ -62,6 +62,8 @@ def test_a_further_benchmark_is_measured_alone(
         manifest_of(tmp_path / "gpqa.json")["seconds"]
         >= manifest_of(next((tmp_path / KEPT / "harness").glob("gpqa-*")))["seconds"]
     )
+    facts = manifest_of(tmp_path / "gpqa.json")
+    assert 0 < facts["loading_seconds"] < facts["seconds"]
 
 
 def test_other_code_measures_anew_and_leaves_nothing_old(

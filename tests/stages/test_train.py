@@ -294,6 +294,7 @@ def test_metrics_go_to_a_file_of_their_own_with_what_they_cost(
     same = ("stage", "settings", "inputs", "steps", "tokens", "final_loss")
     assert {k: apart[k] for k in same} == {k: whole[k] for k in same}
     assert 0 < apart["seconds"] <= whole["seconds"] + 0.1
+    assert 0 < apart["loading_seconds"] == whole["loading_seconds"] < apart["seconds"]
 
 
 def test_in_bfloat16_products_are_rounded_and_losses_and_weights_are_not(
