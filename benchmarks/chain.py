@@ -201,17 +201,17 @@ def measure_slopes(prompts: int, repeats: int, threads: int) -> None:
                 run(["-m", "benchmarks.chain", "--jobs", "jobs.json"], threads, directory)
                 took[name].append(_seconds(directory))
         predicted = []  # by what each repetition of the configuration as it is took
+        plan = Plan(configs["as it is"])
+        pieces = work.needed(plan, [plan.training(p) for p in plan.fits])
         for repeat in range(repeats):
             os.chdir(Path(top, f"0-{repeat}"))
-            plan = Plan(configs["as it is"])
-            known = measured(plan, work.needed(plan, [plan.training(p) for p in plan.fits]))
-            predicted.append(slopes(configs["as it is"], RUN, known))
+            predicted.append(slopes(configs["as it is"], RUN, measured(plan, pieces)))
     print("| what | stage | jobs | tokens by the plan | measured | ratio | seconds by the plan | measured | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     base = took.pop("as it is")
     for name, runs in took.items():
         for stage in (*SLOPED, "all"):
-            print(_slope(stage, name, [p[name] for p in predicted], runs, base), flush=True)
+            print(_slope(name, stage, [p[name] for p in predicted], runs, base), flush=True)
 
 
 def _seconds(directory: Path) -> dict[str, float]:
@@ -229,7 +229,7 @@ def _seconds(directory: Path) -> dict[str, float]:
 
 
 def _slope(
-    stage: str, name: str, predicted: list[Slope], runs: list[dict[str, float]], base: list[dict[str, float]]
+    name: str, stage: str, predicted: list[Slope], runs: list[dict[str, float]], base: list[dict[str, float]]
 ) -> str:
     stages = SLOPED if stage == "all" else [stage]
     columns = [str(sum(predicted[0].jobs.get(s, 0) for s in stages))]

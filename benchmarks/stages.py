@@ -205,10 +205,7 @@ def compare(stage: str, size: Size, repeats: int, threads: int) -> str:
         asked = ["--in", directory, "--stage", stage]
         _, output = run([*me, *asked, "--size", *map(str, size)], threads)
         tokens = last_json(output)["tokens"]
-        rates: dict[str, list[float]] = {side: [] for side in SIDES}
-        cpus: dict[str, list[float]] = {side: [] for side in SIDES}
-        peaks: dict[str, list[float]] = {side: [] for side in SIDES}
-        beyond: dict[str, list[float]] = {side: [] for side in SIDES}
+        rates, cpus, peaks, beyond = measured = [{side: list[float]() for side in SIDES} for _ in range(4)]
         for _ in range(repeats):
             for side in SIDES:
                 cost, output = run([*me, *asked, "--side", side], threads)
@@ -218,12 +215,11 @@ def compare(stage: str, size: Size, repeats: int, threads: int) -> str:
                 cpus[side].append(found["cpu"])
                 peaks[side].append(cost.peak)
                 beyond[side].append(cost.peak - found["before"])
-    ratio = {name: statistics.median(of["ours"]) / statistics.median(of["plain"]) for name, of in
-             (("rate", rates), ("cpu", cpus), ("peak", peaks), ("beyond", beyond))}  # fmt: skip
+    rate, cpu, peak, further = (statistics.median(of["ours"]) / statistics.median(of["plain"]) for of in measured)
     unit, digits = ("pairs/s", 2) if stage == "train" else ("tokens/s", 0)
-    columns = [spread(rates[side], digits) for side in SIDES] + [f"**{ratio['rate']:.2f}**"]
-    columns += [spread(cpus[side]) for side in SIDES] + [f"{ratio['cpu']:.2f}"]
-    columns += [spread(peaks[side], 0) for side in SIDES] + [f"**{ratio['peak']:.2f}**", f"{ratio['beyond']:.2f}"]
+    columns = [spread(rates[side], digits) for side in SIDES] + [f"**{rate:.2f}**"]
+    columns += [spread(cpus[side]) for side in SIDES] + [f"{cpu:.2f}"]
+    columns += [spread(peaks[side], 0) for side in SIDES] + [f"**{peak:.2f}**", f"{further:.2f}"]
     return f"| {stage} ({unit}) | " + " | ".join([*columns, TARGETS[stage]]) + " |"
 
 
@@ -245,9 +241,10 @@ def main() -> None:
         return
     sizes, repeats = (TOY, 1) if options.toy else (SIZES, options.repeats)
     with told("Stages", f"{repeats} repetitions, {options.threads} thread(s)."):
-        print("| stage | plain | ours | ratio | plain CPU s | ours | ratio | plain peak MiB | ours | ratio ", end="")
         print(
-            "| beyond libraries and weights | target |\n|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True
+            "| stage | plain | ours | ratio | plain CPU s | ours | ratio | plain peak MiB | ours | ratio "
+            "| beyond libraries and weights | target |\n" + "|---" * 12 + "|",
+            flush=True,
         )
         for stage in options.only:
             print(compare(stage, sizes[stage], repeats, options.threads), flush=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mnpo.checkpoints import save
+
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 
 CHAT_TEMPLATE = """\
@@ -45,8 +47,7 @@ def build(directory: Path, texts: Iterable[str], *, vocab_size: int, architectur
         torch.manual_seed(seed)
         model = Gemma2ForCausalLM(config).float()
     model.generation_config = GenerationConfig(**ids)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save(model, tokenizer, directory)
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
