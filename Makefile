@@ -49,6 +49,7 @@ lint: $(VENV)/.dev ## Check style, types and the workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --profile profiles/demo --lint
 
@@ -82,7 +83,7 @@ seeds: $(VENV)/.demo ## Run the demo with three seeds and remake docs/seeds.md (
 rulegraph: $(VENV)/.demo ## Draw docs/rulegraph.svg anew (needs graphviz)
 	$(BIN)/snakemake --rulegraph -- table2 table3 2>/dev/null | sed -n '/^digraph/,$$p' | dot -Tsvg > docs/rulegraph.svg
 
-schema: $(VENV)/.demo ## Remake configs/schema.json from mnpo/config.py
+schema: $(VENV)/.demo ## Remake configs/schema.json from mnpo/config/
 	$(BIN)/mnpo schema > configs/schema.json
 
 lock: $(VENV)/.dev ## Resolve pyproject.toml again into envs/

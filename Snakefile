@@ -19,12 +19,15 @@ os.environ.update(
     PYTHONPATH=str(workflow.basedir),
 )
 
-from mnpo import cluster, ready, work
-from mnpo.artifacts import manifest_path
-from mnpo.config import DATASET, load
+from mnpo.planning import cluster
+from mnpo.planning import preflight
+from mnpo.planning import job_graph
+from mnpo.storage.artifacts import manifest_path
+from mnpo.config.blocks import DATASET
+from mnpo.config.reading import load
 from mnpo.errors import BadInput
-from mnpo.hub import read_lock
-from mnpo.plan import AGAINST, FIGURES, HELDOUT, REFERENCE, Plan
+from mnpo.storage.hub import read_lock
+from mnpo.planning.plan import AGAINST, FIGURES, HELDOUT, REFERENCE, Plan
 
 if len(workflow.configfiles) > 1:
     raise WorkflowError("one --configfile at a time: a configuration that builds on another says `extends:`")
@@ -61,7 +64,7 @@ localrules:
 onstart:
     try:
         cluster.require_no_jobs(Path.cwd())
-        ready.check(PLAN, [(job.rule.name, dict(job.wildcards)) for job in workflow.dag.needrun_jobs()])
+        preflight.check(PLAN, [(job.rule.name, dict(job.wildcards)) for job in workflow.dag.needrun_jobs()])
     except BadInput as error:
         raise WorkflowError(str(error))
 
@@ -93,7 +96,7 @@ include: "workflow/rules/theory.smk"
 rule all:
     default_target: True
     input:
-        work.files(PLAN, PLAN.config.tables.targets),
+        job_graph.files(PLAN, PLAN.config.tables.targets),
 
 
 # `snakemake table2`, `snakemake figures`, ...: one target and what it rests on.

@@ -23,11 +23,13 @@ from statistics import median
 from typing import Any
 
 from benchmarks.measuring import ROOT, Cost, run, spread, told
-from mnpo import work
-from mnpo.config import REFERENCE, Config, load
-from mnpo.costs import measured
-from mnpo.forecast import Slope, slopes
-from mnpo.plan import Plan
+from mnpo.config.blocks import REFERENCE
+from mnpo.config.configuration import Config
+from mnpo.config.reading import load
+from mnpo.planning import job_graph
+from mnpo.planning.costs import measured
+from mnpo.planning.estimate import Slope, slopes
+from mnpo.planning.plan import Plan
 
 SLOPED = ("sample", "score", "logps", "train")
 SIDES = {"plain": "benchmarks.baseline", "ours": "mnpo"}
@@ -64,8 +66,8 @@ def reward_model(directory: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from mnpo.checkpoints import load_tokenizer
     from mnpo.demo.model import build
+    from mnpo.models.checkpoints import load_tokenizer
 
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "head_dim": 8, "intermediate_size": 16}
     build(directory / "rm", ["Say cat 3 times", "List 3 animals"] * 20, vocab_size=300, architecture=tiny, seed=0)
@@ -202,7 +204,7 @@ def measure_slopes(prompts: int, repeats: int, threads: int) -> None:
                 took[name].append(_seconds(directory))
         predicted = []  # by what each repetition of the configuration as it is took
         plan = Plan(configs["as it is"])
-        pieces = work.needed(plan, [plan.training(p) for p in plan.fits])
+        pieces = job_graph.needed(plan, [plan.training(p) for p in plan.fits])
         for repeat in range(repeats):
             os.chdir(Path(top, f"0-{repeat}"))
             predicted.append(slopes(configs["as it is"], RUN, measured(plan, pieces)))

@@ -6,7 +6,7 @@ import argparse
 
 import numpy as np
 
-from mnpo import games
+from mnpo.method import games
 
 WEIGHTS = ((0.667, 0.333), (0.25, 0.75))
 TAUS = (0.0, 0.01, 0.1)

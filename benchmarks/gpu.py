@@ -21,12 +21,13 @@ import torch
 import transformers
 
 from benchmarks.logprobs import MIB, Text, cpu_name, make_model, make_texts, measure, spread
-from mnpo.config import Sampling, Training
-from mnpo.distributed import engine
-from mnpo.logprobs import ScoredTexts, score_texts
-from mnpo.oracles.reading import Reader, Shared
+from mnpo.config.sampling import Sampling
+from mnpo.config.training import Training
+from mnpo.learning.distributed import engine
+from mnpo.learning.training import precision, prepared
+from mnpo.models.logprobs import ScoredTexts, score_texts
+from mnpo.oracles.forward import Reader, Shared
 from mnpo.samplers import Request
-from mnpo.training import precision, prepared
 
 
 class Shape(NamedTuple):

@@ -1,4 +1,4 @@
-"""Response log-probabilities: ``mnpo.logprobs`` against the straightforward way, in time and peak memory.
+"""Response log-probabilities: ``mnpo.models.logprobs`` against the straightforward way, in time and peak memory.
 
     python -m benchmarks.logprobs                     # one pair, vocabulary 256,000, hidden size 2304; prints a table
     python -m benchmarks.logprobs --quick             # seconds instead of minutes: does it run?
@@ -27,7 +27,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks import baseline
-from mnpo.logprobs import response_logprobs, token_logprobs
+from mnpo.models.logprobs import response_logprobs, token_logprobs
 
 MIB = 2**20
 

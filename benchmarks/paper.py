@@ -18,11 +18,12 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.measuring import ROOT
-from mnpo import work
-from mnpo.config import REFERENCE, load
-from mnpo.costs import Estimate, Quantities
-from mnpo.forecast import forecast
-from mnpo.plan import Plan
+from mnpo.config.blocks import REFERENCE
+from mnpo.config.reading import load
+from mnpo.planning import job_graph
+from mnpo.planning.costs import Estimate, Quantities
+from mnpo.planning.estimate import forecast
+from mnpo.planning.plan import Plan
 
 SIGMA = 0.6  # of the log-normal lengths of responses: an assumption
 
@@ -48,7 +49,7 @@ def again(plan: Plan) -> float:
 
 def experiments(plan: Plan, estimates: Sequence[Estimate]) -> list[set[str]]:
     """The names of the work that each run needs; of runs that are each other's opponents, together."""
-    needs = work.by_run(plan, [e.work for e in estimates])
+    needs = job_graph.by_run(plan, [e.work for e in estimates])
     own = {run: {f"train {policy}" for policy in policies} for run, policies in plan.replicas.items()}
     groups = {frozenset(other for other in needs if needs[run] & own[other]) for run in needs}
     return [set().union(*(needs[run] for run in group)) for group in groups]

@@ -66,9 +66,9 @@ def prepare(directory: Path, stage: str, size: Size) -> None:
     import torch
     from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
-    from mnpo.checkpoints import load_tokenizer
     from mnpo.demo.model import build
-    from mnpo.records import PAIRS, PROMPTS, SAMPLES, write
+    from mnpo.models.checkpoints import load_tokenizer
+    from mnpo.storage.records import PAIRS, PROMPTS, SAMPLES, write
 
     rng = random.Random(0)
     words = [a + b for a in ("ka", "to", "mi", "su", "re", "no") for b in ("la", "ni", "po", "ve", "du", "zi")]
@@ -133,10 +133,10 @@ def _logps() -> Any:
 
 def _tokens(directory: Path, stage: str) -> int:
     """Of all texts of the stage's input, each with its prompt."""
-    from mnpo.chat import Chat
-    from mnpo.checkpoints import load_tokenizer
-    from mnpo.config import Text
-    from mnpo.records import PAIRS, SAMPLES, read, rows_of
+    from mnpo.config.text import Text
+    from mnpo.models.chat import Chat
+    from mnpo.models.checkpoints import load_tokenizer
+    from mnpo.storage.records import PAIRS, SAMPLES, read, rows_of
 
     chat = Chat(load_tokenizer(directory / "model"), Text(**TEXT))
     if stage in ("logps", "train"):
@@ -153,7 +153,7 @@ def work(directory: Path, stage: str, side: str) -> None:
     import torch
 
     from benchmarks import baseline
-    from mnpo.checkpoints import load_model
+    from mnpo.models.checkpoints import load_model
 
     ours = import_module(f"mnpo.stages.{stage}")
     do = baseline.STAGES[stage] if side == "plain" else ours.run
@@ -188,7 +188,7 @@ def work(directory: Path, stage: str, side: str) -> None:
     do(asked, *inputs[stage], output)
     found = {"seconds": time.monotonic() - begun, "cpu": time.process_time() - cpu, "before": before}
     if stage == "sample":
-        from mnpo.records import SAMPLES, read
+        from mnpo.storage.records import SAMPLES, read
 
         rows = read(SAMPLES, output)
         found["tokens"] = int(rows["tokens"].sum())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.chain import configured, due
 from benchmarks.measuring import environment, run, told
-from mnpo.plan import Plan
+from mnpo.planning.plan import Plan
 
 HEAVY = 0.05  # seconds from which a package is named
 

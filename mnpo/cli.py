@@ -17,9 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mnpo import cluster
-from mnpo.config import ConfigError, load, read_yaml, schema, validated
+from mnpo.config.blocks import ConfigError, validated
+from mnpo.config.reading import load, read_yaml, schema
 from mnpo.errors import EXPECTED, BadInput, Interrupted
+from mnpo.planning import cluster
 from mnpo.progress import complain
 from mnpo.ranks import rank
 
@@ -251,12 +252,12 @@ def evaluate(
     profile: Annotated[str | None, typer.Option(help="Of Snakemake: slurm, profiles/demo, ...")] = None,
 ) -> None:
     """Measure any policy on all public benchmarks, by the workflow; what follows `--` goes to Snakemake."""
-    from mnpo import measure
-    from mnpo.plan import Plan
+    from mnpo.planning import evaluate
+    from mnpo.planning.plan import Plan
 
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    file = measure.configure(policy, config, name, [b for b in benchmarks.split(",") if b])
-    if code := measure.run(file, profile, context.args):
+    file = evaluate.configure(policy, config, name, [b for b in benchmarks.split(",") if b])
+    if code := evaluate.run(file, profile, context.args):
         raise typer.Exit(code)
     table = Path(Plan(load(file)).table("benchmarks") + ".md")
     if table.is_file():
@@ -477,11 +478,11 @@ def print_plan(
     json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a configuration will run, what is shared, and what it costs in GPU-hours, time, disk and judge calls."""
-    from mnpo.forecast import forecast
-    from mnpo.hub import read_lock
-    from mnpo.plan import Plan
+    from mnpo.planning import outline
+    from mnpo.planning.estimate import forecast
+    from mnpo.planning.plan import Plan
+    from mnpo.storage.hub import read_lock
 
-    outline = _stage("outline")
     result = forecast(Plan(load(config), read_lock(lock)), target)
     typer.echo(outline.dump(result) if json_ else outline.describe(result))
 
@@ -492,9 +493,9 @@ def status(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line a stage, and what runs.")] = False,
 ) -> None:
     """Say how far a run is: jobs done, running, waiting, failed, GPU-hours used, expected end."""
-    from mnpo import status as state
-    from mnpo.hub import read_lock
-    from mnpo.plan import Plan
+    from mnpo.planning import status as state
+    from mnpo.planning.plan import Plan
+    from mnpo.storage.hub import read_lock
 
     found = state.look(Plan(load(config), read_lock()))
     typer.echo(state.line(found))
@@ -505,7 +506,7 @@ def status(
 @app.command()
 def why(file: Path, config: Config = Path("config.yaml")) -> None:
     """Say which setting, input or code made a file out of date, or that it is up to date."""
-    from mnpo import why as reasons
+    from mnpo.planning import explain as reasons
 
     typer.echo(reasons.words(reasons.ask(file, config)))
 
@@ -513,7 +514,7 @@ def why(file: Path, config: Config = Path("config.yaml")) -> None:
 @app.command()
 def show(config: Config = Path("config.yaml")) -> None:
     """Print a finished run's main table, and where everything is."""
-    from mnpo.plan import Plan
+    from mnpo.planning.plan import Plan
 
     plan = Plan(load(config))
     main_table = Path(plan.table("main") + ".md")

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from mnpo.config import Config, Sampling, Text, load
-from mnpo.plan import Plan
-from tests.loopback_hub import LoopbackHub, loopback_hub
+from mnpo.config.configuration import Config
+from mnpo.config.reading import load
+from mnpo.config.sampling import Sampling
+from mnpo.config.text import Text
+from mnpo.planning.plan import Plan
+from tests.helpers.loopback_hub import LoopbackHub, loopback_hub
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = {
@@ -97,7 +100,7 @@ def prompts_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def random_policy(tmp_path_factory: pytest.TempPathFactory, prompts_directory: Path) -> Path:
     """A policy of random weights."""
     from mnpo.demo.model import build
-    from mnpo.records import DEMONSTRATIONS, read
+    from mnpo.storage.records import DEMONSTRATIONS, read
 
     rows = read(DEMONSTRATIONS, prompts_directory / "demonstrations.parquet")
     directory = tmp_path_factory.mktemp("policies") / "random"
@@ -155,7 +158,7 @@ def chain(
 
 @pytest.fixture
 def manifest_of() -> Callable[[Path], dict[str, Any]]:
-    from mnpo.artifacts import manifest_path
+    from mnpo.storage.artifacts import manifest_path
 
     return lambda path: json.loads(manifest_path(path).read_text(encoding="utf-8"))
 

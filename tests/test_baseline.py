@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import baseline
-from mnpo.batches import shuffled
-from mnpo.chat import Chat
-from mnpo.checkpoints import load_model, load_tokenizer
-from mnpo.config import Sampling, Text
-from mnpo.records import LOGPS, PAIRS, SAMPLES, SCORES, read
+from mnpo.config.sampling import Sampling
+from mnpo.config.text import Text
+from mnpo.learning.batches import shuffled
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.stages import logps, sample, score, train
+from mnpo.storage.records import LOGPS, PAIRS, SAMPLES, SCORES, read
 
 STEPS = 6
 

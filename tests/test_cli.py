@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from mnpo import cli
-from mnpo.config import Text, load
-from mnpo.plan import Plan
-from mnpo.records import PAIRS, PROMPTS, read
+from mnpo.config.reading import load
+from mnpo.config.text import Text
+from mnpo.planning.plan import Plan
+from mnpo.storage.records import PAIRS, PROMPTS, read
 
 Call = Callable[..., tuple[int, str, str]]
 

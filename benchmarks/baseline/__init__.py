@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnpo.artifacts import artifact
-from mnpo.chat import Chat
-from mnpo.checkpoints import load_model, load_tokenizer, save
-from mnpo.objectives import Pair
+from mnpo.learning.training import schedule
+from mnpo.method.objectives import Pair
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_model, load_tokenizer, save
 from mnpo.oracles import Judgement, preferences_from_scores
 from mnpo.oracles.reward_models import Classifier
-from mnpo.records import LOGPS, PAIRS, PROMPTS, SAMPLES, SCORES, read, rows_of, write
 from mnpo.seeds import derive
 from mnpo.stages import score as score_stage
 from mnpo.stages import train as train_stage
-from mnpo.training import schedule
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import LOGPS, PAIRS, PROMPTS, SAMPLES, SCORES, read, rows_of, write
 
 
 def sums(model: Any, texts: Sequence[Any]) -> Tensor:

@@ -19,13 +19,14 @@ from typing import Any
 
 import yaml
 
-from mnpo.artifacts import digest
-from mnpo.benchmarks import judged
+from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.answers import QUESTIONS, data_file, questions, read_json
 from mnpo.benchmarks.cards import CARDS
-from mnpo.benchmarks.judge import Answer, Client, Request
-from mnpo.config import Judge
+from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
+from mnpo.judging import asking
+from mnpo.judging.client import Answer, Client, Request
+from mnpo.storage.artifacts import digest
 
 BENCHMARK = "alpaca-eval"
 STOCK = "weighted_alpaca_eval_gpt4_turbo"  # the package's configuration of AlpacaEval 2
@@ -40,7 +41,7 @@ NAMED = "the share of replies that name the policy's output, as it gives no log-
 
 
 def evaluate(
-    settings: judged.Settings, answers: Iterable[Mapping[str, Any]], data: Path, judge: Judge, store: Path
+    settings: judged_common.Settings, answers: Iterable[Mapping[str, Any]], data: Path, judge: Judge, store: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The policy's summary, and one row per question: how far its output is preferred, from 0 to 1.
 
@@ -50,7 +51,7 @@ def evaluate(
         BadInput: data or answers that do not fit, no verdict at all, or an endpoint that fails (see Client).
     """
     asked = questions(BENCHMARK, data, settings.limit)
-    given = {item_id: rows[0] for item_id, rows in judged.answered(BENCHMARK, asked, answers).items()}
+    given = {item_id: rows[0] for item_id, rows in judged_common.answered(BENCHMARK, asked, answers).items()}
     baseline = baseline_outputs(data)[: len(asked)]
     outputs = [
         {"instruction": q.turns[0], "output": given[q.item_id]["response"], "generator": settings.policy} for q in asked
@@ -59,7 +60,7 @@ def evaluate(
     annotations, template = _annotations(baseline, outputs, client, settings.repeat)
     preferences = [_preference(row) for row in annotations]
     found = [p for p in preferences if p is not None]
-    judged.refuse_silence(BENCHMARK, judge, len(found), len(asked))
+    asking.refuse_silence(BENCHMARK, judge, len(found), len(asked))
     rates, length_controlled = win_rates(annotations, data)
     items = [
         {
@@ -76,7 +77,7 @@ def evaluate(
         baseline=baseline[0]["generator"],
         version=version("alpaca_eval"),
         judge=judge.model,
-        verdict=NAMED if judged.reasons(judge) else WEIGHED,
+        verdict=NAMED if asking.reasons(judge) else WEIGHED,
         length_controlled=length_controlled,
         differs=CARDS[BENCHMARK].differs,
     )
@@ -88,13 +89,13 @@ def evaluate(
         "stderr": rates["standard_error"],
         "metric": "win_rate",
         "items": len(items),
-        "metrics": {**rates, **judged.lengths(given.values())},
+        "metrics": {**rates, **judged_common.lengths(given.values())},
         "length_controlled": length_controlled,
         "protocol": protocol,
         "missing": len(asked) - len(items),
         "judgements": len(asked),
         "repeat": settings.repeat,
-        "prompt_digest": judged.digest(template),
+        "prompt_digest": judged_common.digest(template),
         "tally": client.tally,
     }
     return summary, items
@@ -159,7 +160,7 @@ def _annotator(judge: Judge) -> tuple[dict[str, Any], str]:
     path = EVALUATORS_CONFIG_DIR / stock["prompt_template"]
     config = {key: value for key, value in stock.items() if key not in ("fn_completions", "completions_kwargs")}
     config["prompt_template"] = str(path)
-    if judged.reasons(judge):
+    if asking.reasons(judge):
         first, second = stock["completion_parser_kwargs"]["denominator_tokens"]
         names = {n: rf"\A\W*{name}\W*\Z" for n, name in enumerate((first, second), 1)}
         config |= {
@@ -176,7 +177,7 @@ def _completions(client: Client, repeat: int, config: Mapping[str, Any]) -> Call
 
     parser = getattr(completion_parsers, config["fn_completion_parser"])
     weighted = config["completion_key"] == "completions_all"
-    decoding = judged.decoding(client.judge, temperature=1.0, max_tokens=1)  # weights do not depend on temperature
+    decoding = asking.decoding(client.judge, temperature=1.0, max_tokens=1)  # weights do not depend on temperature
 
     def readable(answer: Answer) -> Any | None:
         completion = _choice(answer) if weighted else answer.text.strip()

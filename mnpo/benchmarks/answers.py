@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from mnpo.benchmarks.cards import CARDS
-from mnpo.benchmarks.files import split_rows
-from mnpo.config import Block, Decoding, Judge, Model, Sampling, Text
+from mnpo.benchmarks.data import split_rows
+from mnpo.config.blocks import Block
+from mnpo.config.oracles import Judge
+from mnpo.config.sampling import Decoding, Sampling
+from mnpo.config.sources import Model
+from mnpo.config.text import Text
 from mnpo.errors import BadInput
-from mnpo.records import read_rows
 from mnpo.seeds import derive
+from mnpo.storage.records import read_rows
 
 if TYPE_CHECKING:
-    from mnpo.resume import Journal
     from mnpo.samplers import Request, Response
+    from mnpo.storage.resume import Journal
 
 Asking = Literal["alpaca-eval", "arena-hard", "mt-bench", "minerva", "evalscope"]
 """What a policy answers: benchmarks that a judge judges, Minerva-Math where EvalScope's protocol is asked for, and
@@ -240,8 +244,8 @@ def of_policy(
 
     from transformers import AutoConfig
 
-    from mnpo.chat import Chat
-    from mnpo.checkpoints import load_tokenizer, parameters
+    from mnpo.models.chat import Chat
+    from mnpo.models.checkpoints import load_tokenizer, parameters
     from mnpo.samplers import Request
 
     text = _text(settings, AutoConfig.from_pretrained(policy, local_files_only=True).get_text_config())
@@ -277,7 +281,7 @@ def _sampler(
             return vllm.draw(policy, requests, sampling, stop_ids, window, what, journal)
 
         return by_vllm
-    from mnpo.checkpoints import load_model
+    from mnpo.models.checkpoints import load_model
     from mnpo.samplers import transformers
 
     model = load_model(policy, dtype=settings.dtype)
@@ -304,9 +308,9 @@ def of_api(
     """The answers of a model behind an endpoint, each stored in `store` when it arrives, and facts for their manifest.
 
     Raises:
-        BadInput: see mnpo.benchmarks.judge.Client.
+        BadInput: see mnpo.judging.client.Client.
     """
-    from mnpo.benchmarks.judge import Client, Request
+    from mnpo.judging.client import Client, Request
 
     assert model.api is not None
     endpoint = Judge(model=model.api, endpoint=model.endpoint, key=model.key)

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from mnpo.benchmarks import judged
+from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.answers import data_file, questions
-from mnpo.benchmarks.judge import Answer, Client, Request
-from mnpo.config import Judge, read_yaml
+from mnpo.config.oracles import Judge
+from mnpo.config.reading import read_yaml
 from mnpo.errors import BadInput
-from mnpo.records import read_rows
+from mnpo.judging import asking
+from mnpo.judging.client import Answer, Client, Request
 from mnpo.seeds import derive
+from mnpo.storage.records import read_rows
 
 BENCHMARK = "arena-hard"
 BASELINE = "gpt-4-0314"
@@ -34,7 +36,7 @@ PROTOCOL = (
 
 
 def evaluate(
-    settings: judged.Settings, answers: Iterable[Mapping[str, Any]], data: Path, judge: Judge, store: Path
+    settings: judged_common.Settings, answers: Iterable[Mapping[str, Any]], data: Path, judge: Judge, store: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The policy's summary, and one row per question: the share of its battles won, with their number as weight.
 
@@ -42,10 +44,10 @@ def evaluate(
         BadInput: data or answers that do not fit, no verdict at all, or an endpoint that fails (see Client).
     """
     asked = questions(BENCHMARK, data, settings.limit)
-    given = {item_id: rows[0] for item_id, rows in judged.answered(BENCHMARK, asked, answers).items()}
+    given = {item_id: rows[0] for item_id, rows in judged_common.answered(BENCHMARK, asked, answers).items()}
     system, template = _prompt(data)
     baseline = baseline_answers(data)
-    decoding = judged.decoding(judge, temperature=0.0, max_tokens=4096)
+    decoding = asking.decoding(judge, temperature=0.0, max_tokens=4096)
     requests = []
     for question in asked:
         if question.item_id not in baseline:
@@ -53,20 +55,20 @@ def evaluate(
         pair = baseline[question.item_id], given[question.item_id]["response"]
         for game, (a, b) in enumerate((pair, pair[::-1]), 1):
             name = f"{BENCHMARK} {question.item_id}, game {game}"
-            content = judged.filled(template, name, _fields(question.turns[0], a, b))
+            content = judged_common.filled(template, name, _fields(question.turns[0], a, b))
             messages = {"role": "system", "content": system}, {"role": "user", "content": content}
             requests.append(Request(name, messages, repeat=settings.repeat, **decoding))
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
     verdicts = client.verdicts(requests, read_verdict)
     read = sum(v is not None for v in verdicts)
-    judged.refuse_silence(BENCHMARK, judge, read, len(requests))
+    asking.refuse_silence(BENCHMARK, judge, read, len(requests))
 
     battles = {
         question.item_id: [*battles_of(first, as_a=False), *battles_of(second, as_a=True)]
         for question, first, second in zip(asked, verdicts[::2], verdicts[1::2], strict=True)
     }
     items = [_item(item_id, won, given[item_id]) for item_id, won in battles.items() if won]
-    value, error = judged.weighted_mean([item["value"] for item in items], [item["weight"] for item in items])
+    value, error = judged_common.weighted_mean([item["value"] for item in items], [item["weight"] for item in items])
     seed = derive(settings.seed, BENCHMARK, settings.policy, settings.judge, settings.repeat)
     low, high = interval([w for won in battles.values() for w in won], seed)
     summary = {
@@ -82,13 +84,13 @@ def evaluate(
             "low": 100 * low,
             "high": 100 * high,
             "battles": float(sum(map(len, battles.values()))),
-            **judged.lengths(given.values()),
+            **judged_common.lengths(given.values()),
         },
         "protocol": PROTOCOL.format(judge=judge.model),
         "missing": len(requests) - read,
         "judgements": len(requests),
         "repeat": settings.repeat,
-        "prompt_digest": judged.digest(system, template),
+        "prompt_digest": judged_common.digest(system, template),
         "tally": client.tally,
     }
     return summary, items

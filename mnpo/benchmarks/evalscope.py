@@ -18,16 +18,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-from mnpo.benchmarks import alpaca_eval, arena_hard, judged, sandbox
+from mnpo.benchmarks import alpaca_eval, arena_hard, judged_common, sandbox
 from mnpo.benchmarks.answers import questions
 from mnpo.benchmarks.cards import CARDS
-from mnpo.benchmarks.files import find_punkt, split_rows
-from mnpo.benchmarks.judge import Answer, Client, Request
-from mnpo.benchmarks.kept import Results
-from mnpo.config import Benchmark, BenchmarkSettings, Block, Judge
+from mnpo.benchmarks.data import find_punkt, split_rows
+from mnpo.benchmarks.result_cache import Results
+from mnpo.config.blocks import Block
+from mnpo.config.evaluation import Benchmark, BenchmarkSettings
+from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
+from mnpo.judging import asking
+from mnpo.judging.client import Answer, Client, Request
 from mnpo.progress import say
-from mnpo.records import read_rows
+from mnpo.storage.records import read_rows
 
 Row = dict[str, Any]
 Replies = Callable[[Mapping[str, Sequence[str]]], Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -164,7 +167,7 @@ def results(settings: Settings, data: Mapping[str, Path], replies: Replies, scra
 
 def evaluate(
     benchmark: str,
-    settings: judged.Settings,
+    settings: judged_common.Settings,
     answers: Iterable[Mapping[str, Any]],
     data: Path,
     judge: Judge,
@@ -181,7 +184,7 @@ def evaluate(
     """
     chosen = BenchmarkSettings(limit=settings.limit)
     asked = questions(benchmark, data, settings.limit)
-    given = [rows[0] for rows in judged.answered(benchmark, asked, answers).values()]
+    given = [rows[0] for rows in judged_common.answered(benchmark, asked, answers).values()]
     said = _Known((row["prompt"], row["response"]) for row in given)
     client = Client(judge, store, progress_name=f"judge {benchmark}, {settings.policy}")
     with TemporaryDirectory(prefix="evalscope-") as scratch:
@@ -189,13 +192,13 @@ def evaluate(
         wanted: list[Question] = []
         _run(benchmark, chosen, directory, "asked", said.__getitem__, _noting(wanted, NEUTRAL))
         wanted.sort()  # EvalScope's order is that of its threads
-        decoding = judged.decoding(judge, temperature=0.0, max_tokens=1024)  # EvalScope's own
+        decoding = asking.decoding(judge, temperature=0.0, max_tokens=1024)  # EvalScope's own
         requests = [
             Request(f"{benchmark}, question {number}", _messages(question), repeat=settings.repeat, **decoding)
             for number, question in enumerate(wanted)
         ]
         verdicts = client.verdicts(requests, READ[benchmark])
-        judged.refuse_silence(benchmark, judge, len(verdicts) - verdicts.count(None), len(verdicts))
+        asking.refuse_silence(benchmark, judge, len(verdicts) - verdicts.count(None), len(verdicts))
         known = _Known(zip(wanted, (text or UNREAD for text in verdicts), strict=True))
         reviews = _run(benchmark, chosen, directory, "scored", said.__getitem__, known.__getitem__)
     summary, rows = _summary(settings.policy, benchmark, chosen, reviews, given)
@@ -388,7 +391,7 @@ def _summary(
     rows = [row for review in reviews if (row := _item(benchmark, review, tokens))]
     if not rows:
         raise BadInput(f"{benchmark}: EvalScope scored none of its {len(reviews)} items (see its log)")
-    mean, error = judged.weighted_mean([row["value"] for row in rows], [row["weight"] for row in rows])
+    mean, error = judged_common.weighted_mean([row["value"] for row in rows], [row["weight"] for row in rows])
     metric = task.metric or next(name for review in reviews for name in review["sample_score"]["score"]["value"])
     shots, items = _shots(task, chosen), card.evalscope_items or card.items
     changes = [f"{shots} shots instead of {task.shots}"] if shots != task.shots else []
@@ -404,7 +407,7 @@ def _summary(
         "metric": metric,
         "items": len(rows),
         "missing": len(reviews) - len(rows),
-        "metrics": _means(reviews) | judged.lengths(given),
+        "metrics": _means(reviews) | judged_common.lengths(given),
         "protocol": f"{task.protocol} (EvalScope {version('evalscope')}, {shots} shots, chat template){changed}",
         "shots": shots,
     }

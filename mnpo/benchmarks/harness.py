@@ -22,13 +22,14 @@ from unittest import mock
 from pydantic import Field
 
 from mnpo.benchmarks.cards import CARDS, Card
-from mnpo.benchmarks.files import FORMATS, find_punkt, split_files, subjects
-from mnpo.benchmarks.kept import Results
+from mnpo.benchmarks.data import FORMATS, find_punkt, split_files, subjects
+from mnpo.benchmarks.result_cache import Results
 from mnpo.benchmarks.sandbox import Outcome, check_sandbox, score_humaneval
-from mnpo.config import Benchmark, BenchmarkSettings, Block
+from mnpo.config.blocks import Block
+from mnpo.config.evaluation import Benchmark, BenchmarkSettings
 from mnpo.errors import BadInput
 from mnpo.progress import counter, say
-from mnpo.records import read_rows
+from mnpo.storage.records import read_rows
 
 SEED, NUMPY_SEED, TORCH_SEED, FEWSHOT_SEED = 0, 1234, 1234, 1234  # lm-eval's defaults
 
@@ -250,7 +251,7 @@ def passed(problem: Mapping[str, Any], outcomes: Sequence[Sequence[Outcome]]) ->
 
 
 def _load(settings: Settings, policy: Path) -> Any:
-    from mnpo.checkpoints import load_model, load_tokenizer
+    from mnpo.models.checkpoints import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(policy)
     if settings.backend == "vllm":

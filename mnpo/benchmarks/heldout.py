@@ -12,12 +12,16 @@ from statistics import fmean
 from typing import Any, Literal
 
 from mnpo import oracles
-from mnpo.batches import SCORING_TOKENS
-from mnpo.config import Block, Decoding, Model, Oracle, Text
+from mnpo.config.blocks import Block
+from mnpo.config.oracles import Oracle
+from mnpo.config.sampling import Decoding
+from mnpo.config.sources import Model
+from mnpo.config.text import Text
+from mnpo.learning.batches import SCORING_TOKENS
 from mnpo.oracles import Question
 from mnpo.progress import counter
-from mnpo.records import GREEDY, SAMPLED
 from mnpo.seeds import derive
+from mnpo.storage.records import GREEDY, SAMPLED
 
 MODES = (GREEDY, SAMPLED)
 
@@ -43,8 +47,8 @@ def evaluate(
     settings: Settings, policy: Path, reference: Path, prompts: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The policy's summary, and one row per prompt, response and oracle (records.JUDGED)."""
-    from mnpo.chat import Chat
-    from mnpo.checkpoints import load_model, load_tokenizer
+    from mnpo.models.chat import Chat
+    from mnpo.models.checkpoints import load_model, load_tokenizer
 
     chat, model = Chat(load_tokenizer(policy), settings.text), load_model(policy, dtype=settings.dtype)
     rows = _respond(
@@ -138,9 +142,9 @@ def _judge(
 
 def _kl(settings: Settings, chat: Any, model: Any, reference: Path, prompts: Sequence[Mapping[str, Any]]) -> float:
     """KL(pi || pi_ref) per response, nats: mean log pi(y) - log pi_ref(y) over y from pi (docs/method.md, eq. 13)."""
-    from mnpo.chat import Encoded
-    from mnpo.checkpoints import load_model
-    from mnpo.logprobs import score_texts
+    from mnpo.models.chat import Encoded
+    from mnpo.models.checkpoints import load_model
+    from mnpo.models.logprobs import score_texts
 
     plain = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=settings.decoding.max_new_tokens)
     rows = _respond(settings, chat, model, prompts, "kl", plain, 1)

@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mnpo.benchmarks import judged
+from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.answers import Question, data_file, questions
-from mnpo.benchmarks.judge import Answer, Client, Request
-from mnpo.config import Judge
+from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
-from mnpo.records import read_rows
+from mnpo.judging import asking
+from mnpo.judging.client import Answer, Client, Request
+from mnpo.storage.records import read_rows
 
 BENCHMARK = "mt-bench"
 DATA = "fastchat/llm_judge/data"
@@ -34,7 +35,7 @@ PROTOCOL = (
 
 
 def evaluate(
-    settings: judged.Settings, answers: Iterable[Mapping[str, Any]], data: Path, judge: Judge, store: Path
+    settings: judged_common.Settings, answers: Iterable[Mapping[str, Any]], data: Path, judge: Judge, store: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The policy's summary, and one row per question: the mean of its ratings, with how many there are as weight.
 
@@ -42,10 +43,10 @@ def evaluate(
         BadInput: data or answers that do not fit, no rating at all, or an endpoint that fails (see Client).
     """
     asked = questions(BENCHMARK, data, settings.limit)
-    given = judged.answered(BENCHMARK, asked, answers)
+    given = judged_common.answered(BENCHMARK, asked, answers)
     prompts, references = _prompts(data), _references(data)
     tasks = [(question, turn) for question in asked for turn in (1, 2)]
-    decoding = judged.decoding(judge, temperature=0.0, max_tokens=2048)
+    decoding = asking.decoding(judge, temperature=0.0, max_tokens=2048)
     requests = [
         Request(
             f"{BENCHMARK} {q.item_id}, turn {turn}",
@@ -61,9 +62,9 @@ def evaluate(
         for (q, turn), rating in zip(tasks, client.verdicts(requests, read_rating), strict=True)
         if rating is not None
     }
-    judged.refuse_silence(BENCHMARK, judge, len(ratings), len(tasks))
+    asking.refuse_silence(BENCHMARK, judge, len(ratings), len(tasks))
     items = [_item(q, ratings, given[q.item_id]) for q in asked if {(q.item_id, 1), (q.item_id, 2)} & set(ratings)]
-    value, error = judged.weighted_mean([item["value"] for item in items], [item["weight"] for item in items])
+    value, error = judged_common.weighted_mean([item["value"] for item in items], [item["weight"] for item in items])
     summary = {
         "policy": settings.policy,
         "benchmark": BENCHMARK,
@@ -72,12 +73,12 @@ def evaluate(
         "stderr": error,
         "metric": "rating",
         "items": len(items),
-        "metrics": {**_means(asked, ratings), **judged.lengths(row for rows in given.values() for row in rows)},
+        "metrics": {**_means(asked, ratings), **judged_common.lengths(row for rows in given.values() for row in rows)},
         "protocol": PROTOCOL.format(judge=judge.model),
         "missing": len(tasks) - len(ratings),
         "judgements": len(tasks),
         "repeat": settings.repeat,
-        "prompt_digest": judged.digest(*(part for name in PROMPTS.values() for part in prompts[name])),
+        "prompt_digest": judged_common.digest(*(part for name in PROMPTS.values() for part in prompts[name])),
         "tally": client.tally,
     }
     return summary, items
@@ -110,7 +111,7 @@ def _messages(
         fields |= {f"question_{n}": question.turns[n - 1], f"answer_{n}": responses[n - 1]}
         if needed:
             fields[f"ref_answer_{n}"] = references[question.item_id][n - 1]
-    content = judged.filled(template, f"{BENCHMARK} {question.item_id}, turn {turn}", fields)
+    content = judged_common.filled(template, f"{BENCHMARK} {question.item_id}, turn {turn}", fields)
     return {"role": "system", "content": system}, {"role": "user", "content": content}
 
 

@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from mnpo.config import Model
-from mnpo.config import Oracle as OracleSettings
+from mnpo.config.oracles import Oracle as OracleSettings
+from mnpo.config.sources import Model
 
 if TYPE_CHECKING:
-    from mnpo.resume import Journal
+    from mnpo.storage.resume import Journal
 
 
 class Question(NamedTuple):

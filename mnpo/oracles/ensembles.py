@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mnpo.config import Model
-from mnpo.config import Oracle as OracleSettings
+from mnpo.config.oracles import Oracle as OracleSettings
+from mnpo.config.sources import Model
 from mnpo.oracles import Judgement, Kept, Oracle, Question, Scorer, win_rates
 from mnpo.seeds import derive
 

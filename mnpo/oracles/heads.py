@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 
-from mnpo.checkpoints import device
 from mnpo.errors import BadInput
+from mnpo.models.checkpoints import device
 
 ARMORM_OBJECTIVES = (
     "helpsteer-helpfulness",

@@ -8,14 +8,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mnpo.benchmarks.judge import Answer, Client, Request
-from mnpo.benchmarks.judged import decoding, refuse_silence
-from mnpo.config import Judge, Model
-from mnpo.config import Oracle as OracleSettings
+from mnpo.config.oracles import Judge
+from mnpo.config.oracles import Oracle as OracleSettings
+from mnpo.config.sources import Model
 from mnpo.errors import BadInput
+from mnpo.judging.asking import decoding, refuse_silence
+from mnpo.judging.client import Answer, Client, Request
 from mnpo.oracles import Kept, Oracle
 from mnpo.oracles.pairs import Game, Pairwise
-from mnpo.resume import Journal
+from mnpo.storage.resume import Journal
 
 SYSTEM = (
     "Two assistants have answered the same user. Decide which answer serves the user better: is it right, does it do "

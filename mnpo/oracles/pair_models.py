@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from mnpo.checkpoints import load_model, load_tokenizer
-from mnpo.config import Model
-from mnpo.config import Oracle as OracleSettings
+from mnpo.config.oracles import Oracle as OracleSettings
+from mnpo.config.sources import Model
 from mnpo.errors import BadInput
+from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.oracles import Kept, Oracle
+from mnpo.oracles.forward import Reader, Whole
 from mnpo.oracles.pairs import Game, Pairwise
-from mnpo.oracles.reading import Reader, Whole
 from mnpo.oracles.reward_models import local
-from mnpo.resume import Journal
+from mnpo.storage.resume import Journal
 
 
 class PairModel(Pairwise):

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mnpo.checkpoints import load_model, load_tokenizer
-from mnpo.config import Model
-from mnpo.config import Oracle as OracleSettings
+from mnpo.config.oracles import Oracle as OracleSettings
+from mnpo.config.sources import Model
 from mnpo.errors import BadInput
+from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.oracles import Judgement, Kept, Oracle, Question, Scorer, preferences_from_scores
-from mnpo.oracles.reading import Reader, Shared, Whole
-from mnpo.resume import Journal
+from mnpo.oracles.forward import Reader, Shared, Whole
+from mnpo.storage.resume import Journal
 
 Dtype = Literal["float32", "bfloat16"]
 NO_PAIRRM = (

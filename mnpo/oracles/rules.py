@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from mnpo.config import Model
-from mnpo.config import Oracle as OracleSettings
+from mnpo.config.oracles import Oracle as OracleSettings
+from mnpo.config.sources import Model
 from mnpo.demo.world import RULES
 from mnpo.errors import BadInput
 from mnpo.oracles import Kept, Oracle, Question, Scorer

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from mnpo.resume import Journal
+    from mnpo.storage.resume import Journal
 
 
 class Request(NamedTuple):
     """One response to be drawn."""
 
     prompt: list[int]
-    """Token ids, as mnpo/chat.py made them; no sampler renders or adds anything."""
+    """Token ids, as mnpo/models/chat.py made them; no sampler renders or adds anything."""
     seed: int
 
 

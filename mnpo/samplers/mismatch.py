@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnpo.batches import SCORING_TOKENS, by_tokens
-from mnpo.chat import Encoded
+from mnpo.learning.batches import SCORING_TOKENS, by_tokens
+from mnpo.models.chat import Encoded
 from mnpo.progress import say
 from mnpo.samplers import Request, Response
 
@@ -20,7 +20,7 @@ def mismatch(
 ) -> dict[str, Any]:
     """Facts for the manifest: `mean`, `p99` and `max` of the absolute difference per token, in nats.
 
-    On one side are the responses' `logprobs`, on the other what mnpo/logprobs.py makes of the policy in float32, as the
+    On one side are the responses' `logprobs`, on the other what logprobs.py makes of the policy in float32, as the
     stage `logps` does. Two float32 engines differ by about 1e-6; bfloat16, a soft-cap left out or another BOS show here
     before they show in training.
 
@@ -33,8 +33,8 @@ def mismatch(
     import numpy as np
     import torch
 
-    from mnpo.checkpoints import load_model
-    from mnpo.logprobs import response_logprobs
+    from mnpo.models.checkpoints import load_model
+    from mnpo.models.logprobs import response_logprobs
 
     chosen = range(0, len(requests), -(-len(requests) // COMPARED))
     texts = [Encoded(requests[i].prompt, responses[i].tokens) for i in chosen]

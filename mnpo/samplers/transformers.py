@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnpo.config import Decoding
+from mnpo.config.sampling import Decoding
 from mnpo.progress import track
-from mnpo.resume import Journal
 from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
+from mnpo.storage.resume import Journal
 
 
 def draw(

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnpo.artifacts import loading
-from mnpo.config import Sampling
+from mnpo.config.sampling import Sampling
 from mnpo.errors import BadInput
 from mnpo.progress import track
-from mnpo.resume import Journal
 from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
+from mnpo.storage.artifacts import loading
+from mnpo.storage.resume import Journal
 
 BATCHES = 8
 """Batches' worth of requests in a chunk. The engine refills its batch from the chunk and idles only at its end."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mnpo.benchmarks import answers
-from mnpo.config import Block, Model
+from mnpo.config.blocks import Block
+from mnpo.config.sources import Model
 from mnpo.errors import BadInput
-from mnpo.records import ANSWERS, write
-from mnpo.resume import resumable
+from mnpo.storage.records import ANSWERS, write
+from mnpo.storage.resume import resumable
 
 
 class Settings(Block):

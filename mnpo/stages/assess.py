@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mnpo.artifacts import artifact
 from mnpo.benchmarks import heldout
-from mnpo.config import validated
-from mnpo.records import JUDGED, PROMPTS, read, rows_of, write
+from mnpo.config.blocks import validated
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import JUDGED, PROMPTS, read, rows_of, write
 
 
 def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, output: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from mnpo.benchmarks.cards import CARDS
-from mnpo.config import Block, Ordered
+from mnpo.config.blocks import Block, Ordered
 from mnpo.stages.tabulate import PROTOCOL, write
 
 NOT_RUN = "n/a"

@@ -14,13 +14,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnpo import paper, statistics
-from mnpo.artifacts import artifact
-from mnpo.config import Block, Ordered, nearest
+from mnpo import statistics
+from mnpo.config.blocks import Block, Ordered, nearest
 from mnpo.errors import BadInput
-from mnpo.records import ITEMS, read
+from mnpo.planning import paper_tables
 from mnpo.seeds import derive
 from mnpo.stages.tabulate import STYLE, write
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import ITEMS, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ class Settings(Block):
     """What this stage reads."""
 
     table: str
-    """A name of `paper.TABLES`."""
+    """A name of `paper_tables.TABLES`."""
     rows: Ordered[list[str]] = {}
     """Key of a row of the paper -> the policies that are it, one a training seed."""
     judges: Ordered[str] = {}
@@ -54,9 +55,9 @@ def run(settings: Settings, evaluations: Sequence[Path], published: Path, output
     Raises:
         BadInput: an unknown table or row, an evaluation given twice, a summary without a key that all benchmarks write.
     """
-    if settings.table not in paper.TABLES:
-        raise BadInput(f"unknown table {settings.table!r}{nearest(settings.table, paper.TABLES)}")
-    table = paper.TABLES[settings.table]
+    if settings.table not in paper_tables.TABLES:
+        raise BadInput(f"unknown table {settings.table!r}{nearest(settings.table, paper_tables.TABLES)}")
+    table = paper_tables.TABLES[settings.table]
     rows = table.rows(published)
     if unknown := [key for key in settings.rows if key not in [row.key for row in rows]]:
         raise BadInput(f"{table.name} has no row {unknown[0]!r}{nearest(unknown[0], [row.key for row in rows])}")
@@ -80,10 +81,10 @@ class Result:
     path: Path
     summary: Mapping[str, Any]
 
-    def metric(self, column: paper.Column) -> tuple[float, float | None] | None:
+    def metric(self, column: paper_tables.Column) -> tuple[float, float | None] | None:
         """A column's figure and its standard error (None where not given); None where it was not reported."""
         metric = column.evalscope if self.summary.get("harness") == "evalscope" else column.metric
-        if metric in (paper.VALUE, self.summary["metric"]):
+        if metric in (paper_tables.VALUE, self.summary["metric"]):
             return self.summary["value"], self.summary["stderr"]
         metrics = self.summary["metrics"]
         return (metrics[metric], metrics.get(column.stderr)) if metric in metrics else None
@@ -147,25 +148,27 @@ class Cell:
 class View:
     """A table of the paper with its cells filled in."""
 
-    def __init__(self, settings: Settings, table: paper.Table, rows: list[paper.Row], results: Results) -> None:
+    def __init__(
+        self, settings: Settings, table: paper_tables.Table, rows: list[paper_tables.Row], results: Results
+    ) -> None:
         self.settings, self.table, self.rows, self.results = settings, table, rows, results
         self.columns = [*table.columns]
         self.cells = {(row.key, column.name): self._cell(row, column) for row in rows for column in table.columns}
         if table.average:
-            self.columns.append(paper.Column(paper.AVERAGE, "Average", paper.AVERAGE, 0))
-            self.cells |= {(row.key, paper.AVERAGE): self._average(row) for row in rows}
+            self.columns.append(paper_tables.Column(paper_tables.AVERAGE, "Average", paper_tables.AVERAGE, 0))
+            self.cells |= {(row.key, paper_tables.AVERAGE): self._average(row) for row in rows}
         for column in self.columns:
             for group in self.groups():
                 cells = [self.cells[row.key, column.name] for row in group]
                 for field in ("published", "ours"):
                     _rank(cells, field, column.decimals)
 
-    def groups(self) -> list[list[paper.Row]]:
+    def groups(self) -> list[list[paper_tables.Row]]:
         """Rows that are ranked and compared with each other."""
         names = [row.cells[self.table.group] if self.table.group else "" for row in self.rows]
         return [[r for r, n in zip(self.rows, names, strict=True) if n == name] for name in dict.fromkeys(names)]
 
-    def found(self, row: paper.Row, column: paper.Column) -> dict[str, list[Result]]:
+    def found(self, row: paper_tables.Row, column: paper_tables.Column) -> dict[str, list[Result]]:
         """Policy (one a seed) -> its judgings, of those that have run; or its one result that needed no judge."""
         ours = self.settings.judges.get(self.table.judge(row, column) or "")
         results = self.results.of
@@ -175,11 +178,11 @@ class View:
         }
         return {policy: results for policy, results in found.items() if results}
 
-    def judgings(self, row: paper.Row, column: paper.Column) -> list[Result]:
+    def judgings(self, row: paper_tables.Row, column: paper_tables.Column) -> list[Result]:
         """All that is behind a cell."""
         return [result for results in self.found(row, column).values() for result in results]
 
-    def _cell(self, row: paper.Row, column: paper.Column) -> Cell:
+    def _cell(self, row: paper_tables.Row, column: paper_tables.Column) -> Cell:
         printed = row.printed(column.name) if column.published else None
         spread, repeats = row.printed(column.spread), row.printed(column.repeats)
         cell = Cell(
@@ -205,7 +208,7 @@ class View:
         cell.repeats_spread = _mean(spreads) if spreads else None
         return cell
 
-    def _average(self, row: paper.Row) -> Cell:
+    def _average(self, row: paper_tables.Row) -> Cell:
         """The mean over the columns, where all have run; their errors are independent."""
         mean = self.table.mean(row)
         cell = Cell(published=None if mean is None else float(mean))
@@ -223,7 +226,7 @@ class View:
         """See `gaps`."""
         return gaps(self)
 
-    def item_values(self, row: paper.Row, column: paper.Column) -> pd.DataFrame | None:
+    def item_values(self, row: paper_tables.Row, column: paper_tables.Column) -> pd.DataFrame | None:
         """Item id -> value, in the column's unit, and weight, over seeds and judgings; None when it has not run."""
         import pandas as pd
 
@@ -282,7 +285,7 @@ HTML = Markup(html.escape, "<b>{}</b>", "<u>{}</u>", "<small>{}</small>", "<br>"
 TEX = Markup(_tex, r"\textbf{{{}}}", r"\underline{{{}}}", "{{\\footnotesize {}}}", " & ")
 
 
-def _ours(cell: Cell, column: paper.Column, markup: Markup) -> str:
+def _ours(cell: Cell, column: paper_tables.Column, markup: Markup) -> str:
     """Ours ± standard error, and the spread over seeds or judgings where there are several."""
     if cell.ours is None:
         return NOT_RUN
@@ -296,7 +299,7 @@ def _ours(cell: Cell, column: paper.Column, markup: Markup) -> str:
     return text + (markup.small.format(markup.escape(error)) if error else "")
 
 
-def _papers(cell: Cell, column: paper.Column, markup: Markup) -> str:
+def _papers(cell: Cell, column: paper_tables.Column, markup: Markup) -> str:
     """The paper's figure, its spread over judgings, and how far ours is from it."""
     if cell.published is None:
         return ""
@@ -432,11 +435,11 @@ def footnotes(view: View) -> list[str]:
     ]
     for column in view.columns:
         notes += [*_column_notes(view, column), *_gap_notes(view, column)]
-    notes += [f"The paper's arithmetic: {slip}." for slip in paper.slips(view.table, view.rows)]
+    notes += [f"The paper's arithmetic: {slip}." for slip in paper_tables.slips(view.table, view.rows)]
     return notes
 
 
-def _column_notes(view: View, column: paper.Column) -> Iterator[str]:
+def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
     """Protocols of a column, its missing items, and evaluations without its metric."""
     protocols: dict[str, list[str]] = {}
     counts: set[int] = set()
@@ -460,7 +463,7 @@ def _column_notes(view: View, column: paper.Column) -> Iterator[str]:
         yield f"{column.heading}: measured in different ways, rows do not compare."
 
 
-def _gap_notes(view: View, column: paper.Column) -> Iterator[str]:
+def _gap_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
     """How many of a column's published gaps are more than noise, and how large one has to be."""
     judged = view.gaps[(view.gaps["column"] == column.name) & view.gaps["noise"].notna()]
     if len(judged):
@@ -525,15 +528,15 @@ def gaps(view: View) -> pd.DataFrame:
             lines.append(_gap(column.name, column.items, a, b, one - other, error, basis, z))
     for (a_key, b_key), parts in variances.items() if view.table.average else ():
         a, b = (next(row for row in view.rows if row.key == key) for key in (a_key, b_key))
-        means = [view.cells[key, paper.AVERAGE].published for key in (a_key, b_key)]
+        means = [view.cells[key, paper_tables.AVERAGE].published for key in (a_key, b_key)]
         if means[0] is not None and means[1] is not None and None not in parts:
             error = math.sqrt(sum(p for p in parts if p is not None)) / len(parts)
-            lines.append(_gap(paper.AVERAGE, None, a, b, means[0] - means[1], error, "of its columns", z))
+            lines.append(_gap(paper_tables.AVERAGE, None, a, b, means[0] - means[1], error, "of its columns", z))
     names = ["column", "row", "against", "gap", "stderr", "noise", "items", "basis", "verdict"]
     return pd.DataFrame(lines, columns=names).astype({"items": "Int64"})
 
 
-def _pairs(view: View) -> Iterator[tuple[paper.Column, paper.Row, paper.Row, pd.DataFrame | None]]:
+def _pairs(view: View) -> Iterator[tuple[paper_tables.Column, paper_tables.Row, paper_tables.Row, pd.DataFrame | None]]:
     """Column, two rows of a group, and the items that both have run: `ours_value`, `ours_weight`, `against_...`."""
 
     for column in view.table.columns:
@@ -550,7 +553,7 @@ def _pairs(view: View) -> Iterator[tuple[paper.Column, paper.Row, paper.Row, pd.
 
 
 def _gap_error(
-    column: paper.Column, one: float | None, other: float | None, items: pd.DataFrame | None
+    column: paper_tables.Column, one: float | None, other: float | None, items: pd.DataFrame | None
 ) -> tuple[float | None, str]:
     deviation = None if items is None else statistics.spread((items["ours_value"] - items["against_value"]).tolist())
     if deviation:
@@ -561,7 +564,14 @@ def _gap_error(
 
 
 def _gap(
-    name: str, items: int | None, a: paper.Row, b: paper.Row, gap: float, error: float | None, basis: str, z: float
+    name: str,
+    items: int | None,
+    a: paper_tables.Row,
+    b: paper_tables.Row,
+    gap: float,
+    error: float | None,
+    basis: str,
+    z: float,
 ) -> dict[str, Any]:
     verdict = NOT_RUN if error is None else statistics.APART if abs(gap) > z * error else statistics.WITHIN_NOISE
     return {

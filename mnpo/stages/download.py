@@ -14,11 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from mnpo import hub
-from mnpo.artifacts import artifact, beside
-from mnpo.config import Block, Source
+from mnpo.config.blocks import Block
+from mnpo.config.sources import Source
 from mnpo.errors import BadInput, DiskFull
 from mnpo.progress import counter, say
+from mnpo.storage import hub
+from mnpo.storage.artifacts import artifact, beside
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the tries of a connection that breaks and breaks
 

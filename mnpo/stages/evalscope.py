@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mnpo.benchmarks import answers, evalscope
-from mnpo.benchmarks.kept import Measuring, Results
-from mnpo.config import Block
+from mnpo.benchmarks.result_cache import Measuring, Results
+from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
-from mnpo.records import ANSWERS, read, rows_of
+from mnpo.storage.records import ANSWERS, read, rows_of
 
 QUESTIONS = "question.jsonl"
 ANSWERED = ".answered"

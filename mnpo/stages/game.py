@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mnpo import games
-from mnpo.artifacts import artifact
 from mnpo.errors import BadInput
+from mnpo.method import games
+from mnpo.storage.artifacts import artifact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ TAUS = (0.0, 0.01, 0.1)
 
 # The columns of the theory table, in order.
 COLUMNS = {
-    "game": "preset of mnpo/games.py",
+    "game": "preset of mnpo/method/games.py",
     "tau": "weight of KL(policy || reference) in the game; 0: no reference",
     "algorithm": "as in `mnpo game --algorithm`",
     "weights": "history weights, newest first",

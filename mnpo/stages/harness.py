@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mnpo.benchmarks import harness
-from mnpo.benchmarks.kept import Measuring, Results
-from mnpo.config import Block
+from mnpo.benchmarks.result_cache import Measuring, Results
+from mnpo.config.blocks import Block
 
 
 class Settings(Block):

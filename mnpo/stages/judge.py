@@ -9,10 +9,12 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from mnpo.artifacts import artifact
-from mnpo.benchmarks import alpaca_eval, arena_hard, evalscope, judged, mt_bench
-from mnpo.config import DEMO, Block, EvaluationProtocol, Judge
-from mnpo.records import ANSWERS, ITEMS, read, rows_of, write
+from mnpo.benchmarks import alpaca_eval, arena_hard, evalscope, judged_common, mt_bench
+from mnpo.config.blocks import DEMO, Block
+from mnpo.config.evaluation import EvaluationProtocol
+from mnpo.config.oracles import Judge
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import ANSWERS, ITEMS, read, rows_of, write
 
 OWN = {"alpaca-eval": alpaca_eval.evaluate, "arena-hard": arena_hard.evaluate, "mt-bench": mt_bench.evaluate}
 
@@ -22,7 +24,7 @@ class Settings(Block):
 
     benchmark: str
     protocol: EvaluationProtocol = "harness"
-    judged: judged.Settings
+    judged: judged_common.Settings
     judge: Judge
 
 
@@ -55,5 +57,7 @@ def _answering(judge: Judge) -> Iterator[Judge]:
     if judge.endpoint != DEMO:
         yield judge
         return
-    with import_module("mnpo.demo.judge").serve() as server:  # by name: only the demo depends on it (mnpo/sources.py)
+    with import_module(
+        "mnpo.demo.judge"
+    ).serve() as server:  # by name: only the demo depends on it (mnpo/storage/code_digests.py)
         yield judge.model_copy(update={"endpoint": server.url})

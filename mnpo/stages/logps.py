@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mnpo.batches import SCORING_TOKENS
-from mnpo.config import Block, Text, TextForm
+from mnpo.config.blocks import Block
+from mnpo.config.text import Text, TextForm
+from mnpo.learning.batches import SCORING_TOKENS
 from mnpo.progress import counter
-from mnpo.records import LOGPS, PAIRS, SAMPLER_LOGPS, read, rows_of, write
-from mnpo.resume import resumable
+from mnpo.storage.records import LOGPS, PAIRS, SAMPLER_LOGPS, read, rows_of, write
+from mnpo.storage.resume import resumable
 
 if TYPE_CHECKING:
-    from mnpo.chat import Encoded
-    from mnpo.resume import Journal
+    from mnpo.models.chat import Encoded
+    from mnpo.storage.resume import Journal
 
 
 class Settings(Block):
@@ -36,8 +37,8 @@ def run(settings: Settings, policy: Path, pairs: Path, output: Path, sampler: Se
             taken, and counted; the model reads the rest.
     """
     rows = read(PAIRS, pairs)
-    from mnpo.chat import Chat
-    from mnpo.checkpoints import load_tokenizer
+    from mnpo.models.chat import Chat
+    from mnpo.models.checkpoints import load_tokenizer
 
     with resumable(output, "logps", settings.model_dump(), [policy, pairs, *sampler]) as (made, session):
         chat = Chat(load_tokenizer(policy), settings.text, settings.form)
@@ -76,8 +77,8 @@ def _computed(
     settings: Settings, policy: Path, texts: Sequence[Encoded], journal: Journal
 ) -> tuple[list[float], dict[str, Any]]:
     """What the model makes of texts, and what that cost."""
-    from mnpo.checkpoints import load_model
-    from mnpo.logprobs import score_texts
+    from mnpo.models.checkpoints import load_model
+    from mnpo.models.logprobs import score_texts
 
     model = load_model(policy, dtype=settings.dtype)
     progress = counter(f"logps {policy.name}", "texts")

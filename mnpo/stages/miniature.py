@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mnpo.artifacts import artifact
-from mnpo.config import Block
+from mnpo.config.blocks import Block
+from mnpo.storage.artifacts import artifact
 
 
 class Settings(Block):

@@ -9,10 +9,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mnpo.artifacts import artifact
-from mnpo.config import Block, Pairing
+from mnpo.config.blocks import Block
+from mnpo.config.sampling import Pairing
 from mnpo.errors import BadInput
-from mnpo.records import PAIRS, SAMPLES, SCORES, read, rows_of, write
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import PAIRS, SAMPLES, SCORES, read, rows_of, write
 
 
 class Settings(Block):

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mnpo import hub
-from mnpo.config import Source
+from mnpo.config.sources import Source
 from mnpo.errors import BadInput
 from mnpo.progress import say
+from mnpo.storage import hub
 
 
 def pin(sources: Mapping[str, Source], path: Path = hub.LOCK) -> hub.Lock:

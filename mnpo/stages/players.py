@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mnpo.config import Block, Ordered
-from mnpo.records import SAMPLED
+from mnpo.config.blocks import Block, Ordered
 from mnpo.seeds import derive
 from mnpo.stages.tabulate import Grids, evaluated, score_grids, wins, write
 from mnpo.statistics import interval
+from mnpo.storage.records import SAMPLED
 
 
 class Player(Block):

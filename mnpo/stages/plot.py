@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from mnpo.artifacts import artifact
-from mnpo.config import REFERENCE, Block, Ordered, nearest
+from mnpo.config.blocks import REFERENCE, Block, Ordered, nearest
 from mnpo.errors import BadInput
 from mnpo.stages.tabulate import circles
+from mnpo.storage.artifacts import artifact
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind
 MARKERS = "os^Dv<>"

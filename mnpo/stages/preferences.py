@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from mnpo.artifacts import manifest
-from mnpo.config import Block
+from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
 from mnpo.stages.pair import REASONS
 from mnpo.stages.tabulate import write
+from mnpo.storage.artifacts import manifest
 
 OF_SAMPLES = ("dropped_responses", "prompts_without_a_response")  # of a shard, as the next: they add up
 OF_SCORES = ("prompts", "prompts_with_a_cycle", "responses_without_a_comparison")

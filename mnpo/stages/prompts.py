@@ -9,10 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mnpo.artifacts import artifact
-from mnpo.config import Block, Prompts
+from mnpo.config.blocks import Block
+from mnpo.config.sources import Prompts
 from mnpo.errors import BadInput
-from mnpo.records import DEMONSTRATIONS, PROMPTS, Table, read_rows, write
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, Table, read_rows, write
 
 
 class Settings(Block):
@@ -45,7 +46,9 @@ def run(settings: Settings, output: Path, data: Path | None = None) -> None:
 
 
 def _demo(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    world_of_the_demo = import_module("mnpo.demo.world")  # by name: only the demo depends on it (mnpo/sources.py)
+    world_of_the_demo = import_module(
+        "mnpo.demo.world"
+    )  # by name: only the demo depends on it (mnpo/storage/code_digests.py)
     p = settings.prompts
     assert p.part_size is not None
     try:

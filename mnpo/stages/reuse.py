@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mnpo.artifacts import artifact
-from mnpo.config import Block
+from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
-from mnpo.records import DEMONSTRATIONS, PROMPTS, SAMPLES, read, rows_of, write
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, SAMPLES, read, rows_of, write
 
 
 class Settings(Block):

@@ -7,13 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnpo.artifacts import artifact
-from mnpo.chat import Chat, Encoded
-from mnpo.config import Block, Sampling, Text
+from mnpo.config.blocks import Block
+from mnpo.config.sampling import Sampling
+from mnpo.config.text import Text
 from mnpo.errors import BadInput
-from mnpo.records import PROMPTS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
-from mnpo.resume import Journal, resumable
+from mnpo.models.chat import Chat, Encoded
 from mnpo.seeds import derive
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import PROMPTS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
+from mnpo.storage.resume import Journal, resumable
 
 if TYPE_CHECKING:
     from mnpo.samplers import Request, Response
@@ -51,7 +53,7 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
         raise BadInput(
             f"{prompts}: no prompts for shard {settings.shard} of {settings.sampling.shards}; use fewer shards"
         )
-    from mnpo.checkpoints import load_tokenizer, parameters
+    from mnpo.models.checkpoints import load_tokenizer, parameters
     from mnpo.samplers import Request
     from mnpo.samplers.mismatch import mismatch
 
@@ -128,7 +130,7 @@ def _drawn(
 
         window = settings.text.max_prompt_length + sampling.max_new_tokens
         return vllm.draw(policy, requests, sampling, stop_ids, window, what, journal)
-    from mnpo.checkpoints import load_model
+    from mnpo.models.checkpoints import load_model
     from mnpo.samplers import transformers
 
     model = load_model(policy, dtype=sampling.dtype)

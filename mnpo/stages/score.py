@@ -9,12 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from mnpo import oracles
-from mnpo.artifacts import artifact, manifest_path, remove
-from mnpo.config import Block, Model, Oracle
+from mnpo.config.blocks import Block
+from mnpo.config.oracles import Oracle
+from mnpo.config.sources import Model
 from mnpo.errors import BadInput
 from mnpo.oracles import Judgement, Question
-from mnpo.records import SAMPLES, SCORES, Table, read, write
-from mnpo.resume import resumable
+from mnpo.storage.artifacts import artifact, manifest_path, remove
+from mnpo.storage.records import SAMPLES, SCORES, Table, read, write
+from mnpo.storage.resume import resumable
 
 OBJECTIVES = Table(
     "objectives",

@@ -7,11 +7,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnpo.config import SFT, Block, Model, Text
+from mnpo.config.blocks import Block
+from mnpo.config.sources import Model
+from mnpo.config.text import Text
+from mnpo.config.training import SFT
 from mnpo.errors import BadInput
 from mnpo.ranks import barrier, process_group, rank
-from mnpo.records import DEMONSTRATIONS, read
-from mnpo.resume import Session, resumable
+from mnpo.storage.records import DEMONSTRATIONS, read
+from mnpo.storage.resume import Session, resumable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,13 +51,13 @@ def run(settings: Settings, demonstrations: Path, output: Path, events: Path | N
 
 def _start(settings: Settings, rows: pd.DataFrame, directory: Path) -> None:
     """Put the base model into `directory`."""
-    from mnpo.checkpoints import load_model, load_tokenizer, save
+    from mnpo.models.checkpoints import load_model, load_tokenizer, save
 
     model = settings.model
     if model.architecture is not None:
         if rows.empty:
             raise BadInput("a tokenizer is trained on demonstrations, and there are no demonstrations")
-        tiny = import_module("mnpo.demo.model")  # by name: only the demo depends on it (mnpo/sources.py)
+        tiny = import_module("mnpo.demo.model")  # by name: only the demo depends on it (mnpo/storage/code_digests.py)
         texts = (f"{prompt} {response}" for prompt, response in zip(rows["prompt"], rows["response"], strict=True))
         tiny.build(directory, texts, vocab_size=model.vocab_size, architecture=model.architecture, seed=settings.seed)
     elif model.path is None:
@@ -67,7 +70,7 @@ def _start(settings: Settings, rows: pd.DataFrame, directory: Path) -> None:
 
 def _link(source: Path, directory: Path) -> None:
     """The policy is the model as it is: its files are linked, not copied."""
-    from mnpo.checkpoints import checkpoint, load_tokenizer
+    from mnpo.models.checkpoints import checkpoint, load_tokenizer
 
     for file in checkpoint(source).iterdir():
         if file.is_file() and file.name != "manifest.json":
@@ -80,9 +83,9 @@ def _fine_tune(
 ) -> dict[str, Any]:
     import torch
 
-    from mnpo.chat import Chat
-    from mnpo.checkpoints import load_model, load_tokenizer
-    from mnpo.training import optimise, prepared, summary, write
+    from mnpo.learning.training import optimise, prepared, summary, write
+    from mnpo.models.chat import Chat
+    from mnpo.models.checkpoints import load_model, load_tokenizer
 
     if rows.empty:
         raise BadInput("reference.sft is given, but the prompts' source has no demonstrations to learn from")

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mnpo.artifacts import artifact, manifest
-from mnpo.config import Block, Ordered
+from mnpo.config.blocks import Block, Ordered
 from mnpo.errors import BadInput
-from mnpo.records import GREEDY, JUDGED, SAMPLED, read
 from mnpo.seeds import derive
 from mnpo.statistics import cyclic_triples, interval
+from mnpo.storage.artifacts import artifact, manifest
+from mnpo.storage.records import GREEDY, JUDGED, SAMPLED, read
 
 STYLE = """\
 <!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -10,20 +10,23 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnpo import family
-from mnpo.artifacts import artifact
-from mnpo.config import REFERENCE, Block, Objective, Text, TextForm, Training
+from mnpo.config.blocks import REFERENCE, Block
+from mnpo.config.runs import Objective
+from mnpo.config.text import Text, TextForm
+from mnpo.config.training import Training
 from mnpo.errors import BadInput
+from mnpo.method import family
 from mnpo.ranks import process_group, rank
-from mnpo.records import LOGPS, PAIRS, read, rows_of
-from mnpo.resume import Session, resumable
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import LOGPS, PAIRS, read, rows_of
+from mnpo.storage.resume import Session, resumable
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from mnpo.chat import Chat, Encoded
-    from mnpo.objectives import Outcome, Pair
+    from mnpo.method.objectives import Outcome, Pair
+    from mnpo.models.chat import Chat, Encoded
 
 METRICS = "metrics.jsonl"
 # Nats per token that log-probabilities computed twice may differ by: the logps stage's, in float32, and training's.
@@ -119,9 +122,9 @@ def _train(
 ) -> dict[str, Any]:
     import torch
 
-    from mnpo.chat import Chat
-    from mnpo.checkpoints import load_model, load_tokenizer
-    from mnpo.training import optimise, prepared, summary, write
+    from mnpo.learning.training import optimise, prepared, summary, write
+    from mnpo.models.chat import Chat
+    from mnpo.models.checkpoints import load_model, load_tokenizer
 
     tokenizer, model = load_tokenizer(start), load_model(start)
     parameters = model.num_parameters()
@@ -163,12 +166,12 @@ class _Pairs:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens: the prompt is encoded once for both responses (mnpo/logprobs.py)."""
+        """Tokens: the prompt is encoded once for both responses (mnpo/models/logprobs.py)."""
         return [len(c) + len(r.response) for c, r in zip(self.chosen, self.rejected, strict=True)]
 
     def losses(self, module: Any, batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The objective of the pairs in `batch` (docs/method.md, eq. 4 to 11)."""
-        from mnpo.objectives import Pair
+        from mnpo.method.objectives import Pair
 
         texts = [side[i] for side in (self.chosen, self.rejected) for i in batch]
         both = module(texts, reduction="mean" if self.by_mean else "sum")
@@ -191,7 +194,7 @@ class _Pairs:
 
     def outcome(self, policy: Pair, fixed: Mapping[str, Pair], batch: list[int]) -> Outcome:
         """The objective where the policy and the scorers give the pairs in `batch` these log-probabilities."""
-        from mnpo.objectives import preference_loss
+        from mnpo.method.objectives import preference_loss
 
         return preference_loss(
             self.objective,
@@ -231,7 +234,7 @@ def _pair(table: pd.DataFrame, by_mean: bool, device: Any) -> Pair:
     """Log-probabilities of all pairs under one scorer: sums, or means over the response's tokens."""
     import torch
 
-    from mnpo.objectives import Pair
+    from mnpo.method.objectives import Pair
 
     sides = [table[s] / table[f"{s}_tokens"] if by_mean else table[s] for s in ("chosen", "rejected")]
     return Pair(*(torch.tensor(side.tolist(), dtype=torch.float32, device=device) for side in sides))
@@ -260,13 +263,13 @@ def _tokens(texts: Sequence[Encoded], batch: list[int], like: Tensor) -> Tensor:
 def _columns(rows: pd.DataFrame, chosen: str, rejected: str, device: Any) -> Pair:
     import torch
 
-    from mnpo.objectives import Pair
+    from mnpo.method.objectives import Pair
 
     return Pair(*(torch.tensor(rows[c].tolist(), dtype=torch.float32, device=device) for c in (chosen, rejected)))
 
 
 def _rows(pair: Pair, batch: list[int]) -> Pair:
-    from mnpo.objectives import Pair
+    from mnpo.method.objectives import Pair
 
     return Pair(pair.chosen[batch], pair.rejected[batch])
 
@@ -281,8 +284,8 @@ def _check_start(settings: Settings, pairs: _Pairs, module: Any) -> None:
         return
     import torch
 
-    from mnpo.batches import by_tokens, shuffled
-    from mnpo.training import precision
+    from mnpo.learning.batches import by_tokens, shuffled
+    from mnpo.learning.training import precision
 
     lengths = pairs.lengths
     batch = next(shuffled(lengths, settings.training.batch_size, settings.seed))
@@ -315,7 +318,7 @@ def _without_margin(pairs: _Pairs, batch: list[int], slack: Sequence[Tensor]) ->
     """
     import torch
 
-    from mnpo.objectives import Pair
+    from mnpo.method.objectives import Pair
 
     zero = Pair(*(torch.zeros_like(side) for side in slack))
 

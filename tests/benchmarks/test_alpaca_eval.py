@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from mnpo.benchmarks import alpaca_eval
-from mnpo.benchmarks.judged import Settings
-from mnpo.config import Judge
+from mnpo.benchmarks.judged_common import Settings
+from mnpo.config.oracles import Judge
 from mnpo.demo import judge as loopback
 from mnpo.errors import BadInput
-from mnpo.records import ITEMS, check
+from mnpo.storage.records import ITEMS, check
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks" / "alpaca_eval_2"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here: no public outputs and annotations")

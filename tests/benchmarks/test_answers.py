@@ -14,12 +14,13 @@ import torch
 
 from mnpo.benchmarks import answers
 from mnpo.benchmarks.answers import Asked, Given, Question, Settings, converse, of_api, of_policy, questions
-from mnpo.checkpoints import load_model, load_tokenizer
-from mnpo.config import Decoding, Model
+from mnpo.config.sampling import Decoding
+from mnpo.config.sources import Model
 from mnpo.demo.judge import serve
 from mnpo.errors import BadInput
-from mnpo.records import ANSWERS, check
-from tests.templated import TEMPLATES, policy_with
+from mnpo.models.checkpoints import load_model, load_tokenizer
+from mnpo.storage.records import ANSWERS, check
+from tests.helpers.templated import TEMPLATES, policy_with
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here: no public benchmark data")
@@ -179,7 +180,7 @@ def test_the_policy_reads_exactly_one_bos_whoever_asks(
             fed.append(ids[0].tolist())
 
     model.register_forward_pre_hook(record, with_kwargs=True)
-    monkeypatch.setattr("mnpo.checkpoints.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("mnpo.models.checkpoints.load_model", lambda *_, **__: model)
     one = WRITING._replace(turns=WRITING.turns[:1])
     for benchmark, question in (("alpaca-eval", one), ("arena-hard", one), ("mt-bench", MATH), ("evalscope", one)):
         of_policy(settings(benchmark, batch_size=1), directory, [question])

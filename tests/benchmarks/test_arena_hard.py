@@ -17,12 +17,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mnpo.benchmarks import arena_hard
-from mnpo.benchmarks.judge import Answer
-from mnpo.benchmarks.judged import Settings, weighted_mean
-from mnpo.config import Judge
+from mnpo.benchmarks.judged_common import Settings, weighted_mean
+from mnpo.config.oracles import Judge
 from mnpo.demo import judge as loopback
 from mnpo.errors import BadInput
-from mnpo.records import ITEMS, check
+from mnpo.judging.client import Answer
+from mnpo.storage.records import ITEMS, check
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks" / "arena_hard_v0.1"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here: no public questions and answers")

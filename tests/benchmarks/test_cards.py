@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 
 from mnpo.benchmarks.cards import CARDS, Card
-from mnpo.config import JUDGED, Benchmark
-from mnpo.paper import TABLES
+from mnpo.config.evaluation import JUDGED, Benchmark
+from mnpo.planning.paper_tables import TABLES
 
 HARNESS = [card for card in CARDS.values() if card.harness == "lm-eval"]
 

@@ -16,10 +16,11 @@ import pytest
 from mnpo.benchmarks import harness
 from mnpo.benchmarks.cards import CARDS
 from mnpo.benchmarks.harness import Settings, Watched
-from mnpo.config import BenchmarkSettings, load
+from mnpo.config.evaluation import BenchmarkSettings
+from mnpo.config.reading import load
 from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
-from tests.templated import GEMMA, TEMPLATES, policy_with
+from tests.helpers.templated import GEMMA, TEMPLATES, policy_with
 
 pytestmark = pytest.mark.slow  # importing lm-eval takes ten seconds, and most load a model
 ELEVEN = [card.name for card in CARDS.values() if card.harness == "lm-eval"]
@@ -69,7 +70,7 @@ def test_the_standard_error_is_that_of_the_mean(measured: dict[str, harness.Resu
 
 
 def test_rows_are_records(measured: dict[str, harness.Result], tmp_path: Path) -> None:
-    from mnpo.records import ITEMS, read, write
+    from mnpo.storage.records import ITEMS, read, write
 
     for name, (summary, rows) in measured.items():
         write(ITEMS, rows, tmp_path / f"{name}.parquet")
@@ -251,7 +252,7 @@ def test_two_bos_are_refused(
     twice = policy("{{ bos_token }}" + GEMMA, *TEMPLATES["gemma-2"][1:])
     with pytest.raises(BadInput, match="the chat template renders 2 <bos>"):
         fed(twice, data, "gsm8k", tmp_path / "task")
-    monkeypatch.setattr("mnpo.checkpoints.load_tokenizer", AutoTokenizer.from_pretrained)
+    monkeypatch.setattr("mnpo.models.checkpoints.load_tokenizer", AutoTokenizer.from_pretrained)
     with pytest.raises(BadInput, match="x, gsm8k, item 0: 2 BOS before the prompt"):
         fed(twice, data, "gsm8k", tmp_path / "again")
 
@@ -303,7 +304,7 @@ def prepared(name: str, directory: Path, scratch: Path, **chosen: Any) -> dict[s
 
 def test_splits_may_be_plain_files(data: dict[str, Path], sft_policy: Path, tmp_path: Path) -> None:
     """The same rows as one file a split, MMLU's with a column for the subject, give the same results."""
-    from mnpo.records import read_rows
+    from mnpo.storage.records import read_rows
 
     names = ("arc", "mmlu", "humaneval")
     for name in names:
@@ -424,7 +425,7 @@ def test_vllm_that_is_not_installed_is_said(sft_policy: Path, data: dict[str, Pa
 
 
 def test_humaneval_runs_each_reply_up_to_its_fence(data: dict[str, Path]) -> None:
-    from mnpo.records import read_rows
+    from mnpo.storage.records import read_rows
 
     (file,) = data["humaneval"].rglob("*.parquet")
     problems = read_rows(file)

@@ -15,12 +15,12 @@ import pytest
 
 from mnpo.benchmarks import mt_bench
 from mnpo.benchmarks.answers import questions
-from mnpo.benchmarks.judge import Answer
-from mnpo.benchmarks.judged import Settings
-from mnpo.config import Judge
+from mnpo.benchmarks.judged_common import Settings
+from mnpo.config.oracles import Judge
 from mnpo.demo import judge as loopback
 from mnpo.errors import BadInput
-from mnpo.records import ITEMS, check
+from mnpo.judging.client import Answer
+from mnpo.storage.records import ITEMS, check
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks" / "mt_bench"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here: no public questions and prompts")

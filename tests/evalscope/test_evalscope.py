@@ -15,7 +15,7 @@ import pytest
 
 from mnpo.benchmarks.evalscope import READ, TASKS, Replies, Settings, results
 from mnpo.errors import BadInput
-from mnpo.records import read_rows
+from mnpo.storage.records import read_rows
 
 pytestmark = [
     pytest.mark.slow,

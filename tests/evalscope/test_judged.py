@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from mnpo.benchmarks import judged
+from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.answers import questions
 from mnpo.benchmarks.evalscope import READ, evaluate
-from mnpo.benchmarks.judge import BudgetSpent
-from mnpo.config import Judge
+from mnpo.config.oracles import Judge
 from mnpo.demo.judge import SIDE, Loopback, reply, serve
 from mnpo.errors import BadInput
+from mnpo.judging.client import BudgetSpent
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,7 +24,7 @@ pytestmark = [
         importlib.util.find_spec("evalscope") is None, reason="not in this environment; `make test-evalscope` has it"
     ),
 ]
-SETTINGS = judged.Settings(policy="tiny", judge="demo")
+SETTINGS = judged_common.Settings(policy="tiny", judge="demo")
 CALLS = {"alpaca-eval": 14, "arena-hard": 28, "minerva": 8}
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaModel
 
-from mnpo.checkpoints import load_tokenizer
+from mnpo.models.checkpoints import load_tokenizer
 from mnpo.oracles import Question
 
 TINY: dict[str, Any] = {

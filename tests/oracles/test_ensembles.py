@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnpo import oracles
-from mnpo.config import Oracle
+from mnpo.config.oracles import Oracle
 from mnpo.demo.world import brevity, correctness, courtesy
 from mnpo.oracles import Judgement, Question, Scorer, has_cycle, preferences_from_scores
 from mnpo.oracles.ensembles import Annotator, Majority, Weighted, annotator, majority

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mnpo.benchmarks import judge as client
-from mnpo.benchmarks.judge import Answer
-from mnpo.config import Judge, Oracle
+from mnpo.config.oracles import Judge, Oracle
 from mnpo.demo.judge import Loopback, score, serve
 from mnpo.errors import BadInput
+from mnpo.judging import client as client
+from mnpo.judging.client import Answer
 from mnpo.oracles import Kept, Question, load
 from mnpo.oracles.judges import verdict
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnpo import oracles
-from mnpo.config import Oracle
+from mnpo.config.oracles import Oracle
 from mnpo.oracles import Question, has_cycle, preferences_from_scores, win_rates
 
 ROCK_PAPER_SCISSORS = [[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]]

@@ -11,10 +11,11 @@ import torch
 import transformers
 from tokenizers import normalizers
 
-from mnpo.checkpoints import load_tokenizer
-from mnpo.config import Model, Oracle
+from mnpo.config.oracles import Oracle
+from mnpo.config.sources import Model
 from mnpo.errors import BadInput
-from mnpo.oracles import Question, load, reading
+from mnpo.models.checkpoints import load_tokenizer
+from mnpo.oracles import Question, forward, load
 from mnpo.oracles.pair_models import PairModel
 
 # The context as the published tokenizer template renders it, in Jinja as transformers sets it up.
@@ -74,7 +75,7 @@ def test_a_batch_gives_each_game_what_it_gets_alone(
 ) -> None:
     together, alone = (PairModel(str(checkpoint), dtype=dtype) for _ in range(2))
     judged = [p for j in together.judge(questions) for row in j.preferences for p in row]
-    monkeypatch.setattr(reading, "SCORING_TOKENS", 1)
+    monkeypatch.setattr(forward, "SCORING_TOKENS", 1)
     one_by_one = [p for j in alone.judge(questions) for row in j.preferences for p in row]
     assert judged == pytest.approx(one_by_one, abs=tolerance)
     assert together.reader.padding > 0 == alone.reader.padding

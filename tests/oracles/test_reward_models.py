@@ -14,14 +14,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from mnpo import rows
-from mnpo.checkpoints import load_tokenizer
-from mnpo.config import Model, Oracle
+from mnpo.config.oracles import Oracle
+from mnpo.config.sources import Model
 from mnpo.errors import BadInput
-from mnpo.oracles import Question, load, reading
+from mnpo.models import packing
+from mnpo.models.checkpoints import load_tokenizer
+from mnpo.oracles import Question, forward, load
 from mnpo.oracles.reward_models import ArmoRM, Athene, Classifier, RewardModel, reward_model
-from mnpo.records import SAMPLES, read, write
 from mnpo.stages import score
+from mnpo.storage.records import SAMPLES, read, write
 
 KINDS = ("armorm", "athene", "skywork")
 EOT_HEADER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -146,7 +147,7 @@ def test_any_sequence_classifier_is_read_under_its_own_template(
     questions: list[Question],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rows, "PASS", 10**6)
+    monkeypatch.setattr(packing, "PASS", 10**6)
     path = classifier(tmp_path, random_policy, architecture, tiny)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(path)
@@ -179,12 +180,12 @@ def test_a_batch_gives_each_response_what_it_gets_alone(
     checkpoint: Path, questions: list[Question], monkeypatch: pytest.MonkeyPatch, dtype: Any, tolerance: float
 ) -> None:
     """Tolerances in shares of the largest score; bfloat16 keeps 8 bits. Measured here: 5e-7 and 1e-2."""
-    monkeypatch.setattr(rows, "PASS", 10**6)  # few texts, of all lengths, in one batch
+    monkeypatch.setattr(packing, "PASS", 10**6)  # few texts, of all lengths, in one batch
     model = reward_model(str(checkpoint), dtype)
     together = rewards(model.score(questions))
     assert model.reader.padding > 0
     alone = reward_model(str(checkpoint), dtype)
-    monkeypatch.setattr(reading, "SCORING_TOKENS", 1)
+    monkeypatch.setattr(forward, "SCORING_TOKENS", 1)
     scale = max(map(abs, together))
     assert rewards(alone.score(questions)) == pytest.approx(together, abs=tolerance * scale)
     assert alone.reader.padding == 0 and alone.reader.tokens == model.reader.separate > model.reader.tokens

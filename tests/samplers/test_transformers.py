@@ -13,9 +13,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from mnpo.chat import Chat
-from mnpo.checkpoints import load_model, load_tokenizer
-from mnpo.config import Decoding, Text
+from mnpo.config.sampling import Decoding
+from mnpo.config.text import Text
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.samplers import Request, Response
 from mnpo.samplers.transformers import _choose, draw
 

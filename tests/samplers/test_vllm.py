@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mnpo.config import Sampling
+from mnpo.config.sampling import Sampling
 from mnpo.errors import BadInput
-from mnpo.resume import resumable
 from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
 from mnpo.samplers.vllm import draw
+from mnpo.storage.resume import resumable
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")

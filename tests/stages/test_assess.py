@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from mnpo.config import ConfigError, Text
+from mnpo.config.blocks import ConfigError
+from mnpo.config.text import Text
 from mnpo.demo.world import RULES
-from mnpo.records import JUDGED, PROMPTS, read
 from mnpo.stages.assess import run
+from mnpo.storage.records import JUDGED, PROMPTS, read
 
 ORACLES = ("overall", "correctness", "brevity", "courtesy", "majority")
 

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from mnpo.errors import BadInput
-from mnpo.paper import TABLES
-from mnpo.records import ITEMS, write
+from mnpo.planning.paper_tables import TABLES
 from mnpo.stages.compare import Settings, run
+from mnpo.storage.records import ITEMS, write
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "paper"
 JUDGES = {"GPT-5-mini": "mini", "GPT-4.1": "big"}

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from mnpo import hub
-from mnpo.artifacts import digest
-from mnpo.config import Dataset, Model
+from mnpo.config.sources import Dataset, Model
 from mnpo.errors import BadInput, DiskFull
 from mnpo.stages import download as stage
 from mnpo.stages.download import download
-from tests.loopback_hub import Fault, LoopbackHub
+from mnpo.storage import hub
+from mnpo.storage.artifacts import digest
+from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 TOKEN = "hf_distinctive0SECRET0token"  # noqa: S105
 MB = 1_000_000
@@ -299,8 +299,8 @@ CHILD = """
 import sys
 import traceback
 from pathlib import Path
-from mnpo import hub
-from mnpo.config import Model
+from mnpo.storage import hub
+from mnpo.config.sources import Model
 from mnpo.stages.download import download
 model = Model(hub="o/m", gated=True)
 try:

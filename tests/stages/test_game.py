@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mnpo import games
+from mnpo.method import games
 from mnpo.stages import game as stage
 
 SVG = b"<?xml"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from mnpo.benchmarks.kept import KEPT
+from mnpo.benchmarks.result_cache import KEPT
 from mnpo.demo import benchmarks
-from mnpo.records import ITEMS, read
 from mnpo.stages import harness
 from mnpo.stages.harness import Settings, run
+from mnpo.storage.records import ITEMS, read
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 from mnpo.benchmarks.answers import questions
 from mnpo.demo import benchmarks
 from mnpo.demo.judge import Loopback, serve
-from mnpo.records import ANSWERS, write
+from mnpo.storage.records import ANSWERS, write
 
 pytestmark = pytest.mark.slow
 KEY = "sk-recognisable-0123456789abcdef"

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from mnpo import logprobs
-from mnpo.chat import Chat
-from mnpo.checkpoints import load_tokenizer
-from mnpo.config import Sampling, Text, TextForm
+from mnpo.config.sampling import Sampling
+from mnpo.config.text import Text, TextForm
 from mnpo.errors import BadInput, Interrupted
-from mnpo.records import LOGPS, PAIRS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
+from mnpo.models import logprobs
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_tokenizer
 from mnpo.stages import sample
 from mnpo.stages.logps import Settings, run
+from mnpo.storage.records import LOGPS, PAIRS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
 
 
 def by_full_logits(policy: Path, text: Text, form: TextForm, prompt: str, response: str) -> tuple[float, int]:
@@ -125,7 +126,7 @@ def test_stopped_after_a_batch_and_continued_the_file_is_the_same_byte_for_byte(
         done += 1
         return sums(*given)
 
-    monkeypatch.setattr("mnpo.logprobs._sums", signalled)
+    monkeypatch.setattr("mnpo.models.logprobs._sums", signalled)
     output, settings = tmp_path / "logps.parquet", Settings(form={}, text=text)
     run(settings, chain["policy"], chain["pairs"], output)
     whole, batches = output.read_bytes(), done
@@ -186,7 +187,7 @@ def test_no_model_is_loaded_when_the_sampler_said_it_all(
     some = pairs[[prints.issuperset(both) for both in texts]]
     assert len(some) > 0
     write(PAIRS, some, tmp_path / "pairs.parquet")
-    monkeypatch.delattr("mnpo.checkpoints.load_model")
+    monkeypatch.delattr("mnpo.models.checkpoints.load_model")
     run(
         Settings(form={}, text=text),
         chain["policy"],

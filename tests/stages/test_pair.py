@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnpo.config import Pairing
+from mnpo.config.sampling import Pairing
 from mnpo.errors import BadInput
-from mnpo.records import PAIRS, SAMPLES, SCORES, read, write
 from mnpo.stages.pair import REASONS, Settings, pairs_of, run
+from mnpo.storage.records import PAIRS, SAMPLES, SCORES, read, write
 
 Answers = list[tuple[str, float]]
 

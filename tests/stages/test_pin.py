@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mnpo import hub
-from mnpo.config import Dataset, Model
+from mnpo.config.sources import Dataset, Model
 from mnpo.errors import BadInput
 from mnpo.stages.pin import pin
-from tests.loopback_hub import Fault, LoopbackHub
+from mnpo.storage import hub
+from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 TOKEN = "hf_distinctive0SECRET0token"  # noqa: S105
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from mnpo.errors import BadInput
-from mnpo.records import JUDGED, write
 from mnpo.stages.players import Settings, best_reply_gain, run
+from mnpo.storage.records import JUDGED, write
 
 # Policy -> oracle -> the score of its one response to each of four prompts.
 SCORES = {

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mnpo.artifacts import artifact
 from mnpo.errors import BadInput
-from mnpo.records import SAMPLES, write
 from mnpo.stages import pair, preferences, score
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import SAMPLES, write
 
 TRUTH = '{"answer": "cat cat cat", "family": "repeat"}'
 # Right and wordy, nearly right and curt, wrong and polite: each beats the next by two rules of three.

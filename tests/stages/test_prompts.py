@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mnpo.errors import BadInput
-from mnpo.records import DEMONSTRATIONS, PROMPTS, read
 from mnpo.stages.prompts import Settings, prompt_id, run
+from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, read
 
 Manifest = Callable[[Path], dict[str, Any]]
 

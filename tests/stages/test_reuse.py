@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from mnpo.errors import BadInput
-from mnpo.records import DEMONSTRATIONS, PROMPTS, SAMPLES, read, rows_of, write
 from mnpo.stages import prompts, reuse
+from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, SAMPLES, read, rows_of, write
 
 Manifest = Callable[[Path], dict[str, Any]]
 

@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 import torch
 
-from mnpo.config import Sampling, Text
+from mnpo.config.sampling import Sampling
+from mnpo.config.text import Text
 from mnpo.errors import BadInput, Interrupted
-from mnpo.records import PROMPTS, SAMPLES, read, write
 from mnpo.stages.sample import Settings, run
+from mnpo.storage.records import PROMPTS, SAMPLES, read, write
 
 MANIFEST = shutil.ignore_patterns("manifest.json")  # as of a policy that was made elsewhere
 

@@ -16,8 +16,8 @@ import pytest
 from mnpo.demo.judge import serve
 from mnpo.demo.world import RULES
 from mnpo.errors import BadInput, Interrupted
-from mnpo.records import SAMPLES, SCORES, read, write
 from mnpo.stages.score import COMPARISONS, Settings, run
+from mnpo.storage.records import SAMPLES, SCORES, read, write
 
 
 def test_scores_are_the_rules_own_and_wins_are_counted_against_the_others(
@@ -161,7 +161,7 @@ def test_a_command_killed_without_a_warning_keeps_the_batches_that_its_models_ha
     import torch
     from transformers import Gemma2Config, Gemma2ForSequenceClassification
 
-    from mnpo.checkpoints import load_tokenizer
+    from mnpo.models.checkpoints import load_tokenizer
 
     for seed, name in enumerate(("a", "b")):
         torch.manual_seed(seed)

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from mnpo.chat import Chat
-from mnpo.checkpoints import load_model, load_tokenizer
-from mnpo.config import Text, load
+from mnpo.config.reading import load
+from mnpo.config.text import Text
 from mnpo.errors import BadInput, Interrupted
-from mnpo.records import DEMONSTRATIONS, read, write
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.stages.sft import Settings, run
+from mnpo.storage.records import DEMONSTRATIONS, read, write
 
 
 def metrics(policy: Path) -> list[dict[str, float]]:
@@ -135,7 +136,7 @@ def test_stopped_and_continued_the_reference_is_the_same_byte_for_byte(
     manifest_of: Callable[[Path], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mnpo import logprobs
+    from mnpo.models import logprobs
 
     compute, points = logprobs.response_logprobs, [1, 12, 0]
 
@@ -146,7 +147,7 @@ def test_stopped_and_continued_the_reference_is_the_same_byte_for_byte(
         passes += 1
         return compute(*given, **options)
 
-    monkeypatch.setattr("mnpo.logprobs.response_logprobs", signalled)
+    monkeypatch.setattr("mnpo.models.logprobs.response_logprobs", signalled)
     while points:
         passes = 0
         with pytest.raises(Interrupted):

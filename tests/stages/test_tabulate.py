@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mnpo.artifacts import artifact
 from mnpo.errors import BadInput
-from mnpo.records import JUDGED, write
 from mnpo.stages.tabulate import Settings, costs, run
+from mnpo.storage.artifacts import artifact
+from mnpo.storage.records import JUDGED, write
 
 # Policy -> prompt -> scores of its two sampled responses.
 SCORES = {

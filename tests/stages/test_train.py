@@ -18,16 +18,19 @@ from typing import Any
 import pytest
 import torch
 
-from mnpo import family, training
-from mnpo.checkpoints import load_model
-from mnpo.config import PRESETS, Text, load
+from mnpo.config.reading import load
+from mnpo.config.runs import PRESETS
+from mnpo.config.text import Text
 from mnpo.errors import BadInput, Diverged, Interrupted
-from mnpo.objectives import Pair
-from mnpo.plan import Plan
-from mnpo.records import DEMONSTRATIONS, LOGPS, PAIRS, read, rows_of, write
+from mnpo.learning import training
+from mnpo.method import family
+from mnpo.method.objectives import Pair
+from mnpo.models.checkpoints import load_model
+from mnpo.planning.plan import Plan
 from mnpo.stages import logps as logps_stage
 from mnpo.stages import sft as sft_stage
 from mnpo.stages.train import Settings, _Pairs, _without_margin, run
+from mnpo.storage.records import DEMONSTRATIONS, LOGPS, PAIRS, read, rows_of, write
 
 ETA = 0.2
 INPO = {"name": "inpo", "eta": ETA, "ratio": 1 / 3}
@@ -459,7 +462,7 @@ def test_sigterm_at_any_point_and_another_session_give_the_weights_of_one_sessio
     tmp_path: Path,
 ) -> None:
     """The signal comes before a forward pass: of the check before training (0), then of the steps' micro-batches."""
-    from mnpo import logprobs
+    from mnpo.models import logprobs
 
     compute, passes, point = logprobs.response_logprobs, 0, -1
 
@@ -470,7 +473,7 @@ def test_sigterm_at_any_point_and_another_session_give_the_weights_of_one_sessio
         passes += 1
         return compute(*given, **options)
 
-    monkeypatch.setattr("mnpo.logprobs.response_logprobs", signalled)
+    monkeypatch.setattr("mnpo.models.logprobs.response_logprobs", signalled)
     whole = trained(settings(LONG), "whole")
     points = passes
     assert points > 20 and len(metrics(whole)) > 20

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mnpo.config import load
+from mnpo.config.reading import load
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,7 +36,7 @@ def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def policy(tmp_path_factory: pytest.TempPathFactory, prompts_directory: Path) -> Path:
     """A Gemma-2 of random weights with a tokenizer and a chat template, as the demo's."""
     from mnpo.demo.model import build
-    from mnpo.records import DEMONSTRATIONS, read
+    from mnpo.storage.records import DEMONSTRATIONS, read
 
     rows = read(DEMONSTRATIONS, prompts_directory / "demonstrations.parquet")
     texts = [f"{p} {r}" for p, r in zip(rows["prompt"], rows["response"], strict=True)]

@@ -90,7 +90,7 @@ def random_prompts(count: int) -> list[list[int]]:
 def decode(
     policy: Path, requests: Any, stop_ids: tuple[int, ...] = (), window: int = max(LENGTHS) + NEW, **settings: Any
 ) -> Any:
-    from mnpo.config import Sampling
+    from mnpo.config.sampling import Sampling
     from mnpo.samplers.vllm import draw
 
     asked = {"sampler": "vllm", "temperature": 1.0, "top_p": 0.95, "max_new_tokens": NEW, "batch_size": 16, **settings}
@@ -110,7 +110,7 @@ def test_greedy_continuations_and_log_probabilities_are_those_of_transformers(
     """
     import torch
 
-    from mnpo.checkpoints import load_model
+    from mnpo.models.checkpoints import load_model
     from mnpo.samplers import Request
     from mnpo.samplers.mismatch import mismatch
 
@@ -177,7 +177,7 @@ def test_tokens_have_the_frequencies_of_the_exact_distribution(llama: Path) -> N
     import torch
     from scipy.stats import chisquare
 
-    from mnpo.checkpoints import load_model
+    from mnpo.models.checkpoints import load_model
     from mnpo.samplers import Request
 
     prompt, draws, temperature, top_p = random_prompts(3)[2], 2000, 1.5, 0.8
@@ -264,7 +264,7 @@ class Command:
     """`mnpo sample` with sampler vllm, on part1's fourteen prompts, in a chunk of 8 responses each."""
 
     def __init__(self, directory: Path, policy: Path, prompts: Path, text: Any) -> None:
-        from mnpo.config import Sampling
+        from mnpo.config.sampling import Sampling
         from mnpo.stages.sample import Settings
 
         asked = Sampling(sampler="vllm", responses=8, temperature=1.0, max_new_tokens=12, batch_size=1, logprobs=True)
@@ -291,7 +291,7 @@ def test_the_stage_samples_with_vllm_and_survives_kills(
     manifest_of: Callable[[Path], dict[str, Any]],
 ) -> None:
     """112 responses in 14 chunks; killed after two of them, and the file is that of a session that was not."""
-    from mnpo.records import SAMPLES, read
+    from mnpo.storage.records import SAMPLES, read
 
     command = Command(tmp_path, sft_policy, prompts_directory / "part1.parquet", text)
     command.run("whole.parquet")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkouts import ROOT, Checkout
+from tests.helpers.checkouts import ROOT, Checkout
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mnpo import ready, work
-from mnpo.config import load
+from mnpo.config.reading import load
 from mnpo.errors import BadInput
-from mnpo.plan import Plan
+from mnpo.planning import preflight
+from mnpo.planning.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_distinctive0secret0token0000000000"
@@ -83,7 +83,7 @@ def test_the_dry_run_has_the_jobs_of_the_plan(nothing: dict[str, str], checkout:
     jobs.pop("all", None)
     plan = Plan(load(ROOT / file))
     planned: Counter[str] = Counter()
-    for piece in work.needed(plan, work.files(plan, plan.config.tables.targets if target == "all" else [target])):
+    for piece in jobs.needed(plan, jobs.files(plan, plan.config.tables.targets if target == "all" else [target])):
         planned[piece.stage] += piece.jobs
     assert +jobs == planned
 
@@ -132,8 +132,8 @@ def test_what_needs_the_internet_runs_where_snakemake_does(checkout: Path, monke
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     plan = Plan(load(checkout / "asking.yaml"))
     with pytest.raises(BadInput, match="judge gpt-5-mini: .* OPENAI_API_KEY is not set"):
-        ready.check(plan, [job for job in jobs if job[0] == "score_asking"])
-    ready.check(plan, [job for job in jobs if job[0] == "score"])
+        preflight.check(plan, [job for job in jobs if job[0] == "score_asking"])
+    preflight.check(plan, [job for job in jobs if job[0] == "score"])
 
 
 @pytest.mark.slow

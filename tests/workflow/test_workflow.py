@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mnpo.plan import FIGURES
-from tests.checkouts import ROOT, Checkout
+from mnpo.planning.plan import FIGURES
+from tests.helpers.checkouts import ROOT, Checkout
 
 CONFIG = "tests/workflow/small.yaml"
 

@@ -142,7 +142,7 @@ rule benchmarks:
 
 rule costs:
     input:
-        work.priced(PLAN),
+        job_graph.priced(PLAN),
     output:
         html=report(
             PLAN.table("costs") + ".html", caption="../report/costs.rst", category="Tables", labels={"table": "costs"}
@@ -198,7 +198,7 @@ rule plot:
 # The HTML report of everything that is made by default, with captions and statistics.
 rule report:
     input:
-        work.files(PLAN, PLAN.config.tables.targets),
+        job_graph.files(PLAN, PLAN.config.tables.targets),
     output:
         PLAN.report,
     log:

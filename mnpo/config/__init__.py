@@ -1,0 +1,1 @@
+"""The typed configuration: one module for each family of blocks."""

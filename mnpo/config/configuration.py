@@ -1,0 +1,137 @@
+"""A whole configuration: all blocks, and whether what they name exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mnpo.config.blocks import DATASET, REFERENCE, Block, Name, nearest
+from mnpo.config.evaluation import Evaluation, Exploitability, Tables
+from mnpo.config.oracles import COMPARING, Judge, Oracle
+from mnpo.config.resources import Resources
+from mnpo.config.runs import Run
+from mnpo.config.sampling import Pairing, Sampling
+from mnpo.config.sources import Dataset, Model, Prompts
+from mnpo.config.text import Text
+from mnpo.config.training import Reference, Training
+
+
+class Config(Block):
+    """A whole configuration."""
+
+    name: Name
+    """Results are written below results/{name}/."""
+    seed: int = 0
+    """Every seed derives from this one and the name of what it seeds."""
+    seeds: int = Field(1, ge=1)
+    """Replicas of every run: the first is called {run}.{t}, the others {run}.s{n}.{t}; all share the reference."""
+    cache: str = "~/.cache/mnpo"
+    """Where downloads go; shared by configurations."""
+    floating: bool = False
+    """Whether sources may be fetched that are pinned neither here nor in config.lock.yaml."""
+    checkpoints: Literal["keep", "temporary"] = "keep"
+    """`temporary`: a policy that is in no table is deleted when the last job that reads it is done."""
+    prompts: Prompts
+    models: dict[Name, Model]
+    datasets: dict[Name, Dataset] = {}
+    judges: dict[Name, Judge] = {}
+    text: Text = Text()
+    reference: Reference
+    oracles: dict[Name, Oracle]
+    sampling: Sampling = Sampling()
+    pairing: Pairing = Pairing()
+    training: Training = Training()
+    runs: dict[Name, Run]
+    evaluation: Evaluation
+    tables: Tables = Tables()
+    exploitability: Exploitability | None = None
+    resources: Resources = Resources()
+
+    @field_validator("runs", "models")
+    @classmethod
+    def _reserved(cls, entries: dict[str, Any]) -> dict[str, Any]:
+        for taken in {REFERENCE, DATASET} & set(entries):
+            raise ValueError(f"nothing here can be called {taken}: that is the name of a policy")
+        return entries
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> Config:
+        known_oracles, known_models = list(self.oracles), list(self.models)
+        _known("reference.model", self.reference.model, known_models, "model")
+        for name, oracle in self.oracles.items():
+            for member in oracle.members():
+                _known(f"oracles.{name}", member, known_oracles, "oracle")
+            if oracle.model is not None:
+                _known(f"oracles.{name}.model", oracle.model, known_models, "model")
+        _acyclic({name: oracle.members() for name, oracle in self.oracles.items()})
+        if self.sampling.prompts_a_job > 1 and self.prompts.a_part is None:
+            raise ValueError("sampling.prompts_a_job needs prompts.part_size, or prompts.expected")
+        if self.prompts.dataset is not None:
+            _known("prompts.dataset", self.prompts.dataset, list(self.datasets), "dataset")
+        for name, run in self.runs.items():
+            _known(f"runs.{name}.oracle", run.oracle, known_oracles, "oracle")
+            for t, iteration in enumerate(run.iterations, 1):
+                if iteration.samples == "dataset" and self.prompts.responses is None:
+                    raise ValueError(f"runs.{name}.iterations[{t}].samples: dataset needs prompts.responses")
+                for part in iteration.parts:
+                    if not 1 <= part <= self.prompts.parts:
+                        raise ValueError(
+                            f"runs.{name}.iterations[{t}].parts: no part {part}; prompts.parts is {self.prompts.parts}"
+                        )
+            for part in (part for parts in (self.exploitability and self.exploitability.parts) or [] for part in parts):
+                if not 1 <= part <= self.prompts.parts:
+                    raise ValueError(f"exploitability.parts: no part {part}; prompts.parts is {self.prompts.parts}")
+        if self.exploitability is not None and self.exploitability.oracle is not None:
+            _known("exploitability.oracle", self.exploitability.oracle, known_oracles, "oracle")
+        e = self.evaluation
+        for benchmark in e.benchmarks:
+            _known("evaluation.benchmarks: datasets", benchmark, list(self.datasets), "dataset")
+        for judge in e.judges:
+            _known("evaluation.judges", judge, list(self.judges), "judge")
+        if (judged := [b for b in e.benchmarks if e.judged(b)]) and not e.judges:
+            raise ValueError(f"evaluation.judges: {', '.join(judged)} need a judge, and none is named")
+        for model in e.models:
+            _known("evaluation.models", model, known_models, "model")
+        for oracle_name in (e.oracle, *e.scores, e.accuracy, e.majority):
+            if oracle_name is not None:
+                _known("evaluation", oracle_name, known_oracles, "oracle")
+        for oracle_name in filter(None, (e.oracle, *e.scores, e.accuracy)):
+            parts = self.with_members([oracle_name])
+            if comparing := [m for m in parts if self.oracles[m].kind in COMPARING]:
+                raise ValueError(
+                    f"evaluation: {oracle_name} rests on {comparing[0]}, which compares a policy's responses with each "
+                    "other, not with those of another; name an oracle that scores"
+                )
+        if e.majority and self.oracles[e.majority].kind != "majority":
+            raise ValueError(f"evaluation.majority: {e.majority} is not an oracle of kind majority")
+        if e.majority and (asking := [m for m in self.with_members([e.majority]) if self.oracles[m].kind == "judge"]):
+            raise ValueError(
+                f"evaluation.majority: {e.majority} asks the judge {asking[0]}, whose answers have no place in the "
+                "held-out evaluation; name voters that need none"
+            )
+        return self
+
+    def with_members(self, names: Iterable[str]) -> list[str]:
+        """Oracles, and all that they are made of, each once."""
+        needed = dict.fromkeys(names)
+        for name in list(needed):
+            needed |= dict.fromkeys(self.with_members(self.oracles[name].members()))
+        return list(needed)
+
+
+def _known(where: str, name: str, known: Sequence[str], noun: str) -> None:
+    if name not in known:
+        raise ValueError(f"{where}: unknown {noun} {name!r}{nearest(name, known)}")
+
+
+def _acyclic(edges: Mapping[str, list[str]]) -> None:
+    def visit(node: str, path: tuple[str, ...]) -> None:
+        if node in path:
+            raise ValueError(f"oracles: a cycle, {' -> '.join((*path[path.index(node) :], node))}")
+        for following in edges[node]:
+            visit(following, (*path, node))
+
+    for node in edges:
+        visit(node, ())

@@ -1,0 +1,106 @@
+"""Blocks `oracles` and `judges`: whoever prefers one response to another."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mnpo.config.blocks import Block, Name, Number, Positive
+
+
+class Judge(Block):
+    """A model behind an OpenAI-compatible endpoint that judges answers."""
+
+    model: str
+    label: str | None = None
+    """How the paper's Table 7 calls it."""
+    endpoint: str = "https://api.openai.com/v1"
+    """`demo`: the demo's own judge, which the stage starts on this machine."""
+    key: str = "OPENAI_API_KEY"
+    """The NAME of the environment variable that holds the key."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    temperature: float | None = Field(None, ge=0)
+    """None leaves it to the endpoint (reasoning models refuse it)."""
+    max_tokens: int | None = Field(None, ge=1)
+    seed: int | None = None
+    concurrency: int = Field(8, ge=1)
+    """Requests in flight at most."""
+    retries: int = Field(6, ge=0)
+    """Further tries after 429, 5xx and time-outs, with growing jittered waits."""
+    timeout: Positive = 120.0
+    """Seconds that one request may take."""
+    reasks: int = Field(2, ge=0)
+    """Times that an unparsable verdict is asked again before it counts as missing."""
+    price_input: float = Field(0.0, ge=0)
+    """US dollars per million input tokens."""
+    price_output: float = Field(0.0, ge=0)
+    """US dollars per million output tokens."""
+    max_calls: int | None = Field(None, ge=1)
+    """Paid calls of one job, at most."""
+    max_cost: Positive | None = None
+    """US dollars of one job, at most."""
+
+
+COMPARING = (
+    "majority",
+    "pair-model",
+    "judge",
+    "annotator",
+)  # oracles whose scores are wins among one policy's responses
+
+
+class Oracle(Block):
+    """Whoever prefers one response to another."""
+
+    kind: Literal["rule", "weighted", "majority", "annotator", "reward-model", "pair-model", "judge"]
+    """`rule`: ground truth of the demo's world; `weighted`: a sum of other oracles' scores;
+    `majority`: pairwise majority vote of others; `annotator`: one of several others for each prompt;
+    `reward-model`: a sequence classifier, ArmoRM or Athene; `pair-model`: a language model that compares two responses;
+    `judge`: a language model behind an endpoint that does."""
+    rule: Literal["correctness", "brevity", "courtesy"] | None = None
+    weights: dict[Name, Number] | None = None
+    """For `weighted`: oracle -> weight."""
+    of: list[Name] | None = Field(None, min_length=1)
+    """For `majority`: the voters; for `annotator`: those of whom one judges, drawn by the prompt's id."""
+    model: Name | None = None
+    """For `reward-model` and `pair-model`: an entry of `models`."""
+    judge: Judge | None = None
+    """For `judge`: who, with the keys of an entry of `judges`."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """For `reward-model` and `pair-model`: of its backbone; None is float32."""
+    comparisons: int | None = Field(None, ge=1)
+    """For `pair-model` and `judge`: of a prompt's pairs of responses, how many are compared; None: all."""
+    temperature: Positive | None = None
+    """For those that score: P(a > b) = logistic((score of a - score of b) / temperature), the Bradley-Terry model that
+    SPPO reads; None: the higher score wins for certain."""
+
+    @model_validator(mode="after")
+    def _its_fields(self) -> Oracle:
+        needed = {
+            "rule": "rule",
+            "weighted": "weights",
+            "majority": "of",
+            "annotator": "of",
+            "reward-model": "model",
+            "pair-model": "model",
+            "judge": "judge",
+        }
+        optional = {
+            "rule": ["temperature"],
+            "weighted": ["temperature"],
+            "reward-model": ["dtype", "temperature"],
+            "pair-model": ["dtype", "comparisons"],
+            "judge": ["comparisons"],
+        }
+        if getattr(self, needed[self.kind]) is None:
+            raise ValueError(f"kind {self.kind} needs {needed[self.kind]}")
+        known = {"kind", needed[self.kind], *optional.get(self.kind, [])}
+        for field in type(self).model_fields:
+            if field not in known and getattr(self, field) is not None:
+                raise ValueError(f"kind {self.kind} does not read {field}")
+        return self
+
+    def members(self) -> list[str]:
+        """The oracles that this one is made of."""
+        return [*(self.weights or {}), *(self.of or [])]

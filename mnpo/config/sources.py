@@ -1,0 +1,134 @@
+"""Blocks `prompts`, `models`, `datasets`: where data and models come from."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mnpo.config.blocks import Block, Name, Positive
+
+
+class Prompts(Block):
+    """Where prompts come from and how they are cut into the parts that the iterations train on."""
+
+    source: Literal["demo", "file", "dataset"] = "demo"
+    """`demo`: the tiny world of mnpo/demo; `file`: local JSONL or Parquet; `dataset`: an entry of `datasets`."""
+    path: str | None = None
+    """For `file`: the JSONL or Parquet file."""
+    dataset: Name | None = None
+    """For `dataset`: which."""
+    split: str = "train"
+    """For `dataset`: the split to read."""
+    heldout_split: str | None = None
+    """For `dataset`: the split that held-out prompts come from; None keeps them aside from `split`."""
+    column: str = "prompt"
+    """The column that holds the prompt's text."""
+    responses: str | None = None
+    """The column with the rows' own responses, a list of texts, for iterations with `samples: dataset`."""
+    seed: int = 42
+    """`file` and `dataset`: seed of the shuffle before the cut. The demo's world follows the configuration's seed."""
+    parts: int = Field(3, ge=1)
+    """How many disjoint train parts (T)."""
+    part_size: int | None = Field(None, ge=1)
+    """Prompts per part; None cuts all there are evenly (`file` and `dataset` only)."""
+    heldout: int = Field(ge=1)
+    """Prompts kept for evaluation; none of them is ever trained on."""
+    demonstrations: int = Field(0, ge=0)
+    """For `demo`: rows of SFT data."""
+    expected: int | None = Field(None, ge=1)
+    """About how many train prompts there are, for the plan (where part_size does not say it)."""
+
+    @property
+    def a_part(self) -> int | None:
+        """Prompts of a part, as far as the configuration knows."""
+        return self.part_size or (self.expected and self.expected // self.parts)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Prompts:
+        if self.source == "demo" and self.part_size is None:
+            raise ValueError("source demo needs part_size: the demo's world makes as many prompts as it is told")
+        for source, field in {"file": "path", "dataset": "dataset"}.items():
+            if (source == self.source) != (getattr(self, field) is not None):
+                verb = "needs" if source == self.source else "does not read"
+                raise ValueError(f"source {self.source} {verb} {field}")
+        return self
+
+
+class Source(Block):
+    """Where files come from: a pinned hub or GitHub repository, or a directory."""
+
+    hub: str | None = None
+    """Hub repository id."""
+    github: str | None = None
+    """GitHub repository, owner/name."""
+    revision: str = "main"
+    """Branch, tag or commit of it. What is not a commit needs config.lock.yaml (`mnpo pin`)."""
+    files: list[str] | None = None
+    """Patterns of the files to fetch; None fetches all."""
+    gated: bool = False
+    """Whether the hub asks for a token (HF_TOKEN in the environment)."""
+    mirror: str | None = None
+    """A local directory with the same files, used instead of the repository."""
+    path: str | None = None
+    """A local directory that is nobody's mirror."""
+    gigabytes: Positive | None = None
+    """Its size on disk, for the plan."""
+
+    def origins(self) -> list[str]:
+        """The keys that say where it comes from; exactly one is to be given."""
+        return ["hub", "github", "path"]
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        given = [k for k in self.origins() if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(self.origins())} (got {', '.join(given) or 'none'})")
+        if self.mirror is not None and given[0] not in ("hub", "github"):
+            raise ValueError(f"mirror stands in for hub or github, and this source is a {given[0]}")
+        return self
+
+    @property
+    def downloaded(self) -> bool:
+        """Whether a rule fetches it."""
+        return self.mirror is None and (self.hub or self.github) is not None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether its revision is a commit."""
+        return re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None
+
+
+class Dataset(Source):
+    """Prompts, questions or answers."""
+
+    demo: Literal[True] | None = None
+    """The small version of the benchmark with this name that the demo makes (mnpo/demo/benchmarks.py)."""
+
+    def origins(self) -> list[str]:
+        """The demo makes its own."""
+        return [*super().origins(), "demo"]
+
+
+class Model(Source):
+    """A language or reward model: pinned files, a directory, random weights, or an endpoint."""
+
+    architecture: dict[str, Any] | None = None
+    """Random weights of this Gemma-2 architecture, with a tokenizer trained on the demonstrations (the demo)."""
+    vocab_size: int = Field(512, ge=300)
+    """Tokens of that tokenizer, at most."""
+    api: str | None = None
+    """A model behind an OpenAI-compatible endpoint: it can answer benchmarks and be judged, and nothing else."""
+    endpoint: str = "https://api.openai.com/v1"
+    """Of `api`."""
+    key: str = "OPENAI_API_KEY"
+    """Of `api`: the NAME of the environment variable that holds the key."""
+    parameters: Positive | None = None
+    """Billions, for the plan."""
+    label: str | None = None
+    """How tables call it, when it is evaluated for itself."""
+
+    def origins(self) -> list[str]:
+        """A model can also be made from nothing, or be somebody else's."""
+        return [*super().origins(), "architecture", "api"]

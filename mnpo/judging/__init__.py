@@ -1,0 +1,1 @@
+"""The one client that talks to judges and other endpoints."""

@@ -1,0 +1,237 @@
+"""The optimiser loop that SFT and preference optimisation share: batches, gradient accumulation, schedule, metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mnpo.config.training import Lora, Optimisation
+from mnpo.errors import Diverged
+from mnpo.learning import batches
+from mnpo.learning.distributed import Engine, engine
+from mnpo.learning.trackers import watched
+from mnpo.models.checkpoints import save
+from mnpo.models.logprobs import ResponseLogprobs
+from mnpo.progress import say, track
+from mnpo.ranks import rank, ranks
+from mnpo.ranks import total as summed
+from mnpo.storage.resume import Session
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+METRICS = "metrics.jsonl"
+Losses = Callable[[Any, list[int]], tuple[Tensor, Mapping[str, Tensor]]]
+"""The module, as it is called in training, and rows -> the loss of each row ``[rows]`` and further per-row metrics."""
+
+
+def optimise(
+    module: torch.nn.Module,
+    optimisation: Optimisation,
+    losses: Losses,
+    lengths: Sequence[int],
+    steps: int,
+    *,
+    weights: Sequence[float] | None = None,
+    names: Sequence[str],
+    seed: int,
+    what: str,
+    session: Session | None = None,
+    events: Path | None = None,
+) -> Trained:
+    """Train `module` for `steps` optimiser steps, alone or with the other ranks (mnpo/learning/distributed.py).
+
+    A step minimises the weighted mean of its rows' losses, over micro-batches of similar length.
+
+    Args:
+        losses: the loss of rows.
+        lengths: tokens of each row, which decide who shares a batch.
+        weights: what a row counts in its batch's mean; equal when None.
+        names: what to call each row when its loss is not finite.
+        session: keeps checkpoints, and takes up what an earlier session kept: the steps, weights and metrics are those
+            of an uninterrupted training.
+        events: the directory of what TensorBoard shows of it.
+
+    Raises:
+        Diverged: a loss or a gradient is not finite; names the rows.
+        Interrupted: a signal asked the session to stop.
+    """
+    data = _Data(losses, lengths, [1.0] * len(lengths) if weights is None else weights, names)
+    state = _State(engine(module, optimisation), [])
+    if session is not None and (checkpoint := session.latest()):
+        state.load(checkpoint)
+        say(f"{what}: goes on after step {len(state.history)} of {steps}, from {checkpoint}")
+    order = islice(batches.shuffled(lengths, optimisation.batch_size, seed), len(state.history), steps)
+    with watched(what, events, len(state.history)) as watch:
+        for rows in track(order, steps - len(state.history), what, "steps"):
+            step = len(state.history)
+            rate = optimisation.learning_rate * schedule(optimisation, step, steps)
+            metrics = _step(state.engine, optimisation, data, rows, rate, f"{what}: step {step}")
+            state.history.append({"step": step, **metrics, "learning_rate": rate})
+            watch(state.history[-1])
+            if session is not None and session.due:
+                session.keep(len(state.history), state.save)
+                session.safe_point(f"step {len(state.history)} of {steps}")
+    return Trained(state.history, state.engine.weights())
+
+
+class Trained(NamedTuple):
+    """What came of a training: a row of metrics a step, and the weights by name (on several ranks: on rank 0)."""
+
+    history: list[dict[str, float]]
+    weights: dict[str, Tensor]
+
+
+class _Data(NamedTuple):
+    losses: Losses
+    lengths: Sequence[int]
+    weights: Sequence[float]
+    names: Sequence[str]
+
+
+def _step(
+    engine: Engine, optimisation: Optimisation, data: _Data, rows: Sequence[int], rate: float, where: str
+) -> dict[str, float]:
+    """Add up the gradients of this rank's share of a step's rows, in micro-batches, and move the weights.
+
+    Returns the metrics of all of the step's rows.
+    """
+    lengths = [data.lengths[r] for r in rows]
+    total = sum(data.weights[r] for r in rows)
+    sums: dict[str, float] = {}
+    dealt = batches.dealt(lengths, optimisation.micro_batch_tokens, ranks())
+    mine = dealt[rank()]
+    for number, part in enumerate(mine, 1):
+        micro = [rows[i] for i in part] or [min(rows, key=lambda r: data.lengths[r])]  # counts nothing, when empty
+        with precision(optimisation, engine.module):
+            loss, metrics = data.losses(engine.module, micro)
+        _require_finite(loss, [data.names[r] for r in micro], where)
+        shares = [data.weights[r] / total if part else 0.0 for r in micro]
+        share = torch.tensor(shares, device=loss.device, dtype=loss.dtype)
+        engine.backward((loss * share).sum(), last=number == len(mine))
+        for name, value in {"loss": loss, **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + float((value.detach().to(share) * share).sum())
+    norm = engine.step(rate)
+    if not math.isfinite(norm):
+        raise Diverged(
+            f"{where}: the gradient's norm is {norm}, on rows {_some(data.names[r] for r in rows)}; "
+            "lower learning_rate, or look at these rows"
+        )
+    padded = sum(len(part) * max(lengths[i] for i in part) for parts in dealt for part in parts if part)
+    means = dict(zip(sums, summed(list(sums.values())), strict=True))
+    return {"tokens": sum(lengths), "padded_tokens": padded, **means, "gradient_norm": norm}
+
+
+@dataclass
+class _State:
+    """All that the next step follows from, beside the settings and the data."""
+
+    engine: Engine
+    history: list[dict[str, float]]
+
+    def save(self, directory: Path) -> None:
+        self.engine.save(directory)
+        with open(directory / f"state-{rank()}.pt", "wb") as stream:
+            torch.save({"history": self.history, "random": _random_state()}, stream)
+
+    def load(self, directory: Path) -> None:
+        self.engine.load(directory)
+        saved = torch.load(directory / f"state-{rank()}.pt", weights_only=True)
+        self.history = saved["history"]
+        _set_random_state(saved["random"])
+
+
+def _random_state() -> dict[str, Any]:
+    """Of the generators that a model draws from (dropout); the order of the data follows from its seed."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, index)
+
+
+def schedule(optimisation: Optimisation, step: int, steps: int) -> float:
+    """The learning rate at `step` as a share of its peak: a rise, then a cosine to zero (eq. 20), or constant."""
+    rise = round(optimisation.warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    if optimisation.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What a manifest says of a training: steps, tokens, the share of padding in what was computed, the last loss."""
+    tokens, padded = (sum(step[k] for step in history) for k in ("tokens", "padded_tokens"))
+    return {
+        "steps": len(history),
+        "tokens": tokens,
+        "padding_share": round(1 - tokens / padded, 4),
+        "final_loss": history[-1]["loss"],
+    }
+
+
+def prepared(model: PreTrainedModel, optimisation: Optimisation) -> ResponseLogprobs:
+    """What is trained of `model`, in place: its log-probabilities, with adapters and checkpointing as asked."""
+    if optimisation.lora is not None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = optimisation.lora
+        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear"), model)
+    if optimisation.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return ResponseLogprobs(model)
+
+
+def write(trained: Trained, model: PreTrainedModel, tokenizer: Any, directory: Path, lora: Lora | None) -> None:
+    """Rank 0 writes the policy, which any tool can load, and its metrics."""
+    if rank() == 0:
+        weights = {name.removeprefix("model."): weight for name, weight in trained.weights.items()}
+        save(model, tokenizer, directory, weights if lora is None else _merged(weights, lora))
+        write_metrics(trained.history, directory / METRICS)
+
+
+def _merged(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+    """The weights of the plain model: ``W + alpha / rank * B A`` where there is an adapter (LoRA, arXiv 2106.09685)."""
+    plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
+    for name, a in weights.items():
+        if name.endswith(".lora_A.default.weight"):
+            b = weights[name.replace(".lora_A.", ".lora_B.")]
+            merged = name.replace(".lora_A.default.", ".")
+            plain[merged] = plain[merged] + lora.alpha / lora.rank * (b @ a)
+    return plain
+
+
+def write_metrics(history: Iterable[Mapping[str, float]], path: Path) -> None:
+    """One JSON object a step."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+
+
+def precision(optimisation: Optimisation, model: Any) -> torch.autocast:
+    """The context that forward passes of a training run in: autocast, unless it is float32."""
+    dtype = getattr(torch, optimisation.dtype)
+    return torch.autocast(next(model.parameters()).device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _require_finite(loss: Tensor, names: Sequence[str], where: str) -> None:
+    bad = [name for name, ok in zip(names, torch.isfinite(loss).tolist(), strict=True) if not ok]
+    if bad:
+        raise Diverged(
+            f"{where}: the loss is not finite on {len(bad)} rows: {_some(bad)}; "
+            "lower learning_rate or beta, or look at these rows"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")

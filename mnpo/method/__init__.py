@@ -1,0 +1,1 @@
+"""The science, readable alone: the family of objectives, their losses, exact games."""

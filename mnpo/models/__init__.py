@@ -1,0 +1,1 @@
+"""Language models: checkpoints, chat templates, log-probabilities."""

@@ -1,0 +1,170 @@
+"""A policy on disk: a directory that transformers loads. What is missing from it is an error, not a random weight."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mnpo.errors import BadInput
+from mnpo.storage.artifacts import loading
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+SOFT_CAPPING = ("eager", "flash_attention_2")
+"""Attention implementations that cap attention logits where the model says so, as Gemma-2 does (its report, section 2).
+
+sdpa cannot: transformers refuses it from 5.23 on, but 5.19, which vLLM 0.32 needs, takes it by default and leaves the
+cap out without a word. flex_attention, compiled for a CPU by torch 2.13, gives other logits. Eager was compared by
+number; flash-attn has had a cap since 2.6, and was not tried here.
+"""
+
+
+def device() -> torch.device:
+    """This process's accelerator when there is one."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@loading()
+def load_model(
+    path: str | Path,
+    kind: Literal["causal", "classifier"] = "causal",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """The model in `path`, in evaluation mode, on `device()`.
+
+    Args:
+        path: a directory with config.json and safetensors weights.
+        kind: `causal` (a policy) or `classifier` (a reward model).
+        dtype: of its weights, and so of its products; a model that is to be trained wants float32.
+        attention: transformers' name of an implementation. None: what config.json says, else eager for a model that
+            caps its attention logits, else what transformers prefers.
+
+    Raises:
+        BadInput: no such directory, no weights in it, weights that do not fit the architecture, an attention that is
+            not installed or that would leave out the model's soft-capping.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    directory = checkpoint(path)
+    loader = {"causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}[kind]
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config._attn_implementation = _attention(path, config, attention)
+        model, info = loader.from_pretrained(
+            directory,
+            config=config,
+            dtype=getattr(torch, dtype),
+            device_map=device() if torch.cuda.is_available() else None,  # weight by weight, past this machine's memory
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except BadInput:
+        raise
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{path}: not a {kind} model that transformers loads ({str(error).splitlines()[0]})") from error
+    if lacking := [*sorted(info["missing_keys"]), *sorted(map(str, info["mismatched_keys"]))]:
+        raise BadInput(
+            f"{path}: {len(lacking)} weights are missing or have the wrong shape, such as {lacking[0]}; "
+            "the directory was made for another architecture, or its weights are incomplete"
+        )
+    return model.eval()
+
+
+def _attention(path: str | Path, config: Any, asked: str | None) -> str | None:
+    """The attention implementation to load a model with; None leaves it to transformers."""
+    chosen: str | None = asked or config._attn_implementation
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is None:
+        return chosen
+    if chosen not in (None, *SOFT_CAPPING):
+        where = "was asked for" if asked else "is asked for by attn_implementation in its config.json"
+        raise BadInput(
+            f"{path}: attention {chosen!r} {where}, but would leave out this model's attn_logit_softcapping = {cap}; "
+            f"use one of {', '.join(SOFT_CAPPING)}, or name none"
+        )
+    return chosen or "eager"
+
+
+@loading()
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer in `path`.
+
+    Raises:
+        BadInput: there is none, it has no chat template, or the template renders several BOS, or none where the
+            tokenizer itself would begin a text with one.
+    """
+    from transformers import AutoTokenizer
+
+    directory = Path(path)
+    if not (directory / "tokenizer_config.json").is_file():
+        raise BadInput(f"{path}: no tokenizer_config.json; a policy's directory holds its tokenizer too")
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if not tokenizer.chat_template:
+        raise BadInput(f"{path}: the tokenizer has no chat template, so a prompt cannot be rendered")
+    _check_bos(path, tokenizer)
+    return tokenizer
+
+
+def _check_bos(path: str | Path, tokenizer: Any) -> None:
+    """Refuse a chat template that disagrees with its tokenizer about BOS: exactly one, or none at all."""
+    from jinja2 import TemplateError
+
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return
+    try:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise BadInput(f"{path}: the chat template does not render a user's turn ({error}); mend it") from error
+    rendered = tokenizer(prompt, add_special_tokens=False)["input_ids"].count(bos)
+    wanted = tokenizer("x")["input_ids"][:1] == [bos]
+    if rendered > 1:
+        raise BadInput(f"{path}: the chat template renders {rendered} {tokenizer.bos_token} before a prompt; leave one")
+    if wanted and not rendered:
+        raise BadInput(
+            f"{path}: the tokenizer begins a text with {tokenizer.bos_token}, but its chat template renders none; "
+            "begin the template with {{ bos_token }}"
+        )
+
+
+FILE_SIZE = "5GB"
+"""At most, of a file of a saved policy's weights: whoever reads it reads one weight, or one file, at a time."""
+
+
+def save(model: PreTrainedModel, tokenizer: Any, path: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a policy that `load_model` and any other tool can read, with its own weights or with others for them."""
+    model.save_pretrained(path, state_dict=weights, max_shard_size=FILE_SIZE)
+    tokenizer.save_pretrained(path)
+
+
+def checkpoint(path: str | Path) -> Path:
+    """The directory `path`, which holds a model: its configuration and weights. Raises BadInput otherwise."""
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        raise BadInput(f"{path}: no model here (config.json is missing)")
+    if not list(directory.glob("*.safetensors")):
+        raise BadInput(f"{path}: a checkpoint without weights (no *.safetensors); was its copy interrupted?")
+    return directory
+
+
+def parameters(path: str | Path) -> int:
+    """How many weights a checkpoint holds, from its files' headers."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in checkpoint(path).glob("*.safetensors"):
+        with safe_open(file, "np") as weights:
+            count += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    return count

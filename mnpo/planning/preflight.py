@@ -1,0 +1,55 @@
+"""What must be there before anything is submitted: tokens, keys and pins of the jobs that are about to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from mnpo.config.blocks import DEMO
+from mnpo.config.oracles import Judge
+from mnpo.config.sources import Source
+from mnpo.errors import BadInput
+from mnpo.planning.plan import Plan
+from mnpo.storage import hub
+
+
+def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+    """Raises BadInput, one message for everything that is missing. No secret is part of it.
+
+    Args:
+        jobs: (rule, wildcards) of every job that is going to run.
+    """
+    fetched: dict[str, Source] = {}
+    judges: dict[str, Judge] = {}
+    for rule, of in jobs:
+        if rule == "download":
+            fetched |= plan.downloads(plan.cached(of["kind"], of["repository"], of["revision"]))
+        elif rule == "judge":
+            if (judge := plan.config.judges[of["judge"]]).endpoint != DEMO:
+                judges[of["judge"]] = judge
+        elif rule == "score_asking":
+            members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
+            judges |= {name: asked for name, asked in members.items() if asked is not None}
+        elif rule == "answer" and not plan.has_files(of["policy"]):
+            model = plan.config.models[of["policy"]]
+            judges[of["policy"]] = Judge(model=model.api or "", endpoint=model.endpoint, key=model.key)
+    requirements: list[Callable[[], None]] = [
+        partial(hub.require_pinned, fetched, plan.lock, allow_floating=plan.config.floating),
+        partial(hub.require_token, fetched, plan.cache, plan.lock),
+        *(partial(require_key, judge) for judge in judges.values()),
+    ]
+    problems = []
+    for requirement in requirements:
+        try:
+            requirement()
+        except BadInput as error:
+            problems.append(str(error))
+    if problems:
+        raise BadInput("\n".join(dict.fromkeys(problems)))
+
+
+def require_key(judge: Judge) -> None:
+    """Whether the key of an endpoint is in the environment."""
+    from mnpo.judging import client as client
+
+    client.require_key(judge)

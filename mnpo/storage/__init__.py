@@ -1,0 +1,1 @@
+"""What lies on disk: artifacts with manifests, records, work that survives a kill, hub sources, code digests."""

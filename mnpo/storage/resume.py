@@ -1,0 +1,357 @@
+"""Work that survives a kill: checkpoints and finished parts, kept beside an output until it is made.
+
+Snakemake deletes declared outputs before a rerun and after a failure, so what is to survive lies in `.work-NAME` beside
+them. It holds for one key, the digest of all that the output follows from, and is removed with the output's success.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mnpo.errors import BadInput, Interrupted
+from mnpo.progress import say
+from mnpo.ranks import barrier, highest, rank, ranks
+from mnpo.storage import code_digests
+from mnpo.storage.artifacts import Artifact, Spent, artifact, beside, remove
+
+MINUTES = "MNPO_CHECKPOINT_MINUTES"  # in the environment and not in the settings, for it changes no result
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+JOURNAL = "journal.jsonl"
+LEAST_PAUSE = 10  # between two checkpoints, as a multiple of what writing one takes
+
+
+@contextmanager
+def resumable(
+    output: Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Sequence[Path],
+    *,
+    directory: bool = False,
+    modules: Sequence[str] = (),
+) -> Iterator[tuple[Artifact, Session]]:
+    """Make `output` as `artifacts.artifact` does, with work that the next session takes up if this one stops.
+
+    Work holds for the code of the stage, all that it imports, and `modules`, which it imports by name.
+
+    SIGTERM, SIGUSR1 and SIGINT stop the body at its next `Session.safe_point`; a second SIGINT stops it at once.
+    The manifest says how often work was `resumed`, by how many `ranks` if by several; its seconds are of all sessions.
+
+    On several ranks, rank 0 makes the output; the others hold the same session, and enter the body after it.
+    """
+    if rank():
+        barrier()
+        follower = Session(output)
+        with _signals(follower):
+            yield Artifact(beside(output, "partial"), {}), follower
+        return
+    with artifact(output, stage, settings, inputs, directory=directory) as made:
+        code = code_digests.digest(f"mnpo.stages.{stage}", *modules)
+        follows_from = [stage, settings, list(made.inputs.values()), code, ranks()]
+        session = Session(output, hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest())
+        barrier()
+        made.earlier = session.earlier
+        try:
+            with _signals(session):
+                yield made, session
+        except BaseException:
+            session.leave()
+            raise
+        if session.resumed:
+            made.facts = {**made.facts, "resumed": session.resumed}
+        if ranks() > 1:
+            made.facts = {**made.facts, "ranks": ranks()}
+
+
+class Session:
+    """One process at work on an output, with what earlier ones kept and what it keeps for the next.
+
+    Of several ranks each has a session; they stop and keep their work at the same step, each its own files of a
+    checkpoint, and all the rest is rank 0's. `due`, `keep` and `latest` are for all ranks to call together.
+
+    Attributes:
+        directory: where it is kept.
+        earlier: what earlier sessions spent.
+        asked: the name of the signal that asked this session to stop.
+        at_once: whether a signal need not wait for a safe point.
+    """
+
+    def __init__(self, output: Path, key: str | None = None) -> None:
+        self.directory = beside(output, "work")
+        self.asked: str | None = None
+        self.at_once = False
+        self._output, self._key = output, key
+        self._minutes = _minutes()
+        self._started, self._kept = Spent.now(), time.monotonic()
+        self._writing = 0.0
+        self._taken_up = False
+        record = self._open() if rank() == 0 else {}
+        self.earlier = Spent.of(record)
+        self._resumed: int = record.get("resumed", 0)
+        self.record()
+
+    @property
+    def resumed(self) -> int:
+        """How many sessions took up what an earlier one left."""
+        return self._resumed + self._taken_up
+
+    @property
+    def spent(self) -> Spent:
+        """By all sessions, up to now."""
+        return self.earlier + (Spent.now() - self._started)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint: some minutes have passed, or a signal asks to stop, on any rank.
+
+        However long writing takes, it is a tenth of the time at most.
+        """
+        pause = max(60 * self._minutes, LEAST_PAUSE * self._writing) if self._minutes else 0
+        agreed = highest(2 if self.asked is not None else int(time.monotonic() - self._kept >= pause))
+        if agreed == 2 and self.asked is None:
+            self.asked = "a signal to another rank"
+        return agreed > 0
+
+    def keep(self, step: int, write: Callable[[Path], None]) -> None:
+        """Replace the checkpoint by one at `step`, which `write` puts into the directory that it is given."""
+        started = time.monotonic()
+        new, whole = self.directory / "new", self.directory / f"checkpoint-{step}"
+        if rank() == 0:
+            remove(new)
+            new.mkdir()
+        barrier()
+        try:
+            write(new)
+            barrier()
+            if rank() == 0:
+                _save(new / "index.json", {"files": _hashes(new)})
+        except BaseException:
+            remove(new)
+            raise
+        if rank() == 0:
+            remove(whole)
+            os.replace(new, whole)
+            for old in self._checkpoints():
+                if old != whole:
+                    remove(old)
+        barrier()
+        self.record()
+        self._kept = time.monotonic()
+        self._writing = self._kept - started
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint; one that was damaged is reported and removed."""
+        found = self._whole() if rank() == 0 else None
+        barrier()
+        return found if rank() == 0 else next(iter(self._checkpoints()), None)
+
+    def _whole(self) -> Path | None:
+        for checkpoint in self._checkpoints():
+            if damage := _damage(checkpoint):
+                say(f"{checkpoint}: {damage}; a checkpoint is taken up whole or not at all, so it is removed")
+                remove(checkpoint)
+            else:
+                self._take_up()
+                return checkpoint
+        return None
+
+    def journal(self, unit: str) -> Journal:
+        """The finished parts of the output, each a `unit`."""
+        journal = Journal(self, unit)
+        if len(journal):
+            self._take_up()
+        return journal
+
+    def safe_point(self, so_far: str) -> None:
+        """Nothing that is done would be lost by stopping here. Raises Interrupted when a signal has asked for it."""
+        if self.asked is not None:
+            raise Interrupted(
+                f"{self._output}: stopped by {self.asked} after {so_far}; to be continued: "
+                f"the same command goes on from {self.directory}"
+            )
+
+    def leave(self) -> None:
+        """The session ends without the output: what there is to take up stays."""
+        if not self._checkpoints() and not (self.directory / JOURNAL).exists():
+            remove(self.directory)
+
+    def _open(self) -> dict[str, Any]:
+        """Take the directory over: what was kept for another key, or half written, goes."""
+        record = _load(self.directory / "work.json")
+        if record.get("key") != self._key:
+            if self.directory.exists():
+                say(
+                    f"{self.directory}: work on other inputs or settings, by other code, on more or fewer ranks, "
+                    "or damaged; it is removed"
+                )
+            remove(self.directory)
+            record = {}
+        self.directory.mkdir(exist_ok=True)
+        remove(self.directory / "new")
+        return record
+
+    def record(self) -> None:
+        """A sign of life: what was spent so far."""
+        if rank():
+            return
+        content = {"key": self._key, **self.spent.facts, "resumed": self.resumed}
+        _save(self.directory / "work.json", content)
+
+    def _take_up(self) -> None:
+        self._taken_up = True
+        self.record()
+
+    def _checkpoints(self) -> list[Path]:
+        """Newest first: there are two only where a kill came between writing one and removing the other."""
+        return sorted(self.directory.glob("checkpoint-*"), key=lambda p: -int(p.name.removeprefix("checkpoint-")))
+
+
+class Journal:
+    """Finished parts of an output, one line of JSON each under a checksum; a line that does not hold is done again."""
+
+    def __init__(self, session: Session, unit: str) -> None:
+        self._session, self._unit = session, unit
+        self._path = session.directory / JOURNAL
+        self._parts: dict[str, Any] = {}
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        whole = [line for line in lines if _holds(line)]
+        for line in whole:
+            part, value = json.loads(line[17:])
+            self._parts[part] = value
+        if len(whole) < len(lines):
+            damaged = len(lines) - len(whole)
+            say(f"{self._path}: {damaged} lines are damaged or half written; their {unit} are done again")
+            _write(self._path, b"".join(whole))
+        if whole:
+            say(f"{self._path}: {len(whole)} {unit} were finished before, and are not done again")
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def get(self, part: str) -> Any:
+        """What was kept of a part, None if it is not finished."""
+        return self._parts.get(part)
+
+    def once(self, work: Any, do: Callable[[], Any]) -> Any:
+        """What came of `work` (what it follows from, as JSON): kept by an earlier session, or done now and kept."""
+        part = hashlib.sha256(json.dumps(work).encode()).hexdigest()
+        if part not in self._parts:
+            self.add(part, do())
+        return self._parts[part]
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """For a body that keeps all that it does in a place of its own: a signal stops it at once."""
+        self._session.at_once = True
+        try:
+            yield
+        finally:
+            self._session.at_once = False
+
+    def add(self, part: str, value: Any) -> None:
+        """Keep what came of a part: JSON values. Raises Interrupted when a signal has asked to stop."""
+        content = json.dumps([part, value]).encode()
+        with open(self._path, "ab") as stream:
+            stream.write(_checksum(content) + b" " + content + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._parts[part] = value
+        self._session.record()
+        self._session.safe_point(f"{len(self)} {self._unit}")
+
+
+@contextmanager
+def _signals(session: Session) -> Iterator[None]:
+    """Signals ask the session to stop. Only the main thread hears them."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if session.asked == name == "SIGINT":
+            raise KeyboardInterrupt
+        session.asked = name
+        with suppress(OSError):  # not `say`: it may be what the signal came into
+            os.write(2, f"{name}: stops as soon as nothing is lost by it\n".encode())
+        if session.at_once:
+            session.safe_point("what is kept elsewhere")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _minutes() -> float:
+    given = os.environ.get(MINUTES, "10")
+    try:
+        minutes = float(given)
+    except ValueError:
+        minutes = math.nan
+    if not minutes >= 0:
+        raise BadInput(f"{MINUTES}={given!r} in the environment: minutes between two checkpoints, 0 for every step")
+    return minutes
+
+
+def _damage(checkpoint: Path) -> str | None:
+    expected = _load(checkpoint / "index.json").get("files")
+    if expected is None:
+        return "its index.json is missing or unreadable"
+    found = _hashes(checkpoint)
+    changed = sorted(name for name in expected if found.get(name) != expected[name])
+    return f"{', '.join(changed)} changed since it was written" if changed else None
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 of each file, which is on the disk then."""
+    hashes = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "index.json"):
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+            hashes[str(path.relative_to(directory))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:16].encode()
+
+
+def _holds(line: bytes) -> bool:
+    return line.endswith(b"\n") and line[:17] == _checksum(line[17:-1]) + b" "
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A JSON object, empty when the file has none to offer."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=1).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    with open(new, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(new, path)

@@ -1,0 +1,429 @@
+"""The configuration: what is accepted, what `extends` means, and that every mistake is one clear message."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnpo.config.blocks import ConfigError
+from mnpo.config.configuration import Config
+from mnpo.config.reading import load, overlay, read_yaml, schema
+from mnpo.planning.plan import Plan
+
+MINIMAL = """\
+name: small
+prompts: {part_size: 2, heldout: 1, parts: 2}
+models: {tiny: {path: somewhere}}
+reference: {model: tiny}
+oracles: {short: {kind: rule, rule: brevity}}
+runs: {one: {objective: {name: dpo, beta: 0.1}, oracle: short, iterations: [{parts: [1]}]}}
+evaluation: {oracle: short}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def _write(text: str, name: str = "config.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return _write
+
+
+def message(call: Callable[..., Any], *arguments: Any, **named: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call(*arguments, **named)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- it is read
+
+
+def test_a_judge_does_not_vote_on_held_out_prompts(configured: Callable[..., Config]) -> None:
+    own = {name: oracle.model_dump(exclude_none=True) for name, oracle in configured().oracles.items()}
+    judge = {"kind": "judge", "judge": {"model": "gpt"}}
+    voters = {"kind": "majority", "of": ["correctness", "llm"]}
+    with pytest.raises(ConfigError, match=r"evaluation\.majority: crowd asks the judge llm"):
+        configured(oracles={**own, "llm": judge, "crowd": voters}, evaluation={"majority": "crowd"})
+
+
+def test_the_demo_loads(demo: Path) -> None:
+    config = load(demo)
+    assert config.name == "demo"
+    assert list(config.runs) == ["dpo", "inpo", "td-mnpo", "ht-correctness", "ht-brevity", "ht-courtesy"]
+    assert [run.iterations[-1].parts for run in config.runs.values()] == [[1, 2, 3], [3], [3], [2], [2], [2]]
+    assert config.oracles["overall"].members() == ["correctness", "brevity", "courtesy"]
+
+
+def test_fractions_and_bare_exponents_are_numbers(write: Callable[..., Path]) -> None:
+    config = load(write(MINIMAL + "training: {learning_rate: 5e-7, warmup: 1/10, clip: 1.5E+1}\n"))
+    assert config.training.learning_rate == 5e-7
+    assert config.training.warmup == 0.1
+    assert config.training.clip == 15.0
+
+
+def test_a_fraction_in_an_objective_is_its_value(configured: Callable[..., Config]) -> None:
+    config = configured()
+    assert config.runs["inpo"].objective.ratio == pytest.approx(1 / 3, abs=1e-15)
+    assert config.runs["td-mnpo"].objective.weights == pytest.approx([2 / 3, 1 / 3], abs=1e-15)
+
+
+def test_a_fraction_over_zero_is_refused_as_no_number(write: Callable[..., Path]) -> None:
+    text = message(load, write(MINIMAL + "training: {warmup: 1/0}\n"))
+    assert "training.warmup: " in text and "valid number" in text and '(got "1/0")' in text
+
+
+def test_yaml_anchors_and_merges_are_understood(write: Callable[..., Path]) -> None:
+    path = write("base: &b {a: 1, c: 2}\nother:\n  <<: *b\n  c: 3\n")
+    assert read_yaml(path)["other"] == {"a": 1, "c": 3}
+
+
+# ------------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "hint"),
+    [
+        ({"sampling": {"temprature": 1}}, "sampling.temprature", "'temperature'"),
+        ({"trainign": {}}, "trainign", "'training'"),
+        ({"reference": {"sft": {"stepz": 3}}}, "reference.sft.stepz", "'steps'"),
+        ({"text": {"max_prompt_lenght": 3}}, "text.max_prompt_lenght", "'max_prompt_length'"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_valid_one(
+    configured: Callable[..., Config], demo: Path, changes: dict[str, Any], key: str, hint: str
+) -> None:
+    assert message(configured, **changes) == f"{demo}: {key}: unknown key; did you mean {hint}?"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("beta: 0.1}", "beta: 0.1, objectiv: 1}", "runs.one.objective.objectiv: unknown key; "),
+        ("objective: {name", "objectiv: {name", "runs.one.objectiv: unknown key; did you mean 'objective'?"),
+        ("[{parts: [1]}]", "[{part: [1]}]", "runs.one.iterations.0.part: unknown key; did you mean 'parts'?"),
+        ("rule: brevity}", "rule: brevity, wieghts: 1}", "oracles.short.wieghts: unknown key; did you mean 'weights'?"),
+        ("{path: somewhere}", "{paht: somewhere}", "models.tiny.paht: unknown key; did you mean 'path'?"),
+    ],
+)
+def test_an_unknown_key_inside_mappings_and_lists_is_found(
+    write: Callable[..., Path], old: str, new: str, expected: str
+) -> None:
+    assert old in MINIMAL
+    assert expected in message(load, write(MINIMAL.replace(old, new)))
+
+
+def test_every_mistake_is_reported_on_its_own_line(write: Callable[..., Path]) -> None:
+    path = write(MINIMAL + "sampling: {temprature: 1, responses: many}\n")
+    lines = message(load, path).splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == ["sampling.responses", "sampling.temprature"]
+    assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (
+            "sampling: {responses: many}",
+            "sampling.responses: Input should be a valid integer, unable to parse string as an",
+        ),
+        ("sampling: {responses: 1}", "sampling.responses: Input should be greater than or equal to 2 (got 1)"),
+        ("sampling: {top_p: 0}", "sampling.top_p: Input should be greater than 0 (got 0)"),
+        ("sampling: {reuse_logprobs: true}", "sampling: reuse_logprobs needs logprobs: true"),
+        ("training: {learning_rate: .nan}", "training.learning_rate: "),
+        ("training: {learning_rate: -1e-3}", "training.learning_rate: Input should be greater than 0 (got -0.001)"),
+        ("training: {schedule: linear}", "training.schedule: Input should be 'cosine' or 'constant' (got \"linear\")"),
+        ("training: {betas: [0.9, 1.0]}", "training.betas.1: Input should be less than 1"),
+        ("text: {max_length: 100, max_prompt_length: 100}", "text: max_prompt_length 100 leaves no room in 100"),
+        ("training: [1]", "training: Input should be"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(write: Callable[..., Path], extra: str, expected: str) -> None:
+    assert expected in message(load, write(MINIMAL + extra + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("oracle: short, iter", "oracle: shrt, iter", "runs.one.oracle: unknown oracle 'shrt'; did you mean 'short'?"),
+        ("evaluation: {oracle: short}", "evaluation: {oracle: qqq}", "evaluation: unknown oracle 'qqq'; known: short"),
+        (
+            "reference: {model: tiny}",
+            "reference: {model: tony}",
+            "reference.model: unknown model 'tony'; did you mean 'tiny'?",
+        ),
+        ("parts: [1]", "parts: [3]", "runs.one.iterations[1].parts: no part 3; prompts.parts is 2"),
+        ("parts: [1]", "parts: []", "runs.one.iterations.0.parts: "),
+        ("name: dpo", "name: dop", "runs.one.objective.name: "),
+        ("{path: somewhere}", "{}", "models.tiny: give exactly one of hub, github, path, architecture, api (got none)"),
+        (
+            "{path: somewhere}",
+            "{path: a, hub: b}",
+            "models.tiny: give exactly one of hub, github, path, architecture, api (got hub, path)",
+        ),
+        ("kind: rule, rule: brevity", "kind: rule", "oracles.short: kind rule needs rule"),
+        (
+            "kind: rule, rule: brevity",
+            "kind: weighted, weights: {a: 1}, of: [b]",
+            "oracles.short: kind weighted does not read of",
+        ),
+        ("runs: {one", "runs: {sft", "runs: nothing here can be called sft: that is the name of a policy"),
+        ("runs: {one", "runs: {One run", "runs."),
+        ("part_size: 2, ", "", "prompts: source demo needs part_size"),
+        ("part_size: 2, ", "source: file, ", "prompts: source file needs path"),
+        ("evaluation: {oracle: short}", "", "evaluation: required, and missing"),
+        (
+            "evaluation: {oracle: short}",
+            "evaluation: {oracle: short, majority: short}",
+            "short is not an oracle of kind majority",
+        ),
+    ],
+)
+def test_names_that_do_not_exist_and_blocks_that_contradict_are_refused(
+    write: Callable[..., Path], old: str, new: str, expected: str
+) -> None:
+    assert old in MINIMAL
+    assert expected in message(load, write(MINIMAL.replace(old, new)))
+
+
+def test_oracles_made_of_each_other_are_refused_with_the_cycle(write: Callable[..., Path]) -> None:
+    oracles = (
+        "oracles: {short: {kind: rule, rule: brevity}, a: {kind: weighted, weights: {short: 1, b: 1}},"
+        " b: {kind: majority, of: [c]}, c: {kind: majority, of: [a, short]}}"
+    )
+    path = write(MINIMAL.replace("oracles: {short: {kind: rule, rule: brevity}}", oracles))
+    assert "oracles: a cycle, a -> b -> c -> a" in message(load, path)
+
+
+def test_an_oracle_made_of_an_unknown_one_is_refused(write: Callable[..., Path]) -> None:
+    path = write(MINIMAL.replace("oracles: {", "oracles: {sum: {kind: weighted, weights: {shott: 1}}, "))
+    assert "oracles.sum: unknown oracle 'shott'; did you mean 'short'?" in message(load, path)
+
+
+def test_a_key_given_twice_is_refused_with_its_line(write: Callable[..., Path]) -> None:
+    path = write(MINIMAL + "training:\n  epochs: 2\n  clip: 1\n  epochs: 3\n")
+    line = len(MINIMAL.splitlines()) + 4
+    assert message(load, path) == f"{path}, line {line}: key 'epochs' given twice"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("name: [unclosed", ": not YAML: "),
+        ("- a\n- b\n", ": expected a mapping of blocks, found list"),
+        ("", ": expected a mapping of blocks, found NoneType"),
+        ("name: {{ template }}\n", ": not YAML: "),
+    ],
+)
+def test_what_is_not_a_mapping_in_yaml_is_refused(write: Callable[..., Path], content: str, expected: str) -> None:
+    path = write(content)
+    text = message(load, path)
+    assert text.startswith(f"{path}{expected}")
+    assert "\n" not in text
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: café\n".encode("latin-1"))
+    assert message(load, path).startswith(f"{path}: not ")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.yaml"
+    assert (
+        message(load, path) == f"{path}: cannot be read (No such file or directory); name a configuration that exists"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- extends
+
+
+def test_blocks_merge_key_by_key_and_runs_are_replaced_whole(write: Callable[..., Path]) -> None:
+    write(MINIMAL + "training: {epochs: 4, clip: 2.0}\n", "base.yaml")
+    path = write(
+        "extends: base.yaml\nname: other\ntraining: {epochs: 9}\n"
+        "runs: {two: {objective: {name: inpo, eta: 1, ratio: 0.5}, oracle: short, iterations: [{parts: [2]}]}}\n"
+    )
+    config = load(path)
+    assert config.name == "other"
+    assert (config.training.epochs, config.training.clip) == (9, 2.0)
+    assert list(config.runs) == ["two"]
+    assert config.prompts.heldout == 1
+
+
+@pytest.mark.parametrize("block", ["runs", "oracles", "models"])
+def test_mappings_of_names_are_replaced_whole(block: str) -> None:
+    assert overlay({block: {"a": {"x": 1}}}, {block: {"b": {"y": 2}}}) == {block: {"b": {"y": 2}}}
+
+
+def test_overlay_merges_nested_blocks_replaces_lists_and_leaves_its_arguments_alone() -> None:
+    base = {"reference": {"sft": {"steps": 1, "betas": [1, 2]}, "model": "m"}, "seed": 1}
+    assert overlay(base, {"reference": {"sft": {"betas": [3]}}}) == {
+        "reference": {"sft": {"steps": 1, "betas": [3]}, "model": "m"},
+        "seed": 1,
+    }
+    assert base["reference"] == {"sft": {"steps": 1, "betas": [1, 2]}, "model": "m"}
+
+
+def test_an_overlay_removes_a_block_by_null(configured: Callable[..., Config]) -> None:
+    assert configured(reference={"sft": None}).reference.sft is None
+
+
+def test_a_chain_of_files_applies_the_nearest_last_and_paths_are_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.yaml").write_text(MINIMAL + "training: {epochs: 1, clip: 1.0, batch_size: 1}\n")
+    (tmp_path / "deep" / "middle.yaml").write_text("extends: ../base.yaml\ntraining: {clip: 2.0, batch_size: 2}\n")
+    (tmp_path / "deep" / "top.yaml").write_text("extends: middle.yaml\ntraining: {batch_size: 3}\n")
+    training = load(tmp_path / "deep" / "top.yaml").training
+    assert (training.epochs, training.clip, training.batch_size) == (1, 2.0, 3)
+
+
+def test_a_file_that_extends_itself_through_others_is_refused(write: Callable[..., Path]) -> None:
+    write("extends: b.yaml\n", "a.yaml")
+    path = write("extends: a.yaml\n", "b.yaml")
+    assert "extends itself" in message(load, path)
+
+
+def test_what_is_extended_must_exist_and_be_a_file_name(write: Callable[..., Path], tmp_path: Path) -> None:
+    assert message(load, write("extends: nowhere.yaml\n")).startswith(f"{tmp_path / 'nowhere.yaml'}: cannot be read")
+    assert "extends" in message(load, write("extends: [a.yaml, b.yaml]\n"))
+
+
+def test_changes_of_a_command_line_come_last(demo: Path) -> None:
+    config = load(demo, {"seed": 7, "sampling": {"temperature": 0.5}})
+    assert (config.seed, config.sampling.temperature, config.sampling.top_p) == (7, 0.5, 0.95)
+
+
+# --------------------------------------------------------------------------------------------- objectives, by iteration
+
+
+def with_objective(run: str, iterations: list[dict[str, Any]] | None = None, **objective: Any) -> dict[str, Any]:
+    rounds = iterations or [{"parts": [1]}, {"parts": [2]}]
+    return {
+        "runs": {run: {"objective": objective, "oracle": "overall", "iterations": rounds}},
+        "tables": {"win_against": ["sft"]},
+    }
+
+
+def test_both_forms_of_eta_are_refused_with_run_and_iteration(planned: Callable[..., Plan]) -> None:
+    changes = with_objective(
+        "mine", [{"parts": [1]}, {"parts": [2], "objective": {"eta_rate": 2.0}}], name="inpo", eta=0.2, ratio=0.5
+    )
+    text = message(planned, **changes)
+    assert text.startswith("runs.mine, iteration 2: ")
+    assert "eta=0.2" in text and "eta_rate=2.0" in text
+
+
+def test_an_objective_without_its_eta_is_refused(planned: Callable[..., Plan]) -> None:
+    text = message(planned, **with_objective("mine", name="inpo", ratio=0.5))
+    assert text.startswith("runs.mine, iteration 1: ") and "give eta" in text
+
+
+def test_a_setting_that_the_objective_does_not_read_is_refused(planned: Callable[..., Plan]) -> None:
+    text = message(planned, **with_objective("mine", name="dpo", beta=0.1, ratio=0.5))
+    assert text.startswith("runs.mine, iteration 1: ") and "does not read ratio" in text
+    text = message(planned, **with_objective("mine", name="inpo", eta=1, ratio=0.5, history=2))
+    assert text == "runs.mine, iteration 1: objective inpo does not read history; td-mnpo does"
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        (
+            [1, 1, 1],
+            "runs.mine, iteration 1: weights [1.0, 1.0, 1.0] for 1 opponents (history 2); give one weight for each",
+        ),
+        ([1], "runs.mine, iteration 2: weights [1.0] for 2 opponents (history 2); give one weight for each"),
+        ([2, -1], "runs.mine, iteration 1: weight -1.0 in [2.0, -1.0] is not a finite number >= 0"),
+        ([0, 0], "runs.mine, iteration 1: weights [0.0] of the opponents that exist sum to zero"),
+    ],
+)
+def test_weights_that_do_not_fit_the_opponents_are_refused(
+    planned: Callable[..., Plan], weights: list[float], expected: str
+) -> None:
+    text = message(planned, **with_objective("mine", name="td-mnpo", eta=1.0, history=2, weights=weights))
+    assert text.startswith(expected)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "a third"])
+def test_a_weight_that_is_no_number_is_refused(configured: Callable[..., Config], weight: Any) -> None:
+    text = message(configured, **with_objective("mine", name="td-mnpo", eta=1.0, history=2, weights=[weight, 1]))
+    assert "runs.mine.objective.weights.0: " in text
+
+
+def test_an_iterations_overrides_apply_to_it_alone(planned: Callable[..., Plan]) -> None:
+    rounds = [
+        {"parts": [1]},
+        {"parts": [2], "objective": {"eta": 0.5, "weights": [3, 1]}, "training": {"epochs": 7}},
+        {"parts": [3]},
+    ]
+    changes = with_objective("mine", rounds, name="td-mnpo", eta=0.2, history=2, weights=[1, 1])
+    changes["runs"]["mine"]["training"] = {"learning_rate": 1e-3}
+    fits = planned(**changes).fits
+    assert [fits[f"mine.{t}"].objective.eta for t in (1, 2, 3)] == [0.2, 0.5, 0.2]
+    assert [fits[f"mine.{t}"].opponents for t in (2, 3)] == [
+        (("mine.1", 0.75), ("sft", 0.25)),
+        (("mine.2", 0.5), ("mine.1", 0.5)),
+    ]
+    assert [fits[f"mine.{t}"].training.epochs for t in (1, 2, 3)] == [3, 7, 3]
+    assert {fit.training.learning_rate for fit in fits.values()} == {1e-3}
+    assert {fit.training.batch_size for fit in fits.values()} == {16}  # of the common block
+
+
+def test_an_unknown_key_in_an_iterations_overrides_is_named_with_run_and_iteration(
+    planned: Callable[..., Plan],
+) -> None:
+    rounds: list[dict[str, Any]] = [{"parts": [1]}, {"parts": [2], "objective": {"etta": 1}}]
+    text = message(planned, **with_objective("mine", rounds, name="inpo", eta=0.2, ratio=0.5))
+    assert text.startswith("runs.mine, iteration 2, objective: etta: unknown key; did you mean 'eta'?")
+    rounds = [{"parts": [1], "training": {"epoch": 1}}]
+    text = message(planned, **with_objective("mine", rounds, name="inpo", eta=0.2, ratio=0.5))
+    assert text == "runs.mine, iteration 1, training: epoch: unknown key; did you mean 'epochs'?"
+
+
+# ---------------------------------------------------------------------------------------------------- schema and weight
+
+
+def test_the_committed_schema_is_current(root: Path) -> None:
+    assert (root / "configs" / "schema.json").read_text() == schema(), "run: mnpo schema > configs/schema.json"
+
+
+def test_reading_a_configuration_and_planning_import_no_heavy_library(root: Path) -> None:
+    code = (
+        "import sys, time; started = time.monotonic()\n"
+        "import mnpo.cli, mnpo.planning.plan\n"
+        "from mnpo.config.reading import load\n"
+        "plan = mnpo.planning.plan.Plan(load('configs/demo.yaml'))\n"
+        "plan.settings('train', policy='td-mnpo.2'), plan.code('train')\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'pyarrow', 'matplotlib'} & set(sys.modules)\n"
+        "print(sorted(heavy), time.process_time())\n"
+    )
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60
+    )
+    heavy, seconds = result.stdout.rsplit(" ", 1)
+    assert heavy == "[]"
+    assert float(seconds) < 2, f"{seconds} s of CPU, {time.monotonic() - started:.1f} s of wall clock"
+
+
+def test_wins_cannot_be_decided_by_a_majority_vote(planned: Callable[..., Plan]) -> None:
+    for key, value in (("oracle", "majority"), ("scores", ["majority"])):
+        assert "rests on majority" in message(planned, evaluation={key: value})
+
+
+def test_a_benchmarks_protocol_is_one_that_it_has(configured: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.protocol: EvalScope has no mt-bench; leave it out"):
+        configured(evaluation={"protocol": {"mt-bench": "evalscope"}})
+    mixed = configured(evaluation={"protocol": {"minerva": "evalscope", "gsm8k": "harness"}}).evaluation
+    assert [mixed.protocol_of(b) for b in ("minerva", "gsm8k", "arc")] == ["evalscope", "harness", "harness"]
+    assert [mixed.judged(b) for b in ("minerva", "gsm8k", "mt-bench")] == [True, False, True]
+    with pytest.raises(ConfigError, match=r"evaluation\.judges: minerva need a judge, and none is named"):
+        configured(evaluation={"protocol": "evalscope", "benchmarks": ["minerva", "gsm8k"], "judges": []})

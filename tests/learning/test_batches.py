@@ -1,0 +1,81 @@
+"""Which rows go together: every row once an epoch, batches of the size asked for, within the budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain, islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnpo.learning.batches import WINDOW, by_tokens, dealt, shuffled
+
+LENGTHS = [(7 * i) % 23 + 1 for i in range(60)]
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_by_tokens_holds_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = by_tokens(lengths, budget)
+    assert sorted(chain(*batches)) == list(range(len(lengths)))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
+
+
+def test_by_tokens_puts_the_longest_first_and_fills_batches() -> None:
+    # 9 alone (two would be padded to 18); 5, 4 and 3 padded to 15; 2, 1.
+    assert by_tokens([3, 9, 1, 5, 4, 2], 15) == [[1], [3, 4, 0], [5, 2]]
+    assert by_tokens([20, 20], 15) == [[0], [1]]  # a row over the budget is a batch of its own
+    assert by_tokens([2, 2, 2], 100) == [[0, 1, 2]]
+    assert by_tokens([], 100) == []
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200), st.integers(1, 8))
+def test_ranks_share_a_steps_rows_in_as_many_micro_batches_each(lengths: list[int], budget: int, ranks: int) -> None:
+    shares = dealt(lengths, budget, ranks)
+    assert len(shares) == ranks and len({len(parts) for parts in shares}) == 1
+    assert sorted(row for parts in shares for part in parts for row in part) == list(range(len(lengths)))
+    assert all(len(p) < 2 or len(p) * max(lengths[i] for i in p) <= budget for parts in shares for p in parts)
+    counts = [sum(map(len, parts)) for parts in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_a_rank_with_fewer_micro_batches_gets_empty_ones() -> None:
+    # by falling length 9, 5, 4, 2 in turns: 9 and 4 do not fit into 10 padded tokens together, 5 and 2 do.
+    assert dealt([4, 9, 2, 5], 10, 2) == [[[1], [0]], [[3, 2], []]]
+    assert dealt([4, 9], 10, 3) == [[[1]], [[0]], [[]]]
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 16, 60])
+def test_every_row_comes_once_before_any_comes_twice_too_often(size: int) -> None:
+    """After as many batches as make up E whole epochs, every row was seen exactly E times."""
+    for epochs in (1, 2, 3):
+        steps, rest = divmod(epochs * len(LENGTHS), size)
+        seen = Counter(chain(*islice(shuffled(LENGTHS, size, seed=1), steps)))
+        assert sum(seen.values()) == steps * size
+        assert max(seen.values()) <= epochs
+        if rest == 0:
+            assert set(seen.values()) == {epochs} and len(seen) == len(LENGTHS)
+
+
+@pytest.mark.parametrize("size", [7, 16])
+def test_batches_have_exactly_the_size_asked_for(size: int) -> None:
+    assert {len(b) for b in islice(shuffled(LENGTHS, size, seed=1), 40)} == {size}
+
+
+def test_fewer_rows_than_a_batch_are_one_batch() -> None:
+    assert [sorted(b) for b in islice(shuffled([3, 1, 2], 16, seed=1), 3)] == [[0, 1, 2]] * 3
+
+
+def test_the_order_depends_on_the_seed_and_nothing_else() -> None:
+    one, same, other = (list(islice(shuffled(LENGTHS, 4, seed), 30)) for seed in (5, 5, 6))
+    assert one == same != other
+    assert one[:15] != one[15:]  # and epochs differ from each other
+
+
+def test_batches_are_of_similar_length_and_not_in_order_of_length() -> None:
+    lengths = [(7919 * i) % 997 for i in range(4 * WINDOW)]
+    batches = list(islice(shuffled(lengths, 4, seed=0), WINDOW))
+    spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches]
+    assert sum(spread) / len(spread) < 997 / WINDOW  # sorted in one window, four neighbours are close
+    longest = [max(lengths[i] for i in b) for b in batches]
+    assert longest != sorted(longest) and longest != sorted(longest, reverse=True)

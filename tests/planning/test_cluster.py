@@ -1,0 +1,116 @@
+"""What a stage needs, as a cluster file places it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnpo.config.resources import Needs
+from mnpo.errors import BadInput
+from mnpo.planning.cluster import VARIABLE, Cluster, launch, load
+
+FILE = """
+account: lab
+cpu: {partition: cpu, max_minutes: 60, qos: short}
+gpu: {partition: gpu, max_minutes: 1000, per_node: 4, type: a100, constraint: 80gb}
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    (tmp_path / "cluster.yaml").write_text(FILE)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cluster.yaml"))
+    loaded = load()
+    assert loaded is not None
+    return loaded
+
+
+def placed(cluster: Cluster, stage: str, attempt: int = 1, **needs: Any) -> dict[str, Any]:
+    asked = cluster.place(stage, Needs(**needs))
+    return {name: value(None, attempt) if callable(value) else value for name, value in asked.items()}
+
+
+def test_without_a_cluster_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert load() is None
+
+
+def test_a_stage_without_gpus_goes_to_the_cpu_partition(cluster: Cluster) -> None:
+    assert placed(cluster, "prompts", hours=0.5) == {
+        "slurm_account": "lab", "slurm_partition": "cpu", "qos": "short", "runtime": 30
+    }  # fmt: skip
+
+
+def test_gpus_are_asked_for_by_type(cluster: Cluster) -> None:
+    two = placed(cluster, "sample", gpus=2, hours=4)
+    assert (two["slurm_partition"], two["gres"], two["constraint"]) == ("gpu", "gpu:a100:2", "80gb")
+    assert not {"nodes", "mpi", "qos"} & set(two)
+    with pytest.raises(BadInput, match="resources.stages.sample.gpus: 8, and a node has 4; only train runs on several"):
+        placed(cluster, "sample", gpus=8)
+
+
+def test_a_training_gets_one_task_a_gpu_and_its_nodes_cpus_divided(cluster: Cluster) -> None:
+    def tasks(on: Cluster = cluster, **needs: int) -> list[Any]:
+        asked = placed(on, "train", **needs)
+        keys = ("gres", "nodes", "tasks_per_node", "tasks", "tasks_per_gpu", "mpi", "cpus_per_task")
+        return [asked.get(key) for key in keys]
+
+    assert tasks(gpus=1, cpus=8) == ["gpu:a100:1", None, None, None, None, None, None]
+    assert tasks(gpus=4, cpus=8) == ["gpu:a100:4", 1, 4, None, 0, "srun", 2]
+    assert tasks(gpus=8, cpus=8) == ["gpu:a100:4", 2, 4, None, 0, "srun", 2]
+    with pytest.raises(BadInput, match="resources.stages.train.gpus: 10 GPUs do not divide over 3 nodes of 4"):
+        placed(cluster, "train", gpus=10)
+    small = cluster.model_copy(update={"gpu": cluster.gpu.model_copy(update={"per_node": 1})})
+    assert tasks(small, gpus=2, cpus=8) == ["gpu:a100:1", 2, None, 2, 0, "srun", 8]  # the plugin refuses 1 a node
+
+
+def test_a_training_is_launched_once_for_each_gpu(cluster: Cluster) -> None:
+    def words(gpus: int, on: Cluster | None, stage: str = "train") -> str:
+        return launch(stage, Needs(gpus=gpus), on, Path("rank.sh"))
+
+    assert words(0, None) == words(1, None) == words(1, cluster) == words(4, cluster, "sample") == "python"
+    assert words(4, None) == "python -m mnpo.learning.launch 4"
+    assert words(8, cluster) == (
+        "srun --overlap --nodes=2 --ntasks=8 --ntasks-per-node=4 --kill-on-bad-exit=0 --wait=120 bash rank.sh python"
+    )
+
+
+def test_time_grows_with_the_try_up_to_the_partitions_limit(cluster: Cluster) -> None:
+    tries = [placed(cluster, "train", attempt, gpus=1, hours=8)["runtime"] for attempt in (1, 2, 3)]
+    assert tries == [480, 960, 1000]
+
+
+def test_what_can_be_continued_is_told_to_stop_before_its_limit(cluster: Cluster) -> None:
+    def signal(stage: str, hours: float) -> str | None:
+        return placed(cluster, stage, gpus=1, hours=hours).get("slurm_extra")
+
+    assert signal("train", 8) == signal("sample", 8) == "--signal=TERM@300"
+    assert signal("train", 4 / 60) == "--signal=TERM@120"  # half of four minutes
+    assert signal("assess", 8) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (FILE.replace("partition: cpu", "partitoin: cpu"), "cpu.partitoin: unknown key; did you mean 'partition'?"),
+        (FILE.replace("per_node: 4, ", ""), "gpu.per_node: required, and missing"),
+        (FILE.replace("max_minutes: 60", "max_minutes: soon"), "cpu.max_minutes: Input should be a valid integer"),
+        (FILE.replace("lab", "CHANGE_ME"), "CHANGE_ME stands where your account or partition belongs"),
+    ],
+)
+def test_a_mistake_in_the_cluster_file_names_key_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    (tmp_path / "cluster.yaml").write_text(text)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cluster.yaml"))
+    with pytest.raises(BadInput) as caught:
+        load()
+    assert said in str(caught.value) and str(tmp_path / "cluster.yaml") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["h100", "a100-features"])
+def test_the_examples_are_cluster_files(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(VARIABLE, str(root / f"profiles/slurm/clusters/{name}.yaml"))
+    assert load() is not None

@@ -1,0 +1,116 @@
+"""`mnpo evaluate`: a policy that nobody tuned for gets its numbers by one command, and nothing else is made for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from mnpo.benchmarks.cards import CARDS
+from mnpo.config.blocks import ConfigError
+from mnpo.config.reading import load
+from mnpo.demo import benchmarks
+from mnpo.errors import BadInput
+from mnpo.planning import job_graph
+from mnpo.planning.evaluate import configure
+from mnpo.planning.plan import Plan
+from mnpo.storage.records import ITEMS, read
+
+JUDGED = ("alpaca-eval", "arena-hard", "mt-bench")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "here"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    return directory
+
+
+def test_only_what_the_policys_numbers_rest_on_is_made(here: Path, sft_policy: Path, demo: Path) -> None:
+    file = configure(sft_policy, demo, "mine")
+    plan = Plan(load(file))
+    jobs = {piece.name for piece in job_graph.needed(plan, plan.target("benchmarks"))}
+    assert jobs == {
+        "harness mine",
+        "benchmarks benchmarks",
+        *(f"miniature {benchmark}" for benchmark in CARDS),
+        *(f"answer mine {benchmark}" for benchmark in JUDGED),
+        *(f"judge mine {benchmark}.demo" for benchmark in JUDGED),
+    }
+    assert plan.policy("mine") == str(sft_policy) and list(here.rglob("*.*")) == [here / "results/mine/config.yaml"]
+
+
+def test_the_papers_configuration_measures_any_policy_too(here: Path, sft_policy: Path, root: Path) -> None:
+    plan = Plan(load(configure(sft_policy, root / "config.yaml", "mine", ["gsm8k", "mt-bench"])))
+    stages = [piece.stage for piece in job_graph.needed(plan, plan.target("benchmarks"))]
+    assert sorted(stages) == ["answer", "benchmarks", "download", "download", "harness", "judge"]
+
+
+def test_the_name_is_the_directorys_and_is_taken_once(here: Path, sft_policy: Path, demo: Path) -> None:
+    copy = shutil.copytree(sft_policy, here / "My Policy.3")
+    assert configure(copy, demo) == configure(copy, demo) == Path("results/my-policy-3/config.yaml")
+    (here / "results/other").mkdir()
+    with pytest.raises(BadInput, match=r"results/other: has results of something else; give .* another --name"):
+        configure(copy, demo, "other")
+
+
+def test_what_is_no_policy_or_no_benchmark_is_refused_and_leaves_nothing(
+    here: Path, sft_policy: Path, demo: Path
+) -> None:
+    with pytest.raises(BadInput, match=r"nowhere: no model here"):
+        configure(Path("nowhere"), demo)
+    with pytest.raises(ConfigError, match=r"evaluation\.benchmarks"):
+        configure(sft_policy, demo, "mine", ["gsm9k"])
+    with pytest.raises(ConfigError, match="does-not-exist.yaml: cannot be read"):
+        configure(sft_policy, Path("does-not-exist.yaml"), "mine")
+    assert not list(here.rglob("config.yaml")) and not (here / "results/mine").exists()
+
+
+@pytest.mark.slow
+def test_all_fourteen_numbers_of_a_policy_from_elsewhere(
+    here: Path, tmp_path: Path, random_policy: Path, root: Path
+) -> None:
+    """A policy of random weights, copied out of reach of the project; the first items of each benchmark."""
+    copy = shutil.copytree(random_policy, tmp_path / "elsewhere")
+    for name in CARDS:
+        benchmarks.make(tmp_path / "data" / name, name, seed=0)
+    changes = {
+        "extends": str(root / "configs/demo.yaml"),
+        "datasets": {name: {"demo": None, "path": str(tmp_path / "data" / name)} for name in CARDS},
+        "evaluation": {"settings": {name: {"limit": 2, "max_new_tokens": 4} for name in CARDS}},
+    }
+    (here / "few.yaml").write_text(yaml.safe_dump(changes))
+    result = subprocess.run(
+        [sys.executable, "-m", "mnpo", "evaluate", "--policy", str(copy), "--config", "few.yaml", "--", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    results = here / "results/elsewhere"
+    table = pd.read_csv(results / "tables/benchmarks.csv").set_index(["benchmark", "metric"])
+    assert len(table) == 15 and {title for title, _ in table.index} == {card.title for card in CARDS.values()}
+    for name, card in CARDS.items():
+        file = results / f"evals/elsewhere/{name}{'.demo' if name in JUDGED else ''}.json"
+        summary = json.loads(file.read_text())
+        rows = read(ITEMS, file.with_suffix(".parquet"))
+        shown = table.loc[(card.title, summary["metric"].removesuffix(",none")), "elsewhere"]
+        assert shown == f"{summary['value']:.2f} ± {summary['stderr']:.2f}"
+        assert 0 < len(rows) <= 4 and 0 <= summary["value"] <= 100
+        assert card.title in result.stdout and re.search(r"results  results/elsewhere/", result.stdout)
+        if name == "alpaca-eval":
+            rate, error = (summary["metrics"][f"length_controlled_{what}"] for what in ("winrate", "standard_error"))
+            shown = table.loc[(card.title, "length-controlled win_rate"), "elsewhere"]
+            assert shown == f"{rate:.2f} ± {error:.2f}"
+    assert not (results / "policies").exists() and not (results / "prompts").exists()
