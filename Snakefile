@@ -19,15 +19,16 @@ os.environ.update(
     PYTHONPATH=str(workflow.basedir),
 )
 
-from mnpo.planning import cluster
-from mnpo.planning import preflight
-from mnpo.planning import job_graph
-from mnpo.storage.artifacts import manifest_path
-from mnpo.config.blocks import DATASET
+from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
+from mnpo.planning import cluster, job_graph, preflight
+from mnpo.planning.files import HELDOUT
+from mnpo.planning.fits import AGAINST
+from mnpo.planning.plan import Plan
+from mnpo.planning.targets import FIGURES
+from mnpo.storage.artifacts import manifest_path
 from mnpo.storage.hub import read_lock
-from mnpo.planning.plan import AGAINST, FIGURES, HELDOUT, REFERENCE, Plan
 
 if len(workflow.configfiles) > 1:
     raise WorkflowError("one --configfile at a time: a configuration that builds on another says `extends:`")
@@ -100,10 +101,10 @@ rule all:
 
 
 # `snakemake table2`, `snakemake figures`, ...: one target and what it rests on.
-for target in PLAN.targets:
+for target in PLAN.targets.names:
 
     rule:
         name:
             target
         input:
-            PLAN.target(target),
+            PLAN.targets.of(target),

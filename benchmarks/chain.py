@@ -90,30 +90,30 @@ def jobs(plan: Plan, side: str) -> Iterator[Job]:
     def job(stage: str, output: str, *files: str, **of: str) -> Job:
         return stage, output, [stage, "--settings", plan.settings(stage, **of), *files, "--output", output]
 
-    yield job("prompts", str(Path(plan.prompts(1)).parent))
-    yield job("sft", plan.policy(REFERENCE), "--demonstrations", plan.demonstrations, policy=REFERENCE)
-    for fit in plan.fits.values():
-        for part, pairs in zip(fit.parts, plan.fit_pairs(fit.policy), strict=True):
+    yield job("prompts", str(Path(plan.files.prompts(1)).parent))
+    yield job("sft", plan.files.policy(REFERENCE), "--demonstrations", plan.files.demonstrations, policy=REFERENCE)
+    for fit in plan.policies.fits.values():
+        for part, pairs in zip(fit.parts, plan.files.fit_pairs(fit), strict=True):
             (samples,), (scores,) = (
-                plan.sample_shards(fit.sampler, part),
-                plan.score_shards(fit.sampler, part, fit.oracle),
+                plan.files.sample_shards(fit.sampler, part),
+                plan.files.score_shards(fit.sampler, part, fit.oracle),
             )
             drawn = {"policy": fit.sampler, "part": f"part{part}", "shard": "0"}
-            policy = plan.policy(fit.sampler)
-            yield job("sample", samples, "--policy", policy, "--prompts", plan.prompts(part), **drawn)
+            policy = plan.files.policy(fit.sampler)
+            yield job("sample", samples, "--policy", policy, "--prompts", plan.files.prompts(part), **drawn)
             yield job("score", scores, "--samples", samples, oracle=fit.oracle)
             yield job("pair", pairs, "--samples", samples, "--scores", scores, oracle=fit.oracle)
             text = fit.protocol.opponent_text.tag()
             again = [name for name, _ in fit.opponents] + [REFERENCE]
             for scorer in again if side == "plain" else fit.scorers:
-                logps = plan.logps(fit.sampler, part, fit.oracle, text, scorer)
-                yield job("logps", logps, "--policy", plan.policy(scorer), "--pairs", pairs, text=text)
-        files = [f"--pairs={f}" for f in plan.fit_pairs(fit.policy)] + [
-            f"--logps={f}" for f in plan.fit_logps(fit.policy)
+                logps = plan.files.logps(fit.sampler, part, fit.oracle, text, scorer)
+                yield job("logps", logps, "--policy", plan.files.policy(scorer), "--pairs", pairs, text=text)
+        files = [f"--pairs={f}" for f in plan.files.fit_pairs(fit)] + [
+            f"--logps={f}" for f in plan.files.fit_logps(fit)
         ]
-        further = ["--training", plan.training(fit.policy)] if side == "ours" else []
-        start = ["--start", plan.policy(fit.start), *files, *further]
-        yield job("train", plan.policy(fit.policy), *start, policy=fit.policy)
+        further = ["--training", plan.files.training(fit.policy)] if side == "ours" else []
+        start = ["--start", plan.files.policy(fit.start), *files, *further]
+        yield job("train", plan.files.policy(fit.policy), *start, policy=fit.policy)
 
 
 def due(plan: Plan, side: str) -> Iterator[Job]:
@@ -204,7 +204,7 @@ def measure_slopes(prompts: int, repeats: int, threads: int) -> None:
                 took[name].append(_seconds(directory))
         predicted = []  # by what each repetition of the configuration as it is took
         plan = Plan(configs["as it is"])
-        pieces = job_graph.needed(plan, [plan.training(p) for p in plan.fits])
+        pieces = job_graph.needed(plan, [plan.files.training(p) for p in plan.policies.fits])
         for repeat in range(repeats):
             os.chdir(Path(top, f"0-{repeat}"))
             predicted.append(slopes(configs["as it is"], RUN, measured(plan, pieces)))

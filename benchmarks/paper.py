@@ -43,14 +43,14 @@ def ratios(q: Quantities) -> dict[str, float]:
 
 def again(plan: Plan) -> float:
     """How often the plain way computes the reference's log-probabilities of pairs: as an opponent's, and as its own."""
-    fits = [fit for fit in plan.fits.values() if REFERENCE in fit.scorers]
+    fits = [fit for fit in plan.policies.fits.values() if REFERENCE in fit.scorers]
     return fmean((REFERENCE in dict(fit.opponents)) + bool(fit.objective.ratio) for fit in fits)
 
 
 def experiments(plan: Plan, estimates: Sequence[Estimate]) -> list[set[str]]:
     """The names of the work that each run needs; of runs that are each other's opponents, together."""
     needs = job_graph.by_run(plan, [e.work for e in estimates])
-    own = {run: {f"train {policy}" for policy in policies} for run, policies in plan.replicas.items()}
+    own = {run: {f"train {policy}" for policy in policies} for run, policies in plan.policies.replicas.items()}
     groups = {frozenset(other for other in needs if needs[run] & own[other]) for run in needs}
     return [set().union(*(needs[run] for run in group)) for group in groups]
 

@@ -259,7 +259,7 @@ def evaluate(
     file = evaluate.configure(policy, config, name, [b for b in benchmarks.split(",") if b])
     if code := evaluate.run(file, profile, context.args):
         raise typer.Exit(code)
-    table = Path(Plan(load(file)).table("benchmarks") + ".md")
+    table = Path(Plan(load(file)).files.table("benchmarks") + ".md")
     if table.is_file():
         typer.echo(table.read_text(encoding="utf-8"))
     typer.echo(f"results  {file.parent}/  (again, or with other options: snakemake --configfile {file})")
@@ -517,13 +517,13 @@ def show(config: Config = Path("config.yaml")) -> None:
     from mnpo.planning.plan import Plan
 
     plan = Plan(load(config))
-    main_table = Path(plan.table("main") + ".md")
+    main_table = Path(plan.files.table("main") + ".md")
     if not main_table.is_file():
         raise BadInput(f"{main_table}: not made yet; run snakemake first")
     typer.echo(main_table.read_text(encoding="utf-8"))
-    typer.echo(f"tables   {plan.root}/tables/   (CSV and Markdown)")
-    typer.echo(f"figures  {plan.root}/figures/  (SVG and PNG)")
-    report = Path(plan.report)
+    typer.echo(f"tables   {plan.files.root}/tables/   (CSV and Markdown)")
+    typer.echo(f"figures  {plan.files.root}/figures/  (SVG and PNG)")
+    report = Path(plan.files.report)
     typer.echo(f"report   {report}" if report.is_file() else "report   `snakemake report` makes it")
 
 

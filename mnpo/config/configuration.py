@@ -113,6 +113,10 @@ class Config(Block):
             )
         return self
 
+    def is_external(self, policy: str) -> bool:
+        """Whether a policy is a model that nothing has to be done to: its files are used where they are."""
+        return policy in self.models and self.models[policy].architecture is None
+
     def with_members(self, names: Iterable[str]) -> list[str]:
         """Oracles, and all that they are made of, each once."""
         needed = dict.fromkeys(names)

@@ -19,8 +19,10 @@ from mnpo.config.blocks import REFERENCE, ConfigError, nearest
 from mnpo.config.configuration import Config
 from mnpo.config.oracles import Judge
 from mnpo.config.sources import Model
+from mnpo.planning.files import HELDOUT
+from mnpo.planning.fits import AGAINST
 from mnpo.planning.job_graph import Work
-from mnpo.planning.plan import AGAINST, HELDOUT, Plan
+from mnpo.planning.plan import Plan
 from mnpo.storage.artifacts import Spent, manifest, manifest_path
 
 # ------------------------------------------------------------------------------------------------------------ devices
@@ -299,7 +301,7 @@ def _logps(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _train(q: Quantities, work: Work) -> list[Pass]:
-    fit = q.plan.fits[work.policy or ""]
+    fit = q.plan.policies.fits[work.policy or ""]
     tokens = q.part * len(fit.parts) * fit.training.epochs * q.pairs * q.pair
     return [Pass("train", q.size(work.models[0]), tokens, again=fit.training.gradient_checkpointing)]
 
@@ -323,14 +325,14 @@ def _answer(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _harness(q: Quantities, work: Work) -> list[Pass]:
-    return _asked(q, work, q.plan.harness, reading_counts=True)
+    return _asked(q, work, q.plan.measurements.harness, reading_counts=True)
 
 
 def _evalscope(q: Quantities, work: Work) -> list[Pass]:
     """Every item is asked once and replied to, choices too."""
     n, batch = q.size(work.models[0]), q.plan.config.evaluation.batch_size
-    read = sum(q.items(b) * q.asked(b) for b in q.plan.evalscope)
-    written = sum(q.items(b) * (q.generated(b) or CHOICE_TOKENS) for b in q.plan.evalscope)
+    read = sum(q.items(b) * q.asked(b) for b in q.plan.measurements.evalscope)
+    written = sum(q.items(b) * (q.generated(b) or CHOICE_TOKENS) for b in q.plan.measurements.evalscope)
     return [Pass("read", n, read, counted=False), Pass("write", n, written, batch)]
 
 
@@ -456,11 +458,11 @@ def kept_bytes(q: Quantities, work: Work) -> float:
             return q.requests(work.benchmark or "") * (q.generated(work.benchmark or "") * TOKEN_BYTES + row)
         case "assess":
             drawn = q.heldout * (1 + q.plan.config.evaluation.responses)
-            return drawn * (prompt + response) + drawn * len(q.plan.evaluation_oracles) * row
+            return drawn * (prompt + response) + drawn * len(q.plan.oracles.of_evaluation) * row
         case "harness":
-            return sum(q.requests(b) * (q.generated(b) * TOKEN_BYTES + row) for b in q.plan.harness)
+            return sum(q.requests(b) * (q.generated(b) * TOKEN_BYTES + row) for b in q.plan.measurements.harness)
         case "evalscope":
-            return sum(q.items(b) * (q.generated(b) * TOKEN_BYTES + row) for b in q.plan.evalscope)
+            return sum(q.items(b) * (q.generated(b) * TOKEN_BYTES + row) for b in q.plan.measurements.evalscope)
         case "judge":
             asked = calls(q, work)
             return (asked.input_tokens + asked.output_tokens) * TOKEN_BYTES

@@ -154,7 +154,7 @@ class Forecast:
     @property
     def kept_bytes(self) -> float:
         """Disk when everything is done."""
-        gone = {self.plan.policy(policy) for policy in self.plan.passing}
+        gone = {self.plan.files.policy(policy) for policy in self.plan.policies.passing}
         return sum(e.kept for e in self.estimates if not gone & set(e.work.outputs))
 
     @property
@@ -164,7 +164,7 @@ class Forecast:
         An output is there from the start of its job, a passing policy until its last reader is done, a training's own
         checkpoint while it trains.
         """
-        passing = {self.plan.policy(policy): policy for policy in self.plan.passing}
+        passing = {self.plan.files.policy(policy): policy for policy in self.plan.policies.passing}
         last: dict[str, float] = {}
         for e, _, end in self.slots:
             for file in passing.keys() & {*e.work.inputs, *e.work.outputs}:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mnpo.config.blocks import DATASET, REFERENCE
-from mnpo.planning.plan import AGAINST, FIGURES, HELDOUT, Plan, part_name
+from mnpo.planning.files import HELDOUT, part_name
+from mnpo.planning.fits import AGAINST
+from mnpo.planning.plan import Plan
+from mnpo.planning.targets import FIGURES
 
 Item = TypeVar("Item")
 PRINTED = ("tabulate", "players", "exploitability", "preferences", "compare", "benchmarks", "plot")
@@ -73,26 +76,26 @@ def _upstream(files: Iterable[str], work: Iterable[Work]) -> list[Work]:
 
 def by_run(plan: Plan, work: Sequence[Work]) -> dict[str, set[str]]:
     """Every run -> the names of the work that it alone would need, of all that is in `work`."""
-    ours = {run: set(policies) for run, policies in plan.replicas.items()}
+    ours = {run: set(policies) for run, policies in plan.policies.replicas.items()}
     ends = {run: [o for w in work if w.policy in policies for o in w.outputs] for run, policies in ours.items()}
     return {run: {w.name for w in _upstream(files, work)} for run, files in ends.items()}
 
 
 def files(plan: Plan, targets: Iterable[str]) -> list[str]:
     """The files of targets; raises KeyError for a name that is none."""
-    return [file for target in targets for file in plan.target(target)]
+    return [file for target in targets for file in plan.targets.of(target)]
 
 
 def priced(plan: Plan) -> list[str]:
     """Everything that the other targets rest on and that has a manifest saying what it cost; not what is printed."""
     targets = [t for t in plan.config.tables.targets if t not in ("costs", "theory")]
     made = [w for w in _upstream(files(plan, targets), _measured(plan)) if w.stage not in UNPRICED]
-    return [o for w in made for o in (w.outputs if w.stage != "train" else [plan.training(w.policy or "")])]
+    return [o for w in made for o in (w.outputs if w.stage != "train" else [plan.files.training(w.policy or "")])]
 
 
 def everything(plan: Plan) -> list[Work]:
     """All work that the configuration can ask for, whichever targets are made."""
-    return [*_measured(plan), Work("costs", "costs", tuple(plan.target("costs")), tuple(priced(plan)))]
+    return [*_measured(plan), Work("costs", "costs", tuple(plan.targets.of("costs")), tuple(priced(plan)))]
 
 
 def _measured(plan: Plan) -> list[Work]:
@@ -115,7 +118,7 @@ def _downloads(plan: Plan) -> list[Work]:
     for kind in ("models", "datasets"):
         for name, entry in getattr(plan.config, kind).items():
             if entry.downloaded:
-                directories.setdefault(plan.source(kind, name), []).append(name)
+                directories.setdefault(plan.files.source(kind, name), []).append(name)
     return [
         Work("download", " ".join(names), (directory,), (), models=tuple(n for n in names if n in plan.config.models))
         for directory, names in directories.items()
@@ -124,11 +127,11 @@ def _downloads(plan: Plan) -> list[Work]:
 
 def _miniatures(plan: Plan) -> list[Work]:
     made = [name for name, entry in plan.config.datasets.items() if entry.demo]
-    return [Work("miniature", name, (plan.miniature(name),), ()) for name in made]
+    return [Work("miniature", name, (plan.files.miniature(name),), ()) for name in made]
 
 
 def _prompts(plan: Plan) -> list[Work]:
-    return [Work("prompts", "all parts", tuple(plan.prompt_files), tuple(plan.prompt_sources))]
+    return [Work("prompts", "all parts", tuple(plan.files.prompt_files), tuple(plan.files.prompt_sources))]
 
 
 def _policies(plan: Plan) -> list[Work]:
@@ -136,65 +139,65 @@ def _policies(plan: Plan) -> list[Work]:
         Work(
             "sft",
             policy,
-            (plan.policy(policy),),
-            (*plan.model_sources([model]), plan.demonstrations),
+            (plan.files.policy(policy),),
+            (*plan.files.model_sources([model]), plan.files.demonstrations),
             policy=policy,
             models=(model,),
         )
-        for policy, model in plan.prepared.items()
+        for policy, model in plan.policies.prepared.items()
     ]
     base = plan.config.reference.model
     trained = [
         Work(
             "train",
             fit.policy,
-            (plan.policy(fit.policy), plan.training(fit.policy)),
-            (plan.policy(fit.start), *plan.fit_pairs(fit.policy), *plan.fit_logps(fit.policy)),
+            (plan.files.policy(fit.policy), plan.files.training(fit.policy)),
+            (plan.files.policy(fit.start), *plan.files.fit_pairs(fit), *plan.files.fit_logps(fit)),
             policy=fit.policy,
             models=(base,),
         )
-        for fit in plan.fits.values()
+        for fit in plan.policies.fits.values()
     ]
     return prepared + trained
 
 
 def _samples(plan: Plan) -> list[Work]:
     base = plan.config.reference.model
-    fits = plan.fits.values()
+    fits = plan.policies.fits.values()
     drawn: list[tuple[str, int | str]] = [(fit.sampler, part) for fit in fits for part in fit.parts]
     drawn += [(fit.exploits, part) for fit in fits if fit.exploits for part in fit.parts]
-    drawn += [(policy, HELDOUT) for policies in plan.exploiters.values() for policy in policies]
-    shards = plan.shards
+    drawn += [(policy, HELDOUT) for policies in plan.policies.exploiters.values() for policy in policies]
+    shards = plan.files.shards
     work = []
     for policy, part in _unique(drawn):
-        outputs, prompts = tuple(plan.sample_shards(policy, part)), plan.prompts(part)
+        outputs, prompts = tuple(plan.files.sample_shards(policy, part)), plan.files.prompts(part)
         if policy == DATASET:
-            work.append(Work("reuse", part_name(part), outputs, (plan.responses, prompts), shards, part=part))
+            work.append(Work("reuse", part_name(part), outputs, (plan.files.responses, prompts), shards, part=part))
         else:
-            inputs, what = (plan.policy(policy), prompts), f"{policy} {part_name(part)}"
+            inputs, what = (plan.files.policy(policy), prompts), f"{policy} {part_name(part)}"
             work.append(Work("sample", what, outputs, inputs, shards, policy=policy, models=(base,), part=part))
     return work
 
 
 def _scores(plan: Plan) -> list[Work]:
-    decides, scored = plan.exploited, list[tuple[str, int | str, str]](plan.paired)
-    scored += [(e, HELDOUT, f"{decides[p]}{AGAINST}{p}") for p, some in plan.exploiters.items() for e in some]
-    shards = range(plan.shards)
+    decides, scored = plan.policies.exploited, list[tuple[str, int | str, str]](plan.policies.paired)
+    scored += [(e, HELDOUT, f"{decides[p]}{AGAINST}{p}") for p, some in plan.policies.exploiters.items() for e in some]
+    shards = range(plan.files.shards)
     return [
         Work(
             "score",
             f"{policy} {part_name(part)} {oracle}",
-            tuple(plan.score_shards(policy, part, oracle)),
+            tuple(plan.files.score_shards(policy, part, oracle)),
             (
-                *plan.sample_shards(policy, part),
-                *(file for s in shards for file in plan.against(part, oracle, s)),
-                *plan.model_sources(plan.oracle_models([oracle])),
+                *plan.files.sample_shards(policy, part),
+                *(file for s in shards for file in plan.files.against(part, oracle, s)),
+                *plan.files.model_sources(plan.oracles.models([oracle])),
             ),
             len(shards),
-            models=tuple(plan.oracle_models([oracle])),
+            models=tuple(plan.oracles.models([oracle])),
             part=part,
             oracle=oracle,
-            judge=oracle if oracle.partition(AGAINST)[0] in plan.asking else None,
+            judge=oracle if oracle.partition(AGAINST)[0] in plan.oracles.asking else None,
         )
         for policy, part, oracle in scored
     ]
@@ -205,11 +208,11 @@ def _pairs(plan: Plan) -> list[Work]:
         Work(
             "pair",
             f"{policy} part{part} {oracle}",
-            (plan.pairs(policy, part, oracle),),
-            (*plan.sample_shards(policy, part), *plan.score_shards(policy, part, oracle)),
+            (plan.files.pairs(policy, part, oracle),),
+            (*plan.files.sample_shards(policy, part), *plan.files.score_shards(policy, part, oracle)),
             part=part,
         )
-        for policy, part, oracle in plan.paired
+        for policy, part, oracle in plan.policies.paired
     ]
 
 
@@ -217,7 +220,7 @@ def _logps(plan: Plan) -> list[Work]:
     base = plan.config.reference.model
     scored = _unique(
         (fit.sampler, part, fit.oracle, fit.protocol.opponent_text.tag(), scorer)
-        for fit in plan.fits.values()
+        for fit in plan.policies.fits.values()
         for scorer in fit.scorers
         for part in fit.parts
     )
@@ -225,95 +228,99 @@ def _logps(plan: Plan) -> list[Work]:
         Work(
             "logps",
             f"{policy} part{part} {oracle} {text} under {scorer}",
-            (plan.logps(policy, part, oracle, text, scorer),),
-            (plan.policy(scorer), plan.pairs(policy, part, oracle), *said),
+            (plan.files.logps(policy, part, oracle, text, scorer),),
+            (plan.files.policy(scorer), plan.files.pairs(policy, part, oracle), *said),
             policy=scorer,
             models=() if said else (scorer if scorer in plan.config.models else base,),
             part=part,
         )
         for policy, part, oracle, text, scorer in scored
-        for said in [plan.reused_logprobs(policy, part, scorer)]
+        for said in [plan.files.reused_logprobs(policy, part, scorer)]
     ]
 
 
 def _evaluations(plan: Plan) -> list[Work]:
-    return [*(w for policy in plan.finals for w in _benchmarks(plan, policy)), *_heldout(plan)]
+    return [*(w for policy in plan.policies.finals for w in _benchmarks(plan, policy)), *_heldout(plan)]
 
 
 def _benchmarks(plan: Plan, policy: str) -> list[Work]:
     """A policy on the public benchmarks: the harness, answers to judged ones, and each judgement of these."""
     base = policy if policy in plan.config.models else plan.config.reference.model
-    files = (plan.policy(policy),) if plan.has_files(policy) else ()
+    files = (plan.files.policy(policy),) if plan.policies.has_files(policy) else ()
     work = []
-    if plan.harness and files:
-        outputs = tuple(plan.evaluation(policy, b) for b in plan.harness)
-        inputs = (*files, *plan.benchmark_sources(plan.harness))
+    if plan.measurements.harness and files:
+        outputs = tuple(plan.files.evaluation(policy, b) for b in plan.measurements.harness)
+        inputs = (*files, *plan.measurements.sources(plan.measurements.harness))
         work.append(Work("harness", policy, outputs, inputs, policy=policy, models=(base,)))
-    if plan.evalscope and files:
-        outputs = tuple(plan.evaluation(policy, b) for b in plan.evalscope)
-        inputs = (*files, *plan.benchmark_sources(plan.evalscope))
+    if plan.measurements.evalscope and files:
+        outputs = tuple(plan.files.evaluation(policy, b) for b in plan.measurements.evalscope)
+        inputs = (*files, *plan.measurements.sources(plan.measurements.evalscope))
         work.append(Work("evalscope", policy, outputs, inputs, policy=policy, models=(base,)))
-    for benchmark in plan.answered:
-        data, answers = plan.benchmark_sources([benchmark]), plan.answers(policy, benchmark)
+    for benchmark in plan.measurements.answered:
+        data, answers = plan.measurements.sources([benchmark]), plan.files.answers(policy, benchmark)
         what = f"{policy} {benchmark}"
         work.append(
             Work("answer", what, (answers,), (*files, *data), policy=policy, models=(base,), benchmark=benchmark)
         )
-        for stem, (of, judge) in plan.measured.items():
+        for stem, (of, judge) in plan.measurements.measured.items():
             if of == benchmark:
-                output, inputs = (plan.evaluation(policy, stem),), (answers, *data)
+                output, inputs = (plan.files.evaluation(policy, stem),), (answers, *data)
                 what = f"{policy} {stem}"
                 work.append(Work("judge", what, output, inputs, policy=policy, benchmark=benchmark, judge=judge))
     return work
 
 
 def _heldout(plan: Plan) -> list[Work]:
-    oracles = plan.oracle_models(plan.evaluation_oracles)
-    shared = (plan.policy(REFERENCE), plan.prompts(HELDOUT), *plan.model_sources(oracles))
+    oracles = plan.oracles.models(plan.oracles.of_evaluation)
+    shared = (plan.files.policy(REFERENCE), plan.files.prompts(HELDOUT), *plan.files.model_sources(oracles))
     models = (plan.config.reference.model, *oracles)
     return [
         Work(
             "assess",
             policy,
-            (plan.evaluation(policy, HELDOUT),),
-            (plan.policy(policy), *shared),
+            (plan.files.evaluation(policy, HELDOUT),),
+            (plan.files.policy(policy), *shared),
             policy=policy,
             models=models,
         )
-        for policy in plan.evaluated
+        for policy in plan.policies.evaluated
     ]
 
 
 def _tables(plan: Plan) -> list[Work]:
-    heldout = tuple(plan.evaluation(policy, HELDOUT) for policy in plan.evaluated)
+    heldout = tuple(plan.files.evaluation(policy, HELDOUT) for policy in plan.policies.evaluated)
     return [
         *(
-            Work("compare", table, tuple(plan.target(table)), tuple(plan.table_evaluations(table)))
-            for table in plan.paper_tables
+            Work("compare", table, tuple(plan.targets.of(table)), tuple(plan.targets.evaluations(table)))
+            for table in plan.targets.of_paper
         ),
-        Work("tabulate", "heldout", tuple(plan.target("heldout")), heldout),
-        Work("players", "players", tuple(plan.target("players")), heldout),
+        Work("tabulate", "heldout", tuple(plan.targets.of("heldout")), heldout),
+        Work("players", "players", tuple(plan.targets.of("players")), heldout),
         *_exploitability(plan),
-        Work("preferences", "preferences", tuple(plan.target("preferences")), tuple(_preferences(plan))),
-        Work("benchmarks", "benchmarks", tuple(plan.target("benchmarks")), tuple(plan.benchmark_evaluations)),
-        Work("plot", "figures", tuple(plan.target("figures")), tuple(plan.tables), len(FIGURES)),
-        Work("theory", "theory", tuple(plan.target("theory")), ()),
+        Work("preferences", "preferences", tuple(plan.targets.of("preferences")), tuple(_preferences(plan))),
+        Work("benchmarks", "benchmarks", tuple(plan.targets.of("benchmarks")), tuple(plan.measurements.evaluations)),
+        Work("plot", "figures", tuple(plan.targets.of("figures")), tuple(plan.targets.heldout), len(FIGURES)),
+        Work("theory", "theory", tuple(plan.targets.of("theory")), ()),
     ]
 
 
 def _exploitability(plan: Plan) -> list[Work]:
-    outputs = tuple(plan.target("exploitability"))
-    return [Work("exploitability", "exploitability", outputs, tuple(plan.exploit_scores))] if plan.exploited else []
+    outputs = tuple(plan.targets.of("exploitability"))
+    return (
+        [Work("exploitability", "exploitability", outputs, tuple(plan.targets.exploit_scores))]
+        if plan.policies.exploited
+        else []
+    )
 
 
 def _preferences(plan: Plan) -> list[str]:
     return [
         file
-        for policy, part, oracle in plan.annotated
+        for policy, part, oracle in plan.policies.annotated
         for file in (
-            plan.pairs(policy, part, oracle),
-            *plan.score_shards(policy, part, oracle),
-            *plan.sample_shards(policy, part),
+            plan.files.pairs(policy, part, oracle),
+            *plan.files.score_shards(policy, part, oracle),
+            *plan.files.sample_shards(policy, part),
         )
     ]
 

@@ -14,7 +14,7 @@ from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import DATASET
 from mnpo.planning.costs import CPU, DEFAULT, Estimate
 from mnpo.planning.estimate import Forecast
-from mnpo.planning.plan import Fit
+from mnpo.planning.fits import Fit
 
 ORDER = (
     "download", "miniature", "prompts", "sft", "reuse", "sample", "score", "pair", "logps", "train",
@@ -71,7 +71,7 @@ def dump(forecast: Forecast) -> str:
 def _made(forecast: Forecast) -> list[Fit]:
     """The fits that the chosen work contains."""
     trained = {e.work.policy for e in forecast.estimates if e.work.stage == "train"}
-    return [fit for policy, fit in forecast.plan.fits.items() if policy in trained]
+    return [fit for policy, fit in forecast.plan.policies.fits.items() if policy in trained]
 
 
 def _fit(fit: Fit) -> dict[str, Any]:

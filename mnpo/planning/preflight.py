@@ -23,19 +23,19 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
     judges: dict[str, Judge] = {}
     for rule, of in jobs:
         if rule == "download":
-            fetched |= plan.downloads(plan.cached(of["kind"], of["repository"], of["revision"]))
+            fetched |= plan.files.downloads(plan.files.cached(of["kind"], of["repository"], of["revision"]))
         elif rule == "judge":
             if (judge := plan.config.judges[of["judge"]]).endpoint != DEMO:
                 judges[of["judge"]] = judge
         elif rule == "score_asking":
             members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
             judges |= {name: asked for name, asked in members.items() if asked is not None}
-        elif rule == "answer" and not plan.has_files(of["policy"]):
+        elif rule == "answer" and not plan.policies.has_files(of["policy"]):
             model = plan.config.models[of["policy"]]
             judges[of["policy"]] = Judge(model=model.api or "", endpoint=model.endpoint, key=model.key)
     requirements: list[Callable[[], None]] = [
         partial(hub.require_pinned, fetched, plan.lock, allow_floating=plan.config.floating),
-        partial(hub.require_token, fetched, plan.cache, plan.lock),
+        partial(hub.require_token, fetched, plan.files.cache, plan.lock),
         *(partial(require_key, judge) for judge in judges.values()),
     ]
     problems = []

@@ -256,8 +256,10 @@ def _gpus(plan: Plan, stage: str) -> int:
 
 def _whole(plan: Plan, job: Job) -> bool:
     """Whether a job's outputs are there, but for a policy that is not kept."""
-    passing = job.stage == "train" and job.what in plan.passing
-    return all(os.path.exists(output) for output in job.outputs if not (passing and output == plan.policy(job.what)))
+    passing = job.stage == "train" and job.what in plan.policies.passing
+    return all(
+        os.path.exists(output) for output in job.outputs if not (passing and output == plan.files.policy(job.what))
+    )
 
 
 def _manifest(job: Job) -> tuple[float, float]:
@@ -272,7 +274,7 @@ def _log(plan: Plan, job: Job) -> Path:
     """Where a job's log is: called as its output is."""
     logs, output = Path("logs") / plan.config.name, Path(job.outputs[0])
     try:
-        parts = output.relative_to(plan.root).parts[1:]
+        parts = output.relative_to(plan.files.root).parts[1:]
     except ValueError:  # a download, which lies elsewhere
         parts = output.parts[-3:]
     stem = ".".join(parts).removesuffix(output.suffix if output.suffix in FILES else "")

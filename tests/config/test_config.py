@@ -366,7 +366,7 @@ def test_an_iterations_overrides_apply_to_it_alone(planned: Callable[..., Plan])
     ]
     changes = with_objective("mine", rounds, name="td-mnpo", eta=0.2, history=2, weights=[1, 1])
     changes["runs"]["mine"]["training"] = {"learning_rate": 1e-3}
-    fits = planned(**changes).fits
+    fits = planned(**changes).policies.fits
     assert [fits[f"mine.{t}"].objective.eta for t in (1, 2, 3)] == [0.2, 0.5, 0.2]
     assert [fits[f"mine.{t}"].opponents for t in (2, 3)] == [
         (("mine.1", 0.75), ("sft", 0.25)),

@@ -266,7 +266,7 @@ def test_finished_jobs_replace_the_defaults_by_their_median(here: Path) -> None:
 def test_weights_are_loaded_once_a_job_however_many_tokens_it_reads(here: Path) -> None:
     """A job of 100 s loads for 20: 250,000 tokens take 80 s. Twice the prompts take 20 + 160 s, and no 200."""
     plan, twice = tiny(), tiny(prompts={"part_size": 2000})
-    name, file = "logps a.1 part2 rm chat under sft", plan.logps("a.1", 2, "rm", "chat", "sft")
+    name, file = "logps a.1 part2 rm chat under sft", plan.files.logps("a.1", 2, "rm", "chat", "sft")
     took = {"seconds": 100.0, "loading_seconds": 20.0}
     finish(here, file, tokens=250e3, **took, device="NVIDIA H100", parameters=N)
     known = measured(plan, job_graph.everything(plan))
@@ -279,7 +279,7 @@ def test_weights_are_loaded_once_a_job_however_many_tokens_it_reads(here: Path) 
 def test_what_another_device_measured_changes_nothing(here: Path) -> None:
     plan = tiny()
     name = "logps a.1 part2 rm chat under sft"
-    finish(here, plan.logps("a.1", 2, "rm", "chat", "sft"), tokens=200e3, seconds=9.0, device="cpu", parameters=N)
+    finish(here, plan.files.logps("a.1", 2, "rm", "chat", "sft"), tokens=200e3, seconds=9.0, device="cpu", parameters=N)
     known = measured(plan, job_graph.everything(plan))
     assert list(known.rates) == [("logps", "cpu")]
     e, plain = of(plan, name, known), of(plan, name)
@@ -290,7 +290,7 @@ def test_what_another_device_measured_changes_nothing(here: Path) -> None:
 
 def test_a_rate_is_of_one_gpu(here: Path) -> None:
     plan = tiny()
-    finish(here, plan.training("a.1"), tokens=250e3, seconds=100.0, device="NVIDIA H100", parameters=N)
+    finish(here, plan.files.training("a.1"), tokens=250e3, seconds=100.0, device="NVIDIA H100", parameters=N)
     known = measured(plan, job_graph.everything(plan))
     assert known.rates["train", "h100"].value == 250e3 * N / 100 / 4
     assert of(plan, "train a.2", known).computing == pytest.approx(100.0)
@@ -299,13 +299,13 @@ def test_a_rate_is_of_one_gpu(here: Path) -> None:
 
 def test_without_a_count_of_parameters_the_plans_is_taken(here: Path) -> None:
     plan = tiny()
-    finish(here, plan.samples("a.1", 2, 0), tokens=200e3, seconds=10.0, device="NVIDIA H100", stage="sample")
+    finish(here, plan.files.samples("a.1", 2, 0), tokens=200e3, seconds=10.0, device="NVIDIA H100", stage="sample")
     assert measured(plan, job_graph.everything(plan)).rates["sample", "h100"].value == 200e3 * N / 10
 
 
 def test_the_harness_is_one_job_with_a_manifest_for_each_benchmark(here: Path, root: Path) -> None:
     plan = Plan(load(root / "config.yaml"))
-    outputs = [plan.evaluation("sft", benchmark) for benchmark in plan.harness]
+    outputs = [plan.files.evaluation("sft", benchmark) for benchmark in plan.measurements.harness]
     for output in outputs[1:]:
         finish(here, output, tokens=1e6, seconds=50.0, device="NVIDIA H100", parameters=9e9)
     assert not measured(plan, job_graph.everything(plan)).rates  # one benchmark is not done
@@ -317,7 +317,7 @@ def test_the_harness_is_one_job_with_a_manifest_for_each_benchmark(here: Path, r
 
 def test_jobs_that_count_no_tokens_are_known_by_their_seconds(here: Path) -> None:
     plan = tiny()
-    finish(here, plan.pairs("a.1", 2, "rm"), seconds=77.0, device="cpu")
+    finish(here, plan.files.pairs("a.1", 2, "rm"), seconds=77.0, device="cpu")
     known = measured(plan, job_graph.everything(plan))
     e = of(plan, "pair sft part1 rm", known)
     assert (e.computing, e.source) == (77.0, "measured (1 job)")
@@ -329,9 +329,9 @@ def test_texts_are_as_long_as_those_that_were_sampled(here: Path) -> None:
     plan, twice = tiny(), tiny(sampling={"responses": 8})
     for shard, (asked, written) in enumerate(((20, 120), (40, 280))):
         drawn = {"prompts": 500, "prompt_tokens": 500 * asked, "drawn": 2000, "tokens": 2000 * written}
-        finish(here, plan.samples("a.1", 2, shard), **drawn, seconds=9.0, device="cpu")
+        finish(here, plan.files.samples("a.1", 2, shard), **drawn, seconds=9.0, device="cpu")
         read = 1.5 * 500 * (asked + 4 * written)
-        finish(here, plan.scores("a.1", 2, "rm", shard), tokens=read, seconds=9.0, device="cpu")
+        finish(here, plan.files.scores("a.1", 2, "rm", shard), tokens=read, seconds=9.0, device="cpu")
     known = measured(plan, job_graph.everything(plan))
     assert known.lengths == Lengths(30, 200)
     assert known.tokens == {"sample": 1.0, "score": pytest.approx(1.5)}
@@ -358,7 +358,7 @@ def test_a_finished_plan_predicts_what_it_measured(here: Path) -> None:
             for i, file in enumerate(w.outputs[: w.jobs]):
                 tokens = 1e5 * (1, 1.3, 0.9)[(i + len(took)) % 3]
                 took[f"{w.name} {i}"] = tokens * N / rate
-                target = plan.training(w.policy or "") if w.stage == "train" else file
+                target = plan.files.training(w.policy or "") if w.stage == "train" else file
                 finish(here, target, tokens=tokens, seconds=tokens * N / rate, device="NVIDIA H100", parameters=N)
     pieces = job_graph.everything(plan)
     for stage in ("sample", "logps", "train"):

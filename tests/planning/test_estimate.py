@@ -59,7 +59,7 @@ def models(base: float) -> dict[str, Any]:
 
 def policies(plan: Plan, names: Iterable[str]) -> Forecast:
     """What it costs to make policies, and nothing else."""
-    pieces = job_graph.needed(plan, [plan.policy(name) for name in names])
+    pieces = job_graph.needed(plan, [plan.files.policy(name) for name in names])
     return Forecast(plan, pieces, Measured())
 
 

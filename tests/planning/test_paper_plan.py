@@ -47,8 +47,10 @@ def published(root: Path, table: str) -> list[paper_tables.Row]:
 @pytest.mark.parametrize("table", ["table2", "table3", "table4"])
 def test_every_row_that_the_paper_trained_is_a_run(root: Path, plan: Plan, table: str) -> None:
     trained = [row.key for row in published(root, table) if row.cells.get("family", "gemma-2-9b-it") == "gemma-2-9b-it"]
-    assert list(plan.rows(table)) == trained
-    assert [plan.label(policies[0]).removesuffix(" 3") for policies in plan.rows(table).values()] == trained
+    assert list(plan.targets.rows(table)) == trained
+    assert [
+        plan.policies.label(policies[0]).removesuffix(" 3") for policies in plan.targets.rows(table).values()
+    ] == trained
 
 
 @pytest.mark.parametrize("table", ROWS)
@@ -57,31 +59,31 @@ def test_with_the_ablations_every_row_but_other_peoples_models_is_measured(
 ) -> None:
     theirs = {"open", "closed"}
     wanted = [row.key for row in published(root, table) if row.cells.get("family") not in theirs]
-    assert list(ablations.rows(table)) == wanted
-    assert len(ablations.table_evaluations(table)) > 0
+    assert list(ablations.targets.rows(table)) == wanted
+    assert len(ablations.targets.evaluations(table)) > 0
 
 
 def test_table_6_has_a_configuration_of_its_own(root: Path) -> None:
     plan = Plan(load(root / "configs/llama-3-8b.yaml"))
-    assert list(plan.rows("table6")) == [row.key for row in published(root, "table6")]
-    assert plan.rows("table2") == {}
-    assert plan.prepared == {"sft": "llama-3-8b"}
-    assert plan.root != "results/paper"
+    assert list(plan.targets.rows("table6")) == [row.key for row in published(root, "table6")]
+    assert plan.targets.rows("table2") == {}
+    assert plan.policies.prepared == {"sft": "llama-3-8b"}
+    assert plan.files.root != "results/paper"
 
 
 def test_other_peoples_models_are_off_until_they_are_named(root: Path) -> None:
     chosen = {"evaluation": {"models": ["smollm3", "gpt-5"]}}
     plan = Plan(load(root / "config.yaml", chosen))
-    assert list(plan.rows("table2"))[-2:] == ["SmolLM3-3B", "OpenAI/GPT-5"]
-    stages = {piece.stage for piece in job_graph.needed(plan, plan.target("table2")) if piece.policy == "gpt-5"}
+    assert list(plan.targets.rows("table2"))[-2:] == ["SmolLM3-3B", "OpenAI/GPT-5"]
+    stages = {piece.stage for piece in job_graph.needed(plan, plan.targets.of("table2")) if piece.policy == "gpt-5"}
     assert stages == {"answer", "judge"}  # no files: nothing to prepare, nothing for the harness
     harness = [piece.policy for piece in job_graph.everything(plan) if piece.stage == "harness"]
     assert "smollm3" in harness and "gpt-5" not in harness
 
 
 def test_the_players_of_table_5_have_one_opponent_less_than_players(ablations: Plan) -> None:
-    runs = {key: policies[0] for key, policies in ablations.rows("table5").items()}
-    opponents = {n: [name for name, _ in ablations.fits[policy].opponents] for n, policy in runs.items()}
+    runs = {key: policies[0] for key, policies in ablations.targets.rows("table5").items()}
+    opponents = {n: [name for name, _ in ablations.policies.fits[policy].opponents] for n, policy in runs.items()}
     # One player has nobody but the reference; at iteration 3 the oldest of three past policies is the reference too.
     assert opponents == {
         "1": ["sft"],
@@ -95,9 +97,9 @@ def test_the_two_player_games_of_table_8_are_every_pair_and_both_sides(ablations
     sides = {}
     for run in ablations.config.runs:
         if run.startswith("ht2-"):
-            fit = ablations.fits[f"{run}.3"]
+            fit = ablations.policies.fits[f"{run}.3"]
             ((opponent, _),) = fit.opponents
-            sides[fit.oracle, ablations.fits[opponent].oracle] = opponent
+            sides[fit.oracle, ablations.policies.fits[opponent].oracle] = opponent
     oracles = ["armorm", "skywork", "athene"]
     assert set(sides) == {(a, b) for a in oracles for b in oracles if a != b}
 
@@ -144,7 +146,7 @@ def test_a_target_asks_for_nothing_that_it_does_not_show(plan: Plan) -> None:
 
 def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
     """The data set's responses, their ArmoRM scores and pairs are one for DPO, SimPO, SPPO, INPO and the two MNPOs."""
-    needed = job_graph.needed(plan, plan.target("table2"))
+    needed = job_graph.needed(plan, plan.targets.of("table2"))
     alone = job_graph.by_run(plan, needed)
     shared = {name for name in alone["dpo"] if name in alone["inpo"]}
     assert {"score dataset part1 armorm", "pair dataset part1 armorm", "sft sft"} <= shared
@@ -159,16 +161,20 @@ def test_a_seed_more_repeats_training_and_not_the_reference(root: Path) -> None:
     assert second["train"] == 2 * first["train"]
     assert second["sample"] == 2 * first["sample"]
     assert second["reuse"] == first["reuse"] and second["sft"] == first["sft"]
-    assert two.rows("table2")["INPO"] == ["inpo.3", "inpo.s2.3"]
-    assert {name for name, _ in two.fits["ht-armorm.s2.2"].opponents} == {"ht-skywork.s2.1", "ht-athene.s2.1"}
+    assert two.targets.rows("table2")["INPO"] == ["inpo.3", "inpo.s2.3"]
+    assert {name for name, _ in two.policies.fits["ht-armorm.s2.2"].opponents} == {"ht-skywork.s2.1", "ht-athene.s2.1"}
     assert two.settings("train", policy="inpo.s2.1") != two.settings("train", policy="inpo.1")
     assert one.settings("train", policy="inpo.1") == two.settings("train", policy="inpo.1")
-    assert two.label("inpo.s2.3") == "INPO (seed 2) 3"
+    assert two.policies.label("inpo.s2.3") == "INPO (seed 2) 3"
 
 
 def test_policies_that_stand_in_no_table_are_passing_unless_they_are_kept(root: Path, plan: Plan) -> None:
-    assert "inpo.1" in plan.passing and "inpo.3" not in plan.passing and "dpo.1" not in plan.passing
-    assert Plan(load(root / "config.yaml", {"checkpoints": "keep"})).passing == []
+    assert (
+        "inpo.1" in plan.policies.passing
+        and "inpo.3" not in plan.policies.passing
+        and "dpo.1" not in plan.policies.passing
+    )
+    assert Plan(load(root / "config.yaml", {"checkpoints": "keep"})).policies.passing == []
 
 
 # -------------------------------------------------------------------------------------------------------------- sources
@@ -176,22 +182,22 @@ def test_policies_that_stand_in_no_table_are_passing_unless_they_are_kept(root: 
 
 def test_a_source_is_where_the_configuration_says(root: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNPO_CACHE", "/scratch/cache")
-    assert plan.source("models", "gemma") == "/scratch/cache/models/google--gemma-2-9b-it/main"
-    assert plan.source("datasets", "mt-bench").startswith("/scratch/cache/github/lm-sys--FastChat/0e6d3e4")
+    assert plan.files.source("models", "gemma") == "/scratch/cache/models/google--gemma-2-9b-it/main"
+    assert plan.files.source("datasets", "mt-bench").startswith("/scratch/cache/github/lm-sys--FastChat/0e6d3e4")
     mirrored = {name: spec.model_dump(exclude_none=True) for name, spec in plan.config.models.items()}
     mirrored["gemma"] |= {"mirror": "/data/gemma"}
     other = Plan(load(root / "config.yaml", {"models": mirrored}))
-    assert other.source("models", "gemma") == "/data/gemma"
-    assert other.downloads("/data/gemma") == {}
-    assert list(plan.downloads("/scratch/cache/models/google--gemma-2-9b-it/main")) == ["models.gemma"]
+    assert other.files.source("models", "gemma") == "/data/gemma"
+    assert other.files.downloads("/data/gemma") == {}
+    assert list(plan.files.downloads("/scratch/cache/models/google--gemma-2-9b-it/main")) == ["models.gemma"]
 
 
 def test_the_lock_moves_a_source_to_its_commit(plan: Plan) -> None:
     commit = "a" * 40
     lock = Lock.model_validate({"models": {"google/gemma-2-9b-it": {"main": {"commit": commit, "files": {}}}}})
     pinned = Plan(plan.config, lock)
-    assert pinned.source("models", "gemma").endswith(f"google--gemma-2-9b-it/{commit}")
-    assert pinned.source("models", "armorm") == plan.source("models", "armorm")
+    assert pinned.files.source("models", "gemma").endswith(f"google--gemma-2-9b-it/{commit}")
+    assert pinned.files.source("models", "armorm") == plan.files.source("models", "armorm")
 
 
 def test_a_reward_models_revision_reaches_its_scores_and_no_others(root: Path, plan: Plan) -> None:
@@ -215,8 +221,8 @@ def test_entries_of_one_repository_are_fetched_together(configured: Any) -> None
         "gsm8k": {"hub": "allenai/ai2_arc", "files": ["ARC-Easy/*"]},
     }
     plan = Plan(configured(datasets=datasets, evaluation={"benchmarks": ["arc", "gsm8k"], "judges": []}, judges={}))
-    directory = plan.source("datasets", "arc")
-    assert directory == plan.source("datasets", "gsm8k")
+    directory = plan.files.source("datasets", "arc")
+    assert directory == plan.files.source("datasets", "gsm8k")
     assert '"files": ["ARC-Challenge/*", "ARC-Easy/*"]' in plan.settings("download", directory=directory)
 
 

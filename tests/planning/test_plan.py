@@ -17,7 +17,8 @@ from mnpo.config.configuration import Config
 from mnpo.config.reading import load, read_yaml
 from mnpo.method import games
 from mnpo.planning import job_graph
-from mnpo.planning.plan import HELDOUT, Plan
+from mnpo.planning.files import HELDOUT
+from mnpo.planning.plan import Plan
 
 Planned = Callable[..., Plan]
 
@@ -35,7 +36,7 @@ def runs(demo: Path) -> dict[str, Any]:
 
 def artifacts(plan: Plan) -> list[str]:
     """Everything that the held-out tables rest on, in the order in which it can be made."""
-    made = [file for piece in job_graph.needed(plan, plan.target("heldout")) for file in piece.outputs]
+    made = [file for piece in job_graph.needed(plan, plan.targets.of("heldout")) for file in piece.outputs]
     return [file for file in made if "/prompts/" not in file and "/tables/" not in file and "/training/" not in file]
 
 
@@ -52,21 +53,23 @@ def jobs(plan: Plan) -> dict[str, str]:
     """What every job of the plan makes -> the settings it reads."""
     c = plan.config
     made = {"prompts": plan.settings("prompts"), "tables": plan.settings("tabulate"), "figures": plan.settings("plot")}
-    for policy in plan.prepared:
-        made[plan.policy(policy)] = plan.settings("sft", policy=policy)
-    for policy, fit in plan.fits.items():
+    for policy in plan.policies.prepared:
+        made[plan.files.policy(policy)] = plan.settings("sft", policy=policy)
+    for policy, fit in plan.policies.fits.items():
         for part in map(str, fit.parts):
             for shard in map(str, range(c.sampling.shards)):
-                made[plan.samples(fit.sampler, part, shard)] = plan.settings(
+                made[plan.files.samples(fit.sampler, part, shard)] = plan.settings(
                     "sample", policy=fit.sampler, part=part, shard=shard
                 )
-                made[plan.scores(fit.sampler, part, fit.oracle, shard)] = plan.settings("score", oracle=fit.oracle)
-            made[plan.pairs(fit.sampler, part, fit.oracle)] = plan.settings("pair", oracle=fit.oracle)
-        for file in plan.fit_logps(policy):
+                made[plan.files.scores(fit.sampler, part, fit.oracle, shard)] = plan.settings(
+                    "score", oracle=fit.oracle
+                )
+            made[plan.files.pairs(fit.sampler, part, fit.oracle)] = plan.settings("pair", oracle=fit.oracle)
+        for file in plan.files.fit_logps(plan.policies.fits[policy]):
             made[file] = plan.settings("logps", text=fit.protocol.opponent_text.tag())
-        made[plan.policy(policy)] = plan.settings("train", policy=policy)
-    for policy in plan.evaluated:
-        made[plan.evaluation(policy, HELDOUT)] = plan.settings("assess", policy=policy)
+        made[plan.files.policy(policy)] = plan.settings("train", policy=policy)
+    for policy in plan.policies.evaluated:
+        made[plan.files.evaluation(policy, HELDOUT)] = plan.settings("assess", policy=policy)
     return made
 
 
@@ -93,8 +96,8 @@ def changed_nouns(before: Plan, after: Plan) -> set[str]:
 
 
 def test_the_demos_policies_start_from_whom_they_should(plan: Plan) -> None:
-    assert plan.prepared == {"sft": "tiny"}
-    assert {p: (fit.start, fit.sampler, fit.parts) for p, fit in plan.fits.items()} == {
+    assert plan.policies.prepared == {"sft": "tiny"}
+    assert {p: (fit.start, fit.sampler, fit.parts) for p, fit in plan.policies.fits.items()} == {
         "dpo.1": ("sft", "sft", (1, 2, 3)),
         "inpo.1": ("sft", "sft", (1,)),
         "inpo.2": ("inpo.1", "inpo.1", (2,)),
@@ -105,11 +108,14 @@ def test_the_demos_policies_start_from_whom_they_should(plan: Plan) -> None:
         **{f"ht-{name}.1": ("sft", "sft", (1,)) for name in PLAYERS},
         **{f"ht-{name}.2": (f"ht-{name}.1", f"ht-{name}.1", (2,)) for name in PLAYERS},
     }
-    assert plan.evaluated == ["sft", *(p for p in plan.fits if p not in [f"ht-{name}.1" for name in PLAYERS])]
+    assert plan.policies.evaluated == [
+        "sft",
+        *(p for p in plan.policies.fits if p not in [f"ht-{name}.1" for name in PLAYERS]),
+    ]
 
 
 def test_the_demos_opponents_are_those_that_exist_newest_first(plan: Plan) -> None:
-    opponents = {p: dict(fit.opponents) for p, fit in plan.fits.items()}
+    opponents = {p: dict(fit.opponents) for p, fit in plan.policies.fits.items()}
     third = pytest.approx(1 / 3)
     assert opponents == {
         "dpo.1": {"sft": 1.0},
@@ -122,35 +128,49 @@ def test_the_demos_opponents_are_those_that_exist_newest_first(plan: Plan) -> No
         **{f"ht-{name}.1": {"sft": 1.0} for name in PLAYERS},
         **{f"ht-{name}.2": {f"ht-{other}.1": 0.5 for other in PLAYERS if other != name} for name in PLAYERS},
     }
-    assert [name for name, _ in plan.fits["td-mnpo.3"].opponents] == ["td-mnpo.2", "td-mnpo.1"]
-    assert plan.fits["td-mnpo.3"].scorers == ["td-mnpo.2", "td-mnpo.1", "sft"]  # the reference has a share beside them
-    assert plan.fits["td-mnpo.2"].scorers == ["td-mnpo.1", "sft"]  # opponent and reference: one file
-    assert plan.fits["dpo.1"].scorers == ["sft"]
+    assert [name for name, _ in plan.policies.fits["td-mnpo.3"].opponents] == ["td-mnpo.2", "td-mnpo.1"]
+    assert plan.policies.fits["td-mnpo.3"].scorers == [
+        "td-mnpo.2",
+        "td-mnpo.1",
+        "sft",
+    ]  # the reference has a share beside them
+    assert plan.policies.fits["td-mnpo.2"].scorers == ["td-mnpo.1", "sft"]  # opponent and reference: one file
+    assert plan.policies.fits["dpo.1"].scorers == ["sft"]
 
 
 def test_file_names_say_what_files_are(plan: Plan) -> None:
     root = "results/demo"
-    assert plan.prompts(2) == f"{root}/prompts/part2.parquet"
-    assert plan.prompts("heldout") == f"{root}/prompts/heldout.parquet"
-    assert plan.demonstrations == f"{root}/prompts/demonstrations.parquet"
-    assert plan.policy("inpo.2") == f"{root}/policies/inpo.2"
-    assert plan.sample_shards("inpo.1", 2) == [f"{root}/samples/inpo.1/part2/0.parquet"]
-    assert plan.score_shards("inpo.1", 2, "overall") == [f"{root}/scores/inpo.1/part2/overall/0.parquet"]
-    assert plan.fit_pairs("td-mnpo.3") == [f"{root}/pairs/td-mnpo.2/part3/overall.parquet"]
-    assert plan.fit_logps("td-mnpo.3") == [
+    assert plan.files.prompts(2) == f"{root}/prompts/part2.parquet"
+    assert plan.files.prompts("heldout") == f"{root}/prompts/heldout.parquet"
+    assert plan.files.demonstrations == f"{root}/prompts/demonstrations.parquet"
+    assert plan.files.policy("inpo.2") == f"{root}/policies/inpo.2"
+    assert plan.files.sample_shards("inpo.1", 2) == [f"{root}/samples/inpo.1/part2/0.parquet"]
+    assert plan.files.score_shards("inpo.1", 2, "overall") == [f"{root}/scores/inpo.1/part2/overall/0.parquet"]
+    assert plan.files.fit_pairs(plan.policies.fits["td-mnpo.3"]) == [f"{root}/pairs/td-mnpo.2/part3/overall.parquet"]
+    assert plan.files.fit_logps(plan.policies.fits["td-mnpo.3"]) == [
         f"{root}/logps/td-mnpo.2/part3/overall/chat/{scorer}.parquet" for scorer in ("td-mnpo.2", "td-mnpo.1", "sft")
     ]
-    assert plan.fit_logps("dpo.1") == [f"{root}/logps/sft/part{t}/overall/chat/sft.parquet" for t in (1, 2, 3)]
-    assert plan.evaluation("sft", "heldout") == f"{root}/evals/sft/heldout.json"
-    assert plan.evaluation_items("sft", "heldout") == f"{root}/evals/sft/heldout.parquet"
-    assert plan.tables == [
+    assert plan.files.fit_logps(plan.policies.fits["dpo.1"]) == [
+        f"{root}/logps/sft/part{t}/overall/chat/sft.parquet" for t in (1, 2, 3)
+    ]
+    assert plan.files.evaluation("sft", "heldout") == f"{root}/evals/sft/heldout.json"
+    assert plan.files.evaluation_items("sft", "heldout") == f"{root}/evals/sft/heldout.parquet"
+    assert plan.targets.heldout == [
         f"{root}/tables/{t}.{e}" for t in ("main", "families", "wins") for e in ("csv", "md", "html")
     ]
 
 
 def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
-    assert plan.fit_pairs("inpo.1") == plan.fit_pairs("td-mnpo.1") == plan.fit_pairs("dpo.1")[:1]
-    assert plan.fit_logps("inpo.1") == plan.fit_logps("td-mnpo.1") == plan.fit_logps("dpo.1")[:1]
+    assert (
+        plan.files.fit_pairs(plan.policies.fits["inpo.1"])
+        == plan.files.fit_pairs(plan.policies.fits["td-mnpo.1"])
+        == plan.files.fit_pairs(plan.policies.fits["dpo.1"])[:1]
+    )
+    assert (
+        plan.files.fit_logps(plan.policies.fits["inpo.1"])
+        == plan.files.fit_logps(plan.policies.fits["td-mnpo.1"])
+        == plan.files.fit_logps(plan.policies.fits["dpo.1"])[:1]
+    )
     nouns = [file.split("/")[2] for file in artifacts(plan)]
     # Samples of sft on 3 parts, and of iterations 1 and 2 of two runs; log-probabilities: 3 of sft on sft's,
     # 2 + 2 for inpo.2 and inpo.3, 2 for td-mnpo.2 (whose second opponent is the reference), 3 for td-mnpo.3.
@@ -163,23 +183,26 @@ def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
 
 def test_artifacts_come_after_what_they_are_made_from(plan: Plan) -> None:
     order = {file: i for i, file in enumerate(artifacts(plan))}
-    for policy, fit in plan.fits.items():
+    for policy, fit in plan.policies.fits.items():
         for part in fit.parts:
             chain = [
-                plan.policy(fit.sampler),
-                plan.samples(fit.sampler, part, 0),
-                plan.scores(fit.sampler, part, fit.oracle, 0),
-                plan.pairs(fit.sampler, part, fit.oracle),
-                plan.policy(policy),
+                plan.files.policy(fit.sampler),
+                plan.files.samples(fit.sampler, part, 0),
+                plan.files.scores(fit.sampler, part, fit.oracle, 0),
+                plan.files.pairs(fit.sampler, part, fit.oracle),
+                plan.files.policy(policy),
             ]
             assert [order[file] for file in chain] == sorted(order[file] for file in chain)
-        assert all(order[plan.policy(s)] < order[f] for s, f in zip(fit.scorers, plan.fit_logps(policy), strict=False))
+        assert all(
+            order[plan.files.policy(s)] < order[f]
+            for s, f in zip(fit.scorers, plan.files.fit_logps(plan.policies.fits[policy]), strict=False)
+        )
 
 
 @pytest.mark.parametrize(("least", "shards"), [(1, 8), (100, 6), (300, 2), (1000, 1)])
 def test_a_job_that_samples_gets_a_minimum_of_prompts(planned: Planned, least: int, shards: int) -> None:
     plan = planned(prompts={"part_size": 600}, sampling={"shards": 8, "prompts_a_job": least})
-    assert len(plan.sample_shards("inpo.1", 2)) == len(plan.score_shards("inpo.1", 2, "overall")) == shards
+    assert len(plan.files.sample_shards("inpo.1", 2)) == len(plan.files.score_shards("inpo.1", 2, "overall")) == shards
     sampling = json.loads(plan.settings("sample", policy="inpo.1", part="part2", shard="0"))["sampling"]
     assert (sampling["shards"], sampling["prompts_a_job"]) == (shards, 1)
 
@@ -188,8 +211,10 @@ def test_whose_log_probabilities_the_sampler_says_is_no_matter_of_sampling(plann
     plan, reusing = planned(sampling={"logprobs": True}), planned(sampling={"logprobs": True, "reuse_logprobs": True})
     job = {"policy": "inpo.1", "part": "part2", "shard": "0"}
     assert plan.settings("sample", **job) == reusing.settings("sample", **job)
-    assert reusing.reused_logprobs("inpo.1", 2, "inpo.1") == [f"{reusing.root}/logps/inpo.1/part2/sampler/0.parquet"]
-    assert reusing.reused_logprobs("inpo.1", 2, "sft") == plan.reused_logprobs("inpo.1", 2, "inpo.1") == []
+    assert reusing.files.reused_logprobs("inpo.1", 2, "inpo.1") == [
+        f"{reusing.files.root}/logps/inpo.1/part2/sampler/0.parquet"
+    ]
+    assert reusing.files.reused_logprobs("inpo.1", 2, "sft") == plan.files.reused_logprobs("inpo.1", 2, "inpo.1") == []
 
 
 def test_shards_multiply_samples_and_scores_alone(planned: Planned) -> None:
@@ -201,8 +226,8 @@ def test_shards_multiply_samples_and_scores_alone(planned: Planned) -> None:
 @pytest.mark.parametrize("history", [1, 2, 3])
 def test_one_more_player_costs_one_more_log_probability_file(planned: Planned, history: int) -> None:
     plan = planned(runs={"mine": a_run(name="td-mnpo", eta=0.2, history=history)}, tables=SFT_ONLY)
-    assert len(plan.fit_logps("mine.3")) == history
-    assert [name for name, _ in plan.fits["mine.3"].opponents] == ["mine.2", "mine.1", "sft"][:history]
+    assert len(plan.files.fit_logps(plan.policies.fits["mine.3"])) == history
+    assert [name for name, _ in plan.policies.fits["mine.3"].opponents] == ["mine.2", "mine.1", "sft"][:history]
     files = {f for f in artifacts(plan) if "/logps/" not in f}
     assert files == {
         f for f in artifacts(planned(runs={"mine": a_run(name="inpo", eta=0.2)}, tables=SFT_ONLY)) if "/logps/" not in f
@@ -211,20 +236,20 @@ def test_one_more_player_costs_one_more_log_probability_file(planned: Planned, h
 
 def test_weights_are_scaled_over_the_opponents_that_exist(planned: Planned) -> None:
     run = a_run(name="td-mnpo", eta=0.2, history=3, weights=[2, 1, 1])
-    fits = planned(runs={"mine": run}, tables=SFT_ONLY).fits
+    fits = planned(runs={"mine": run}, tables=SFT_ONLY).policies.fits
     assert fits["mine.1"].opponents == (("sft", 1.0),)
     assert fits["mine.2"].opponents == (("mine.1", pytest.approx(2 / 3)), ("sft", pytest.approx(1 / 3)))
     assert fits["mine.3"].opponents == (("mine.2", 0.5), ("mine.1", 0.25), ("sft", 0.25))
 
 
 def test_weights_left_out_are_equal(planned: Planned) -> None:
-    fits = planned(runs={"mine": a_run(name="td-mnpo", eta=0.2, history=3)}, tables=SFT_ONLY).fits
+    fits = planned(runs={"mine": a_run(name="td-mnpo", eta=0.2, history=3)}, tables=SFT_ONLY).policies.fits
     assert [w for _, w in fits["mine.3"].opponents] == pytest.approx([1 / 3] * 3)
 
 
 def test_members_without_opponents_read_no_log_probabilities(planned: Planned) -> None:
     plan = planned(runs={"mine": a_run(1, name="simpo", beta=2.0, margin=0.5)}, tables=SFT_ONLY)
-    assert plan.fits["mine.1"].opponents == () and plan.fit_logps("mine.1") == []
+    assert plan.policies.fits["mine.1"].opponents == () and plan.files.fit_logps(plan.policies.fits["mine.1"]) == []
 
 
 # -------------------------------------------------------------------------------------------------- presets and schemes
@@ -234,9 +259,12 @@ def test_the_official_code_preset_reads_texts_raw_and_ignores_weights(planned: P
     settings: dict[str, Any] = {"name": "td-mnpo", "eta": 0.2, "history": 2, "weights": [0.9, 0.1]}
     paper = planned(runs={"mine": a_run(**settings)}, tables=SFT_ONLY)
     code = planned(runs={"mine": a_run(preset="official-code", **settings)}, tables=SFT_ONLY)
-    assert paper.fits["mine.2"].opponents == (("mine.1", pytest.approx(0.9)), ("sft", pytest.approx(0.1)))
-    assert code.fits["mine.2"].opponents == (("mine.1", 0.5), ("sft", 0.5))
-    assert code.fit_logps("mine.2")[0] == "results/demo/logps/mine.1/part2/overall/raw-nobos/mine.1.parquet"
+    assert paper.policies.fits["mine.2"].opponents == (("mine.1", pytest.approx(0.9)), ("sft", pytest.approx(0.1)))
+    assert code.policies.fits["mine.2"].opponents == (("mine.1", 0.5), ("sft", 0.5))
+    assert (
+        code.files.fit_logps(code.policies.fits["mine.2"])[0]
+        == "results/demo/logps/mine.1/part2/overall/raw-nobos/mine.1.parquet"
+    )
     assert json.loads(code.settings("logps", text="raw-nobos"))["form"] == {"render": "raw", "bos": False}
     one, other = (json.loads(p.settings("train", policy="mine.2")) for p in (paper, code))
     assert {k for k in one if one[k] != other[k]} == {"length_normalised", "form", "opponent_form", "opponents"}
@@ -245,27 +273,27 @@ def test_the_official_code_preset_reads_texts_raw_and_ignores_weights(planned: P
 
 def test_onpo_fits_an_anchor_and_then_the_policy_on_the_same_pairs(planned: Planned) -> None:
     plan = planned(runs={"mine": a_run(2, name="onpo", eta_rate=2.0)}, tables=SFT_ONLY)
-    fits = [(f.policy, f.start, f.sampler, f.opponents, f.parts) for f in plan.fits.values()]
+    fits = [(f.policy, f.start, f.sampler, f.opponents, f.parts) for f in plan.policies.fits.values()]
     assert fits == [
         ("mine.1-anchor", "sft", "sft", (("sft", 1.0),), (1,)),
         ("mine.1", "mine.1-anchor", "sft", (("mine.1-anchor", 1.0),), (1,)),
         ("mine.2-anchor", "mine.1-anchor", "mine.1", (("mine.1-anchor", 1.0),), (2,)),
         ("mine.2", "mine.2-anchor", "mine.1", (("mine.2-anchor", 1.0),), (2,)),
     ]
-    assert plan.evaluated == ["sft", "mine.1", "mine.2"]
+    assert plan.policies.evaluated == ["sft", "mine.1", "mine.2"]
     assert len([f for f in artifacts(plan) if "/pairs/" in f]) == 2
 
 
 def test_egpo_takes_a_half_step_and_then_a_full_one_from_the_same_start(planned: Planned) -> None:
     plan = planned(runs={"mine": a_run(2, name="egpo", eta=0.2, ratio=0.25)}, tables=SFT_ONLY)
-    fits = [(f.policy, f.start, f.sampler, f.opponents, f.scorers) for f in plan.fits.values()]
+    fits = [(f.policy, f.start, f.sampler, f.opponents, f.scorers) for f in plan.policies.fits.values()]
     assert fits == [
         ("mine.1-half", "sft", "sft", (("sft", 1.0),), ["sft"]),
         ("mine.1", "sft", "mine.1-half", (("sft", 1.0),), ["sft"]),
         ("mine.2-half", "mine.1", "mine.1", (("mine.1", 1.0),), ["mine.1", "sft"]),
         ("mine.2", "mine.1", "mine.2-half", (("mine.1", 1.0),), ["mine.1", "sft"]),
     ]
-    assert plan.evaluated == ["sft", "mine.1", "mine.2"]
+    assert plan.policies.evaluated == ["sft", "mine.1", "mine.2"]
     assert len([f for f in artifacts(plan) if "/pairs/" in f]) == 4
 
 
@@ -279,17 +307,21 @@ def three_players(iterations: int = 2, **objective: Any) -> dict[str, Any]:
 
 def test_ht_mnpo_is_opposed_by_the_other_players_current_policies(planned: Planned) -> None:
     plan = planned(runs=three_players(), tables=SFT_ONLY)
-    assert plan.fits["two.1"].opponents == (("sft", 1.0),)
-    assert plan.fits["two.2"].opponents == (("one.1", 0.75), ("three.1", 0.25))
-    assert plan.fits["two.2"].start == plan.fits["two.2"].sampler == "two.1"
-    assert plan.fit_logps("two.2") == [
+    assert plan.policies.fits["two.1"].opponents == (("sft", 1.0),)
+    assert plan.policies.fits["two.2"].opponents == (("one.1", 0.75), ("three.1", 0.25))
+    assert plan.policies.fits["two.2"].start == plan.policies.fits["two.2"].sampler == "two.1"
+    assert plan.files.fit_logps(plan.policies.fits["two.2"]) == [
         f"results/demo/logps/two.1/part2/brevity/chat/{p}.1.parquet" for p in ("one", "three")
     ]
-    assert [plan.fits[f"{p}.1"].oracle for p in ("one", "two", "three")] == ["correctness", "brevity", "courtesy"]
+    assert [plan.policies.fits[f"{p}.1"].oracle for p in ("one", "two", "three")] == [
+        "correctness",
+        "brevity",
+        "courtesy",
+    ]
 
 
 def test_alternating_players_meet_the_new_policies_of_those_before_them(planned: Planned) -> None:
-    fits = planned(runs=three_players(updates="alternating"), tables=SFT_ONLY).fits
+    fits = planned(runs=three_players(updates="alternating"), tables=SFT_ONLY).policies.fits
     assert fits["one.1"].opponents == (("sft", 1.0),)
     assert fits["two.1"].opponents == (("one.1", 0.75), ("sft", 0.25))
     assert fits["three.1"].opponents == (("one.1", 0.75), ("two.1", 0.25))
@@ -316,7 +348,7 @@ def test_the_plans_fits_solved_exactly_are_the_game_that_is_played(
     """Each fit by its minimiser, eq. 15: `pi_ref^ratio (prod_j pi_j^lambda_j)^(1 - ratio) exp(P(y > pi_t) / eta)`."""
     ratio = runs["one"]["objective"].get("ratio", 0.0)
     game = games.preset("condorcet", players=len(runs), tau=0.2 * ratio)
-    fits = planned(runs=runs, tables=SFT_ONLY).fits
+    fits = planned(runs=runs, tables=SFT_ONLY).policies.fits
     own = {"correctness": 0, "brevity": 1, "courtesy": 2, "overall": 0}
 
     def solved(policy: str) -> np.ndarray:
@@ -352,9 +384,9 @@ def test_one_more_player_costs_its_own_chain_and_a_log_probability_file_for_each
 
 def test_a_players_opponents_are_the_others_last_policies(planned: Planned) -> None:
     plan = planned(runs=three_players() | {"alone": a_run(2, name="inpo", eta=0.2)}, tables=SFT_ONLY, seeds=2)
-    assert plan.opponents("two.2") == {"one.2": 0.75, "three.2": 0.25}
-    assert plan.opponents("two.s2.2") == {"one.s2.2": 0.75, "three.s2.2": 0.25}
-    assert plan.opponents("alone.2") == {"alone.2": 1.0}
+    assert plan.policies.opponents("two.2") == {"one.2": 0.75, "three.2": 0.25}
+    assert plan.policies.opponents("two.s2.2") == {"one.s2.2": 0.75, "three.s2.2": 0.25}
+    assert plan.policies.opponents("alone.2") == {"alone.2": 1.0}
 
 
 # ------------------------------------------------------------------------------------------------------ best responses
@@ -363,17 +395,17 @@ def test_a_players_opponents_are_the_others_last_policies(planned: Planned) -> N
 def test_a_best_response_starts_as_the_fixed_policy_and_is_judged_against_it(planned: Planned) -> None:
     asked = {"policies": ["inpo.2"], "oracle": "majority", "parts": [[1], [2, 3]], "rate": 4.0}
     plan = planned(exploitability=asked)
-    fits = [plan.fits[f"inpo.2.exploiter.{t}"] for t in (1, 2)]
+    fits = [plan.policies.fits[f"inpo.2.exploiter.{t}"] for t in (1, 2)]
     assert [(f.start, f.sampler, f.opponents, f.parts) for f in fits] == [
         ("inpo.2", "inpo.2", (("inpo.2", 1.0),), (1,)),
         ("inpo.2.exploiter.1", "inpo.2.exploiter.1", (("inpo.2.exploiter.1", 1.0),), (2, 3)),
     ]
     root, name = "results/demo", "inpo.2.exploiter.1"
-    assert plan.fit_pairs("inpo.2.exploiter.2") == [
+    assert plan.files.fit_pairs(plan.policies.fits["inpo.2.exploiter.2"]) == [
         f"{root}/pairs/{name}/part{t}/majority@inpo.2.parquet" for t in (2, 3)
     ]
-    assert plan.against(2, "majority@inpo.2", 0) == [f"{root}/samples/inpo.2/part2/0.parquet"]
-    assert plan.against(2, "majority", 0) == []
+    assert plan.files.against(2, "majority@inpo.2", 0) == [f"{root}/samples/inpo.2/part2/0.parquet"]
+    assert plan.files.against(2, "majority", 0) == []
     settings = json.loads(plan.settings("train", policy="inpo.2.exploiter.2"))
     assert settings["objective"] == {"name": "td-mnpo", "reward_scale": 4.0} and settings["scorers"] == [name]
     assert json.loads(plan.settings("score", oracle="majority@inpo.2"))["oracle"] == "majority"
@@ -383,10 +415,16 @@ def test_the_work_of_exploitability_is_its_own(planned: Planned, plan: Plan) -> 
     """One policy, two iterations: samples of it on parts 1 and 2 (there for part 2 already) and of the first exploiter
     on part 2; of all three on held-out prompts. Scores: two to train on, three held out."""
     after = planned(exploitability={"policies": ["inpo.1"], "oracle": "overall", "parts": [[1], [2]]})
-    assert artifacts(after) == artifacts(plan) and after.evaluated == plan.evaluated and after.finals == plan.finals
-    assert after.target("figures") == plan.target("figures") and after.of_runs == list(plan.fits)
+    assert (
+        artifacts(after) == artifacts(plan)
+        and after.policies.evaluated == plan.policies.evaluated
+        and after.policies.finals == plan.policies.finals
+    )
+    assert after.targets.of("figures") == plan.targets.of("figures") and after.policies.of_runs == list(
+        plan.policies.fits
+    )
     there = {piece.name for piece in job_graph.needed(plan, job_graph.files(plan, plan.config.tables.targets))}
-    more = [w for w in job_graph.needed(after, after.target("exploitability")) if w.name not in there]
+    more = [w for w in job_graph.needed(after, after.targets.of("exploitability")) if w.name not in there]
     stages = [piece.stage for piece in more]
     expected = {"sample": 2 + 3, "score": 2 + 3, "pair": 2, "logps": 2, "train": 2, "exploitability": 1}
     assert {stage: stages.count(stage) for stage in stages} == expected
@@ -397,8 +435,11 @@ def test_the_work_of_exploitability_is_its_own(planned: Planned, plan: Plan) -> 
 
 def test_without_a_list_the_last_policy_of_every_run_is_exploited_under_its_own_oracle(planned: Planned) -> None:
     plan = planned(runs=three_players(), tables=SFT_ONLY, exploitability={})
-    assert plan.exploited == {"one.2": "correctness", "two.2": "brevity", "three.2": "courtesy"}
-    assert plan.exploiters["two.2"] == ["two.2", *(f"two.2.exploiter.{t}" for t in (1, 2, 3))]  # one on each part
+    assert plan.policies.exploited == {"one.2": "correctness", "two.2": "brevity", "three.2": "courtesy"}
+    assert plan.policies.exploiters["two.2"] == [
+        "two.2",
+        *(f"two.2.exploiter.{t}" for t in (1, 2, 3)),
+    ]  # one on each part
 
 
 @pytest.mark.parametrize(
@@ -417,18 +458,18 @@ def test_a_budget_that_cannot_be_is_refused(planned: Planned, asked: dict[str, A
 
 def test_exploitability_that_nothing_configures_is_refused(plan: Plan) -> None:
     with pytest.raises(ConfigError, match="exploitability: whose.*configs/exploitability.yaml"):
-        _ = plan.exploit_scores
+        _ = plan.targets.exploit_scores
 
 
 def test_a_run_can_be_measured_on_held_out_prompts_alone_or_at_its_end(planned: Planned, runs: dict[str, Any]) -> None:
-    assert planned().finals == ["sft", "dpo.1", "inpo.3", "td-mnpo.3"]  # without the players
+    assert planned().policies.finals == ["sft", "dpo.1", "inpo.3", "td-mnpo.3"]  # without the players
     runs["inpo"]["measured"] = "heldout"
     runs["td-mnpo"]["measured"] = "last"
     plan = planned(runs=runs, checkpoints="temporary")
-    assert plan.finals == ["sft", "dpo.1"]
-    assert plan.evaluated[:6] == ["sft", "dpo.1", "inpo.1", "inpo.2", "inpo.3", "td-mnpo.3"]
-    assert not [f for f in plan.benchmark_evaluations if "inpo" in f]
-    assert "inpo.3" not in plan.passing and {"inpo.2", "td-mnpo.2"} <= set(plan.passing)
+    assert plan.policies.finals == ["sft", "dpo.1"]
+    assert plan.policies.evaluated[:6] == ["sft", "dpo.1", "inpo.1", "inpo.2", "inpo.3", "td-mnpo.3"]
+    assert not [f for f in plan.measurements.evaluations if "inpo" in f]
+    assert "inpo.3" not in plan.policies.passing and {"inpo.2", "td-mnpo.2"} <= set(plan.policies.passing)
 
 
 def test_a_player_that_no_run_makes_is_refused(planned: Planned) -> None:
@@ -451,19 +492,19 @@ def test_a_player_that_stops_early_is_refused(planned: Planned) -> None:
 def test_eo_mnpo_is_opposed_by_other_models_whose_files_are_used_where_they_are(planned: Planned) -> None:
     changes = {"models": {"tiny": {"path": "a"}, "big": {"path": "b"}}, "tables": SFT_ONLY}
     plan = planned(runs={"mine": a_run(2, name="eo-mnpo", eta=0.2, players=["big"])}, **changes)
-    assert plan.prepared == {"sft": "tiny"}
-    assert plan.fits["mine.2"].opponents == (("big", 1.0),)
-    assert plan.policy("big") == "b"
+    assert plan.policies.prepared == {"sft": "tiny"}
+    assert plan.policies.fits["mine.2"].opponents == (("big", 1.0),)
+    assert plan.files.policy("big") == "b"
 
 
 def test_a_model_of_random_weights_that_is_evaluated_is_made_first(planned: Planned) -> None:
     models = {"tiny": {"architecture": {}}, "other": {"architecture": {}}, "given": {"path": "g"}}
     plan = planned(models=models, evaluation={"models": ["other", "given"]})
-    assert plan.prepared == {"sft": "tiny", "other": "other"}
-    assert plan.policy("other") == "results/demo/policies/other" and plan.policy("given") == "g"
-    assert plan.finals == ["sft", "dpo.1", "inpo.3", "td-mnpo.3", "other", "given"]
+    assert plan.policies.prepared == {"sft": "tiny", "other": "other"}
+    assert plan.files.policy("other") == "results/demo/policies/other" and plan.files.policy("given") == "g"
+    assert plan.policies.finals == ["sft", "dpo.1", "inpo.3", "td-mnpo.3", "other", "given"]
     alone = planned(models=models, evaluation={"models": ["given"]}, runs={}, tables={"win_against": ["sft"]})
-    assert alone.finals == ["given"]
+    assert alone.policies.finals == ["given"]
 
 
 def test_players_are_needed_by_some_and_read_by_no_other(planned: Planned) -> None:
@@ -479,7 +520,12 @@ def test_a_table_against_an_unknown_policy_is_refused(planned: Planned) -> None:
 
 
 def test_labels_name_runs_and_iterations_and_must_differ(plan: Plan, planned: Planned, runs: dict[str, Any]) -> None:
-    assert [plan.label(p) for p in ("sft", "dpo.1", "inpo.2", "td-mnpo.3")] == ["SFT", "DPO", "INPO 2", "TD-MNPO 3"]
+    assert [plan.policies.label(p) for p in ("sft", "dpo.1", "inpo.2", "td-mnpo.3")] == [
+        "SFT",
+        "DPO",
+        "INPO 2",
+        "TD-MNPO 3",
+    ]
     runs["td-mnpo"]["label"] = "INPO"
     with pytest.raises(ConfigError, match="inpo.*td-mnpo.*label"):
         planned(runs=runs)
@@ -511,7 +557,7 @@ def test_tables_and_figures_keep_the_configurations_order(plan: Plan) -> None:
 
     for stage, module in (("tabulate", tabulate), ("plot", plot)):
         settings = module.Settings.model_validate_json(plan.settings(stage))
-        assert list(settings.labels) == plan.evaluated
+        assert list(settings.labels) == plan.policies.evaluated
     figures = plot.Settings.model_validate_json(plan.settings("plot"))
     assert list(figures.runs.items()) == [
         ("dpo", ["dpo.1"]),
@@ -591,7 +637,7 @@ def test_seeds_differ_between_policies_parts_and_runs_seeds(planned: Planned, pl
 
 
 def test_all_policies_are_evaluated_with_the_same_random_numbers(plan: Plan) -> None:
-    texts = [json.loads(plan.settings("assess", policy=p)) for p in plan.evaluated]
+    texts = [json.loads(plan.settings("assess", policy=p)) for p in plan.policies.evaluated]
     assert len({t.pop("policy") for t in texts}) == 11
     assert all(t == texts[0] for t in texts)
 
@@ -603,7 +649,7 @@ def test_a_stages_source_digest_depends_on_the_oracles_it_uses(plan: Plan) -> No
 
 
 def test_configurations_with_the_same_name_share_a_root(configured: Callable[..., Config]) -> None:
-    assert Plan(configured(name="other")).root == "results/other"
+    assert Plan(configured(name="other")).files.root == "results/other"
     assert changed_nouns(Plan(configured()), Plan(configured())) == set()
 
 
@@ -612,7 +658,7 @@ def test_the_demos_own_code_is_part_of_the_demos_digests_only(
 ) -> None:
     """The world behind the prompts and the tiny model behind SFT count where the configuration uses them."""
     seen: list[tuple[str, ...]] = []
-    monkeypatch.setattr("mnpo.planning.plan.code_digests.digest", lambda *modules: seen.append(modules) or "")
+    monkeypatch.setattr("mnpo.storage.code_digests.digest", lambda *modules: seen.append(modules) or "")
     local = {"prompts": {"source": "file", "path": "p.jsonl"}, "models": {"tiny": {"path": "here"}}}
     for plan in (planned(), planned(**local)):
         for stage in ("prompts", "sft", "pair"):
@@ -649,22 +695,30 @@ def test_who_opposes_is_read_by_the_objective_and_exists(
 def test_evalscope_measures_all_but_mt_bench(planned: Planned) -> None:
     benchmarks = ["gsm8k", "minerva", "arc", "mt-bench", "arena-hard"]
     plan = planned(evaluation={"protocol": "evalscope", "benchmarks": benchmarks})
-    assert (plan.evalscope, plan.harness, plan.answered) == (
+    assert (plan.measurements.evalscope, plan.measurements.harness, plan.measurements.answered) == (
         ["gsm8k", "arc"],
         [],
         ["minerva", "mt-bench", "arena-hard"],
     )
-    assert list(plan.measured) == ["gsm8k", "arc", "minerva.demo", "mt-bench.demo", "arena-hard.demo"]
-    made = {piece.stage: piece.outputs for piece in job_graph.needed(plan, [plan.evaluation("sft", "arc")])}
+    assert list(plan.measurements.measured) == ["gsm8k", "arc", "minerva.demo", "mt-bench.demo", "arena-hard.demo"]
+    made = {piece.stage: piece.outputs for piece in job_graph.needed(plan, [plan.files.evaluation("sft", "arc")])}
     assert made["evalscope"] == ("results/demo/evals/sft/gsm8k.json", "results/demo/evals/sft/arc.json")
-    assert planned().evalscope == [] and planned().answered == ["alpaca-eval", "arena-hard", "mt-bench"]
+    assert planned().measurements.evalscope == [] and planned().measurements.answered == [
+        "alpaca-eval",
+        "arena-hard",
+        "mt-bench",
+    ]
 
 
 def test_each_benchmark_may_have_its_protocol(planned: Planned) -> None:
     """One table can mix; what is not named is measured by its own package, and rests on nothing of EvalScope's."""
     protocol = {"minerva": "evalscope", "gsm8k": "evalscope"}
     plan = planned(evaluation={"protocol": protocol, "benchmarks": ["gsm8k", "minerva", "arc", "arena-hard"]})
-    assert (plan.evalscope, plan.harness, plan.answered) == (["gsm8k"], ["arc"], ["minerva", "arena-hard"])
+    assert (plan.measurements.evalscope, plan.measurements.harness, plan.measurements.answered) == (
+        ["gsm8k"],
+        ["arc"],
+        ["minerva", "arena-hard"],
+    )
     asked = {"policy": "sft", "judge": "demo", "repeat": ""}
-    settings = {b: json.loads(plan.settings("judge", benchmark=b, **asked)) for b in plan.answered}
+    settings = {b: json.loads(plan.settings("judge", benchmark=b, **asked)) for b in plan.measurements.answered}
     assert settings["minerva"]["protocol"] == "evalscope" and "protocol" not in settings["arena-hard"]

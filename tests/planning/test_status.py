@@ -118,17 +118,17 @@ def test_everything_made(plan: Plan) -> None:
 
 
 def test_gpu_hours_are_seconds_times_gpus(plan: Plan) -> None:
-    make(plan.samples("sft", 1, 0), seconds=3600)  # one GPU: 1
-    make(plan.policy("dpo.1"), seconds=1800)  # 16 GPUs: 8
-    make(plan.training("dpo.1"), seconds=1800)  # the same job's
-    make(plan.pairs("sft", 1, "overall"), seconds=1800)  # none
+    make(plan.files.samples("sft", 1, 0), seconds=3600)  # one GPU: 1
+    make(plan.files.policy("dpo.1"), seconds=1800)  # 16 GPUs: 8
+    make(plan.files.training("dpo.1"), seconds=1800)  # the same job's
+    make(plan.files.pairs("sft", 1, "overall"), seconds=1800)  # none
     found = status.look(plan)
     assert counts(found) == (JOBS, 3, 0, JOBS - 3, 0)
     assert "; 9.0 GPU-hours used; " in status.line(found)
 
 
 def test_a_job_with_one_of_its_outputs_is_not_done(plan: Plan) -> None:
-    make(plan.policy("dpo.1"))
+    make(plan.files.policy("dpo.1"))
     assert counts(status.look(plan)) == (JOBS, 0, 0, JOBS, 0)
 
 
@@ -136,15 +136,15 @@ def test_a_policy_that_is_not_kept_counts_as_done_without_it(planned: Callable[.
     run = DPO | {"iterations": [{"parts": [1]}, {"parts": [2]}]}
     tables = {"targets": ["benchmarks"]}  # of last policies only
     plan = planned(**SMALL | {"runs": {"dpo": run}, "checkpoints": "temporary", "tables": tables})
-    assert plan.passing == ["dpo.1"]
-    job = status.Job("train", "dpo.1", (plan.policy("dpo.1"), plan.training("dpo.1")))
+    assert plan.policies.passing == ["dpo.1"]
+    job = status.Job("train", "dpo.1", (plan.files.policy("dpo.1"), plan.files.training("dpo.1")))
     assert not status._whole(plan, job)
-    make(plan.training("dpo.1"))
+    make(plan.files.training("dpo.1"))
     assert status._whole(plan, job)
 
 
 def test_a_mark_without_a_workflow_is_an_interrupted_job(plan: Plan) -> None:
-    mark(plan.samples("sft", 1, 0))
+    mark(plan.files.samples("sft", 1, 0))
     found = status.look(plan)
     assert counts(found) == (JOBS, 0, 0, JOBS, 0)
     assert status.line(found).endswith("no workflow is running; interrupted jobs: 1")
@@ -163,9 +163,9 @@ def test_marks_with_long_names_are_read(here: Path) -> None:
 def test_what_runs_with_its_progress_and_the_expected_end(plan: Plan) -> None:
     now = time.time()
     session(now - 100, STATS.format("sample", 2) + "Finished jobid: 2 (Rule: sample)\n")
-    make(plan.samples("sft", 1, 0), seconds=50, started=now - 100)
-    mark(plan.samples("sft", 1, 1), since=now - 50)
-    mark(plan.policy("sft"), since=now - 500)  # of an earlier session, killed
+    make(plan.files.samples("sft", 1, 0), seconds=50, started=now - 100)
+    mark(plan.files.samples("sft", 1, 1), since=now - 50)
+    mark(plan.files.policy("sft"), since=now - 500)  # of an earlier session, killed
     log = Path("logs/small/sample/sft.part1.1.log")
     log.parent.mkdir(parents=True)
     log.write_text(
@@ -191,14 +191,14 @@ def test_the_expected_end_takes_means_of_stages_and_what_ran_at_once(plan: Plan)
     session(now - 40, STATS.format("assess", 2) + finished)
     make_all(plan, seconds=100, started=now - 1000)
     for shard in (0, 1):
-        make(plan.scores("sft", 1, "overall", shard), seconds=40, started=now - 40)
+        make(plan.files.scores("sft", 1, "overall", shard), seconds=40, started=now - 40)
     found = status.look(plan)
     assert counts(found) == (JOBS, JOBS - 2, 0, 2, 0)  # there, but to be made again
     assert found.seconds_left == pytest.approx(100, rel=0.1)
 
 
 def test_what_failed_in_the_latest_session(plan: Plan) -> None:
-    output = plan.pairs("sft", 1, "overall")
+    output = plan.files.pairs("sft", 1, "overall")
     error = f"Error in rule pair:\n    message: None\n    jobid: 4\n    input: a, b\n    output: {output}\n    log: x\n"
     session(time.time() - 20, STATS.format("pair", 1) + error)
     log = Path("logs/small/pair/sft.part1.overall.log")
@@ -232,9 +232,9 @@ def test_slurm_tells_running_from_queued(plan: Plan, here: Path, monkeypatch: py
     squeue.write_text("#!/bin/sh\nprintf '17 RUNNING\\n18_2 PENDING\\n'\n")
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
-    mark(plan.samples("sft", 1, 0), external="17")
-    mark(plan.samples("sft", 1, 1), external="18_2")
-    mark(plan.policy("sft"), external="16")  # ended, unseen: the workflow is not here
+    mark(plan.files.samples("sft", 1, 0), external="17")
+    mark(plan.files.samples("sft", 1, 1), external="18_2")
+    mark(plan.files.policy("sft"), external="16")  # ended, unseen: the workflow is not here
     found = status.look(plan)
     assert counts(found) == (JOBS, 0, 1, JOBS - 1, 0)
     assert f"{JOBS - 1} waiting (1 of them in the queue)" in status.line(found)

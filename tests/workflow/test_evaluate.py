@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_what_the_policys_numbers_rest_on_is_made(here: Path, sft_policy: Path, demo: Path) -> None:
     file = configure(sft_policy, demo, "mine")
     plan = Plan(load(file))
-    jobs = {piece.name for piece in job_graph.needed(plan, plan.target("benchmarks"))}
+    jobs = {piece.name for piece in job_graph.needed(plan, plan.targets.of("benchmarks"))}
     assert jobs == {
         "harness mine",
         "benchmarks benchmarks",
@@ -46,12 +46,14 @@ def test_only_what_the_policys_numbers_rest_on_is_made(here: Path, sft_policy: P
         *(f"answer mine {benchmark}" for benchmark in JUDGED),
         *(f"judge mine {benchmark}.demo" for benchmark in JUDGED),
     }
-    assert plan.policy("mine") == str(sft_policy) and list(here.rglob("*.*")) == [here / "results/mine/config.yaml"]
+    assert plan.files.policy("mine") == str(sft_policy) and list(here.rglob("*.*")) == [
+        here / "results/mine/config.yaml"
+    ]
 
 
 def test_the_papers_configuration_measures_any_policy_too(here: Path, sft_policy: Path, root: Path) -> None:
     plan = Plan(load(configure(sft_policy, root / "config.yaml", "mine", ["gsm8k", "mt-bench"])))
-    stages = [piece.stage for piece in job_graph.needed(plan, plan.target("benchmarks"))]
+    stages = [piece.stage for piece in job_graph.needed(plan, plan.targets.of("benchmarks"))]
     assert sorted(stages) == ["answer", "benchmarks", "download", "download", "harness", "judge"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mnpo.planning.plan import FIGURES
+from mnpo.planning.targets import FIGURES
 from tests.helpers.checkouts import ROOT, Checkout
 
 CONFIG = "tests/workflow/small.yaml"

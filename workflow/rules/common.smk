@@ -24,9 +24,9 @@ def manifest(file):
 
 def drawn(policy, part, shard):
     """A shard of samples, and what the sampler says of their log-probabilities, where it is asked to."""
-    files = {"samples": PLAN.samples(policy, part, shard)}
+    files = {"samples": PLAN.files.samples(policy, part, shard)}
     if PLAN.config.sampling.logprobs:
-        files["logps"] = PLAN.sampler_logps(policy, part, shard)
+        files["logps"] = PLAN.files.sampler_logps(policy, part, shard)
     return files | {f"{name}_manifest": manifest(file) for name, file in files.items()}
 
 

@@ -3,13 +3,13 @@
 
 rule assess:
     input:
-        policy=PLAN.policy("{policy}"),
-        reference=PLAN.policy(REFERENCE),
-        prompts=PLAN.prompts(HELDOUT),
-        models=PLAN.model_sources(PLAN.oracle_models(PLAN.evaluation_oracles)),
+        policy=PLAN.files.policy("{policy}"),
+        reference=PLAN.files.policy(REFERENCE),
+        prompts=PLAN.files.prompts(HELDOUT),
+        models=PLAN.files.model_sources(PLAN.oracles.models(PLAN.oracles.of_evaluation)),
     output:
-        summary=PLAN.evaluation("{policy}", HELDOUT),
-        rows=PLAN.evaluation_items("{policy}", HELDOUT),
+        summary=PLAN.files.evaluation("{policy}", HELDOUT),
+        rows=PLAN.files.evaluation_items("{policy}", HELDOUT),
     log:
         f"{LOGS}/assess/{{policy}}.log",
     conda:
@@ -19,7 +19,7 @@ rule assess:
         **asked("assess"),
     params:
         settings=lambda w: PLAN.settings("assess", policy=w.policy),
-        code=PLAN.code("assess", PLAN.evaluation_oracles),
+        code=PLAN.code("assess", PLAN.oracles.of_evaluation),
     shell:
         "exec python -m mnpo --log {log} assess --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
         " --prompts {input.prompts} --output {output.summary}"
@@ -29,11 +29,11 @@ rule assess:
 # same policy has measured is not measured again.
 rule harness:
     input:
-        policy=lambda w: PLAN.policy(w.policy),
-        data=PLAN.benchmark_sources(PLAN.harness),
+        policy=lambda w: PLAN.files.policy(w.policy),
+        data=PLAN.measurements.sources(PLAN.measurements.harness),
     output:
-        summaries=[PLAN.evaluation("{policy}", benchmark) for benchmark in PLAN.harness],
-        rows=[PLAN.evaluation_items("{policy}", benchmark) for benchmark in PLAN.harness],
+        summaries=[PLAN.files.evaluation("{policy}", benchmark) for benchmark in PLAN.measurements.harness],
+        rows=[PLAN.files.evaluation_items("{policy}", benchmark) for benchmark in PLAN.measurements.harness],
     log:
         f"{LOGS}/harness/{{policy}}.log",
     conda:
@@ -43,7 +43,7 @@ rule harness:
         **asked("harness"),
     params:
         settings=lambda w: PLAN.settings("harness", policy=w.policy),
-        data=[f"--data={name}={directory}" for name, directory in PLAN.benchmark_data(PLAN.harness).items()],
+        data=[f"--data={name}={directory}" for name, directory in PLAN.measurements.data(PLAN.measurements.harness).items()],
         directory=lambda w, output: os.path.dirname(output[0]),
     shell:
         "exec python -m mnpo --log {log} harness --settings {params.settings:q} --policy {input.policy} {params.data:q}"
@@ -53,11 +53,11 @@ rule harness:
 # The same by the paper's harness, in its own environment; the policy is run by `mnpo answer` in that one's.
 rule evalscope:
     input:
-        policy=lambda w: PLAN.policy(w.policy),
-        data=PLAN.benchmark_sources(PLAN.evalscope),
+        policy=lambda w: PLAN.files.policy(w.policy),
+        data=PLAN.measurements.sources(PLAN.measurements.evalscope),
     output:
-        summaries=[PLAN.evaluation("{policy}", benchmark) for benchmark in PLAN.evalscope],
-        rows=[PLAN.evaluation_items("{policy}", benchmark) for benchmark in PLAN.evalscope],
+        summaries=[PLAN.files.evaluation("{policy}", benchmark) for benchmark in PLAN.measurements.evalscope],
+        rows=[PLAN.files.evaluation_items("{policy}", benchmark) for benchmark in PLAN.measurements.evalscope],
     log:
         f"{LOGS}/evalscope/{{policy}}.log",
     conda:
@@ -67,7 +67,7 @@ rule evalscope:
         **asked("evalscope"),
     params:
         settings=lambda w: PLAN.settings("evalscope", policy=w.policy),
-        data=[f"--data={name}={directory}" for name, directory in PLAN.benchmark_data(PLAN.evalscope).items()],
+        data=[f"--data={name}={directory}" for name, directory in PLAN.measurements.data(PLAN.measurements.evalscope).items()],
         directory=lambda w, output: os.path.dirname(output[0]),
     shell:
         "exec python -m mnpo --log {log} evalscope --settings {params.settings:q} --policy {input.policy} {params.data:q}"
@@ -76,14 +76,14 @@ rule evalscope:
 
 rule answer:
     input:
-        policy=lambda w: PLAN.policy(w.policy) if PLAN.has_files(w.policy) else [],
-        data=lambda w: PLAN.benchmark_sources([w.benchmark]),
+        policy=lambda w: PLAN.files.policy(w.policy) if PLAN.policies.has_files(w.policy) else [],
+        data=lambda w: PLAN.measurements.sources([w.benchmark]),
     output:
-        PLAN.answers("{policy}", "{benchmark}"),
+        PLAN.files.answers("{policy}", "{benchmark}"),
     log:
         f"{LOGS}/answer/{{policy}}.{{benchmark}}.log",
     wildcard_constraints:
-        benchmark=one_of(PLAN.answered),
+        benchmark=one_of(PLAN.measurements.answered),
     conda:
         "../../envs/infer.yaml"
     threads: PLAN.threads("answer")
@@ -92,7 +92,7 @@ rule answer:
     params:
         settings=lambda w: PLAN.settings("answer", policy=w.policy, benchmark=w.benchmark),
         code=PLAN.code("answer"),
-        policy=lambda w: [f"--policy={PLAN.policy(w.policy)}"] if PLAN.has_files(w.policy) else [],
+        policy=lambda w: [f"--policy={PLAN.files.policy(w.policy)}"] if PLAN.policies.has_files(w.policy) else [],
     shell:
         "exec python -m mnpo --log {log} answer --settings {params.settings:q} {params.policy} --data {input.data}"
         " --output {output}"
@@ -101,15 +101,15 @@ rule answer:
 # The judge is asked from where there is internet. Its answers are kept for good: a rerun pays for what is new.
 rule judge:
     input:
-        answers=PLAN.answers("{policy}", "{benchmark}"),
-        data=lambda w: PLAN.benchmark_sources([w.benchmark]),
+        answers=PLAN.files.answers("{policy}", "{benchmark}"),
+        data=lambda w: PLAN.measurements.sources([w.benchmark]),
     output:
-        summary=PLAN.evaluation("{policy}", "{benchmark}.{judge}{repeat}"),
-        rows=PLAN.evaluation_items("{policy}", "{benchmark}.{judge}{repeat}"),
+        summary=PLAN.files.evaluation("{policy}", "{benchmark}.{judge}{repeat}"),
+        rows=PLAN.files.evaluation_items("{policy}", "{benchmark}.{judge}{repeat}"),
     log:
         f"{LOGS}/judge/{{policy}}.{{benchmark}}.{{judge}}{{repeat}}.log",
     wildcard_constraints:
-        benchmark=one_of(PLAN.answered),
+        benchmark=one_of(PLAN.measurements.answered),
         judge=one_of(PLAN.config.judges),
         repeat=r"(\.r\d+)?",
     conda:
@@ -123,7 +123,7 @@ rule judge:
         ),
         code=PLAN.code("judge"),
         command=lambda w: "judge-evalscope" if by_evalscope(w) else "judge",
-        store=lambda w: PLAN.judgements(w.policy, w.benchmark, w.judge),
+        store=lambda w: PLAN.files.judgements(w.policy, w.benchmark, w.judge),
     shell:
         "exec python -m mnpo --log {log} {params.command} --settings {params.settings:q} --answers {input.answers} --data {input.data}"
         " --store {params.store} --output {output.summary}"

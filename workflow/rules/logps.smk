@@ -3,12 +3,12 @@
 
 rule logps:
     input:
-        policy=lambda w: PLAN.policy(w.scorer),
-        pairs=PLAN.pairs("{policy}", "{part}", "{oracle}"),
-        sampler=lambda w: PLAN.reused_logprobs(w.policy, w.part, w.scorer),
+        policy=lambda w: PLAN.files.policy(w.scorer),
+        pairs=PLAN.files.pairs("{policy}", "{part}", "{oracle}"),
+        sampler=lambda w: PLAN.files.reused_logprobs(w.policy, w.part, w.scorer),
     output:
-        logps=PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
-        manifest=manifest(PLAN.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}")),
+        logps=PLAN.files.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
+        manifest=manifest(PLAN.files.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}")),
     log:
         f"{LOGS}/logps/{{policy}}.{{part}}.{{oracle}}.{{text}}.{{scorer}}.log",
     priority: 10

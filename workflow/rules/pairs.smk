@@ -3,10 +3,10 @@
 
 rule pair:
     input:
-        samples=lambda w: PLAN.sample_shards(w.policy, w.part),
-        scores=lambda w: PLAN.score_shards(w.policy, w.part, w.oracle),
+        samples=lambda w: PLAN.files.sample_shards(w.policy, w.part),
+        scores=lambda w: PLAN.files.score_shards(w.policy, w.part, w.oracle),
     output:
-        PLAN.pairs("{policy}", "{part}", "{oracle}"),
+        PLAN.files.pairs("{policy}", "{part}", "{oracle}"),
     log:
         f"{LOGS}/pair/{{policy}}.{{part}}.{{oracle}}.log",
     priority: 10

@@ -3,17 +3,17 @@
 
 rule players:
     input:
-        evaluations=[PLAN.evaluation(policy, HELDOUT) for policy in PLAN.evaluated],
-        rows=[PLAN.evaluation_items(policy, HELDOUT) for policy in PLAN.evaluated],
+        evaluations=[PLAN.files.evaluation(policy, HELDOUT) for policy in PLAN.policies.evaluated],
+        rows=[PLAN.files.evaluation_items(policy, HELDOUT) for policy in PLAN.policies.evaluated],
     output:
         html=report(
-            PLAN.table("players") + ".html",
+            PLAN.files.table("players") + ".html",
             caption="../report/players.rst",
             category="Tables",
             labels={"table": "players"},
         ),
-        csv=PLAN.table("players") + ".csv",
-        md=PLAN.table("players") + ".md",
+        csv=PLAN.files.table("players") + ".csv",
+        md=PLAN.files.table("players") + ".md",
     log:
         f"{LOGS}/players.log",
     conda:

@@ -3,14 +3,14 @@
 
 rule sft:
     input:
-        demonstrations=PLAN.demonstrations,
-        model=lambda w: PLAN.model_sources([PLAN.prepared[w.policy]]),
+        demonstrations=PLAN.files.demonstrations,
+        model=lambda w: PLAN.files.model_sources([PLAN.policies.prepared[w.policy]]),
     output:
-        directory(PLAN.policy("{policy}")),
+        directory(PLAN.files.policy("{policy}")),
     log:
         f"{LOGS}/sft/{{policy}}.log",
     wildcard_constraints:
-        policy=one_of(PLAN.prepared),
+        policy=one_of(PLAN.policies.prepared),
     priority: 10
     conda:
         "../../envs/train.yaml"
@@ -20,7 +20,7 @@ rule sft:
     params:
         settings=lambda w: PLAN.settings("sft", policy=w.policy),
         code=PLAN.code("sft"),
-        events=str(Path(PLAN.training("sft")).parent / "tensorboard"),
+        events=str(Path(PLAN.files.training("sft")).parent / "tensorboard"),
     shell:
         "exec python -m mnpo --log {log} sft --settings {params.settings:q} --demonstrations {input.demonstrations} --output {output}"
         " --events {params.events}/{wildcards.policy}"
@@ -28,17 +28,17 @@ rule sft:
 
 rule train:
     input:
-        start=lambda w: PLAN.policy(PLAN.fits[w.policy].start),
-        pairs=lambda w: PLAN.fit_pairs(w.policy),
-        logps=lambda w: PLAN.fit_logps(w.policy),
+        start=lambda w: PLAN.files.policy(PLAN.policies.fits[w.policy].start),
+        pairs=lambda w: PLAN.files.fit_pairs(PLAN.policies.fits[w.policy]),
+        logps=lambda w: PLAN.files.fit_logps(PLAN.policies.fits[w.policy]),
     output:
-        policy=directory(PLAN.policy("{policy}")),
-        training=PLAN.training("{policy}"),
-        manifest=manifest(PLAN.training("{policy}")),
+        policy=directory(PLAN.files.policy("{policy}")),
+        training=PLAN.files.training("{policy}"),
+        manifest=manifest(PLAN.files.training("{policy}")),
     log:
         f"{LOGS}/train/{{policy}}.log",
     wildcard_constraints:
-        policy=one_of(p for p in PLAN.fits if p not in PLAN.passing),
+        policy=one_of(p for p in PLAN.policies.fits if p not in PLAN.policies.passing),
     priority: 10  # the chain before what hangs off it
     conda:
         "../../envs/train.yaml"
@@ -58,8 +58,8 @@ rule train:
 
 use rule train as train_passing with:
     output:
-        policy=temp(directory(PLAN.policy("{policy}"))),  # deleted when the last job that reads it is done
-        training=PLAN.training("{policy}"),
-        manifest=manifest(PLAN.training("{policy}")),
+        policy=temp(directory(PLAN.files.policy("{policy}"))),  # deleted when the last job that reads it is done
+        training=PLAN.files.training("{policy}"),
+        manifest=manifest(PLAN.files.training("{policy}")),
     wildcard_constraints:
-        policy=one_of(PLAN.passing),
+        policy=one_of(PLAN.policies.passing),

@@ -3,9 +3,9 @@
 
 rule prompts:
     input:
-        data=PLAN.prompt_sources,
+        data=PLAN.files.prompt_sources,
     output:
-        PLAN.prompt_files,
+        PLAN.files.prompt_files,
     log:
         f"{LOGS}/prompts.log",
     conda:

@@ -3,10 +3,10 @@
 
 rule reuse:
     input:
-        responses=PLAN.responses,
-        prompts=PLAN.prompts("{part}"),
+        responses=PLAN.files.responses,
+        prompts=PLAN.files.prompts("{part}"),
     output:
-        PLAN.samples(DATASET, "{part}", "{shard}"),
+        PLAN.files.samples(DATASET, "{part}", "{shard}"),
     log:
         f"{LOGS}/reuse/{{part}}.{{shard}}.log",
     conda:
@@ -24,8 +24,8 @@ rule reuse:
 
 rule sample:
     input:
-        policy=PLAN.policy("{policy}"),
-        prompts=PLAN.prompts("{part}"),
+        policy=PLAN.files.policy("{policy}"),
+        prompts=PLAN.files.prompts("{part}"),
     output:
         **drawn("{policy}", "{part}", "{shard}"),
     log:

@@ -3,16 +3,16 @@
 
 rule score:
     input:
-        samples=PLAN.samples("{policy}", "{part}", "{shard}"),
-        against=lambda w: PLAN.against(w.part, w.oracle, w.shard),
-        models=lambda w: PLAN.model_sources(PLAN.oracle_models([w.oracle])),
+        samples=PLAN.files.samples("{policy}", "{part}", "{shard}"),
+        against=lambda w: PLAN.files.against(w.part, w.oracle, w.shard),
+        models=lambda w: PLAN.files.model_sources(PLAN.oracles.models([w.oracle])),
     output:
-        scores=PLAN.scores("{policy}", "{part}", "{oracle}", "{shard}"),
-        manifest=manifest(PLAN.scores("{policy}", "{part}", "{oracle}", "{shard}")),
+        scores=PLAN.files.scores("{policy}", "{part}", "{oracle}", "{shard}"),
+        manifest=manifest(PLAN.files.scores("{policy}", "{part}", "{oracle}", "{shard}")),
     log:
         f"{LOGS}/score/{{policy}}.{{part}}.{{oracle}}.{{shard}}.log",
     wildcard_constraints:
-        oracle=scored_by(o for o in PLAN.config.oracles if o not in PLAN.asking),
+        oracle=scored_by(o for o in PLAN.config.oracles if o not in PLAN.oracles.asking),
     priority: 10
     conda:
         "../../envs/infer.yaml"
@@ -31,7 +31,7 @@ rule score:
 # Oracles that ask a judge do so where the internet is: on the login node, where their models, if any, run as well.
 use rule score as score_asking with:
     wildcard_constraints:
-        oracle=scored_by(PLAN.asking),
+        oracle=scored_by(PLAN.oracles.asking),
     threads: PLAN.threads("judge")
     resources:
         **asked("judge"),

@@ -3,7 +3,7 @@
 
 rule download:
     output:
-        directory(PLAN.cached("{kind}", "{repository}", "{revision}")),
+        directory(PLAN.files.cached("{kind}", "{repository}", "{revision}")),
     log:
         f"{LOGS}/download/{{kind}}.{{repository}}.{{revision}}.log",
     wildcard_constraints:
@@ -22,7 +22,7 @@ rule download:
 # What the demo measures policies on: small data of its own, in the columns of the public benchmarks.
 rule miniature:
     output:
-        directory(PLAN.miniature("{benchmark}")),
+        directory(PLAN.files.miniature("{benchmark}")),
     log:
         f"{LOGS}/miniature/{{benchmark}}.log",
     wildcard_constraints:

@@ -3,32 +3,32 @@
 
 rule compare:
     input:
-        evaluations=lambda w: PLAN.table_evaluations(w.table),
-        published=lambda w: PLAN.published(w.table),
+        evaluations=lambda w: PLAN.targets.evaluations(w.table),
+        published=lambda w: PLAN.targets.published(w.table),
     output:
         table=report(
-            PLAN.table("{table}") + ".html",
+            PLAN.files.table("{table}") + ".html",
             caption="../report/compare.rst",
             category="Paper",
             labels={"table": "{table}", "what": "ours beside the paper's"},
         ),
         gaps=report(
-            PLAN.table("{table}") + "-gaps.html",
+            PLAN.files.table("{table}") + "-gaps.html",
             caption="../report/gaps.rst",
             category="Paper",
             labels={"table": "{table}", "what": "published gaps and noise"},
         ),
         significance=report(
-            PLAN.table("{table}") + "-significance.html",
+            PLAN.files.table("{table}") + "-significance.html",
             caption="../report/significance.rst",
             category="Paper",
             labels={"table": "{table}", "what": "our gaps and noise"},
         ),
-        others=[file for file in PLAN.comparison("{table}") if not file.endswith(".html")],
+        others=[file for file in PLAN.targets.comparison("{table}") if not file.endswith(".html")],
     log:
         f"{LOGS}/compare/{{table}}.log",
     wildcard_constraints:
-        table=one_of(PLAN.paper_tables),
+        table=one_of(PLAN.targets.of_paper),
     conda:
         "../../envs/eval.yaml"
     threads: PLAN.threads("tabulate")
@@ -47,22 +47,22 @@ rule compare:
 
 rule tabulate:
     input:
-        evaluations=[PLAN.evaluation(policy, HELDOUT) for policy in PLAN.evaluated],
-        rows=[PLAN.evaluation_items(policy, HELDOUT) for policy in PLAN.evaluated],
+        evaluations=[PLAN.files.evaluation(policy, HELDOUT) for policy in PLAN.policies.evaluated],
+        rows=[PLAN.files.evaluation_items(policy, HELDOUT) for policy in PLAN.policies.evaluated],
     output:
         main=report(
-            PLAN.table("main") + ".html", caption="../report/main.rst", category="Tables", labels={"table": "main"}
+            PLAN.files.table("main") + ".html", caption="../report/main.rst", category="Tables", labels={"table": "main"}
         ),
         families=report(
-            PLAN.table("families") + ".html",
+            PLAN.files.table("families") + ".html",
             caption="../report/families.rst",
             category="Tables",
             labels={"table": "families"},
         ),
         wins=report(
-            PLAN.table("wins") + ".html", caption="../report/wins.rst", category="Tables", labels={"table": "wins"}
+            PLAN.files.table("wins") + ".html", caption="../report/wins.rst", category="Tables", labels={"table": "wins"}
         ),
-        others=[file for file in PLAN.tables if not file.endswith(".html")],
+        others=[file for file in PLAN.targets.heldout if not file.endswith(".html")],
     log:
         f"{LOGS}/tabulate.log",
     conda:
@@ -81,18 +81,18 @@ rule tabulate:
 
 rule preferences:
     input:
-        pairs=[PLAN.pairs(*of) for of in PLAN.annotated],
-        scores=[file for of in PLAN.annotated for file in PLAN.score_shards(*of)],
-        samples=[file for policy, part, _ in PLAN.annotated for file in PLAN.sample_shards(policy, part)],
+        pairs=[PLAN.files.pairs(*of) for of in PLAN.policies.annotated],
+        scores=[file for of in PLAN.policies.annotated for file in PLAN.files.score_shards(*of)],
+        samples=[file for policy, part, _ in PLAN.policies.annotated for file in PLAN.files.sample_shards(policy, part)],
     output:
         html=report(
-            PLAN.table("preferences") + ".html",
+            PLAN.files.table("preferences") + ".html",
             caption="../report/preferences.rst",
             category="Tables",
             labels={"table": "preferences"},
         ),
-        csv=PLAN.table("preferences") + ".csv",
-        md=PLAN.table("preferences") + ".md",
+        csv=PLAN.files.table("preferences") + ".csv",
+        md=PLAN.files.table("preferences") + ".md",
     log:
         f"{LOGS}/preferences.log",
     conda:
@@ -114,16 +114,16 @@ rule preferences:
 
 rule benchmarks:
     input:
-        PLAN.benchmark_evaluations,
+        PLAN.measurements.evaluations,
     output:
         html=report(
-            PLAN.table("benchmarks") + ".html",
+            PLAN.files.table("benchmarks") + ".html",
             caption="../report/benchmarks.rst",
             category="Tables",
             labels={"table": "benchmarks"},
         ),
-        csv=PLAN.table("benchmarks") + ".csv",
-        md=PLAN.table("benchmarks") + ".md",
+        csv=PLAN.files.table("benchmarks") + ".csv",
+        md=PLAN.files.table("benchmarks") + ".md",
     log:
         f"{LOGS}/benchmarks.log",
     conda:
@@ -145,10 +145,10 @@ rule costs:
         job_graph.priced(PLAN),
     output:
         html=report(
-            PLAN.table("costs") + ".html", caption="../report/costs.rst", category="Tables", labels={"table": "costs"}
+            PLAN.files.table("costs") + ".html", caption="../report/costs.rst", category="Tables", labels={"table": "costs"}
         ),
-        csv=PLAN.table("costs") + ".csv",
-        md=PLAN.table("costs") + ".md",
+        csv=PLAN.files.table("costs") + ".csv",
+        md=PLAN.files.table("costs") + ".md",
     log:
         f"{LOGS}/costs.log",
     conda:
@@ -165,16 +165,16 @@ rule costs:
 
 rule plot:
     input:
-        tables=PLAN.tables,
-        training=lambda w: [PLAN.training(p) for p in PLAN.of_runs] if w.figure == "training" else [],
+        tables=PLAN.targets.heldout,
+        training=lambda w: [PLAN.files.training(p) for p in PLAN.policies.of_runs] if w.figure == "training" else [],
     output:
         svg=report(
-            PLAN.figure("{figure}") + ".svg",
+            PLAN.files.figure("{figure}") + ".svg",
             caption="../report/figure.rst",
             category="Figures",
             labels={"figure": "{figure}"},
         ),
-        png=PLAN.figure("{figure}") + ".png",
+        png=PLAN.files.figure("{figure}") + ".png",
     log:
         f"{LOGS}/plot/{{figure}}.log",
     wildcard_constraints:
@@ -189,7 +189,7 @@ rule plot:
         code=PLAN.code("plot"),
         tables=lambda w, input: os.path.dirname(input.tables[0]),
         training=lambda w, input: [f"--training={file}" for file in input.training],
-        figure=PLAN.figure("{figure}"),
+        figure=PLAN.files.figure("{figure}"),
     shell:
         "exec python -m mnpo --log {log} plot {wildcards.figure} --settings {params.settings:q} --tables {params.tables} {params.training}"
         " --output {params.figure}"
@@ -200,7 +200,7 @@ rule report:
     input:
         job_graph.files(PLAN, PLAN.config.tables.targets),
     output:
-        PLAN.report,
+        PLAN.files.report,
     log:
         f"{LOGS}/report.log",
     conda:

@@ -4,18 +4,18 @@
 rule theory:
     output:
         table=report(
-            PLAN.table("theory") + ".csv",
+            PLAN.files.table("theory") + ".csv",
             caption="../report/theory_table.rst",
             category="Theory",
             labels={"what": "table"},
         ),
         svg=report(
-            PLAN.figure("theory") + ".svg",
+            PLAN.files.figure("theory") + ".svg",
             caption="../report/theory.rst",
             category="Theory",
             labels={"what": "figure"},
         ),
-        png=PLAN.figure("theory") + ".png",
+        png=PLAN.files.figure("theory") + ".png",
     log:
         f"{LOGS}/theory.log",
     conda:

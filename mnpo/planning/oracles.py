@@ -1,0 +1,45 @@
+"""Which oracles judge what, and which models and settings are behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mnpo.config.configuration import Config
+from mnpo.planning.files import Files
+from mnpo.planning.fits import AGAINST
+
+
+class Oracles:
+    """The oracles of a configuration. A name may be {oracle}@{policy}: win rates against that policy."""
+
+    def __init__(self, config: Config, files: Files) -> None:
+        self.config, self.files = config, files
+
+    @property
+    def of_evaluation(self) -> list[str]:
+        """Every oracle that judges held-out responses."""
+        e = self.config.evaluation
+        return list(dict.fromkeys(filter(None, [e.oracle, *e.scores, e.accuracy, e.majority])))
+
+    def models(self, names: Iterable[str]) -> list[str]:
+        """The models behind oracles, and behind all that these are made of."""
+        models = [self.config.oracles[name].model for name in self._with_members(names)]
+        return list(dict.fromkeys(m for m in models if m is not None))
+
+    def _with_members(self, names: Iterable[str]) -> list[str]:
+        return self.config.with_members(name.partition(AGAINST)[0] for name in names)
+
+    @property
+    def asking(self) -> list[str]:
+        """The oracles that ask a judge, or are made of one that does: they need the internet."""
+        specs = self.config.oracles
+        return [name for name in specs if any(specs[part].kind == "judge" for part in self.config.with_members([name]))]
+
+    def settings(self, names: Iterable[str]) -> dict[str, Any]:
+        """What a stage reads of the oracles `names`, of all that they are made of, and of the models these need."""
+        specs = {name: self.config.oracles[name] for name in self._with_members(names)}
+        return {
+            "oracles": {name: spec.model_dump(exclude_none=True) for name, spec in specs.items()},
+            "models": {spec.model: self.files.made_of(spec.model) for spec in specs.values() if spec.model is not None},
+        }
