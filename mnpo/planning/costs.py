@@ -21,8 +21,8 @@ from mnpo.config.oracles import Judge
 from mnpo.config.sources import Model
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.fits import AGAINST
-from mnpo.planning.job_graph import Work
 from mnpo.planning.plan import Plan
+from mnpo.planning.registry import Work
 from mnpo.storage.artifacts import Spent, manifest, manifest_path
 
 # ------------------------------------------------------------------------------------------------------------ devices

@@ -25,8 +25,8 @@ from mnpo.planning.costs import (
     measured,
     parameters,
 )
-from mnpo.planning.job_graph import Work
 from mnpo.planning.plan import Plan
+from mnpo.planning.registry import Work
 from mnpo.planning.schedule import Job, ranks, schedule
 
 TRAINED = ("train", "sft")

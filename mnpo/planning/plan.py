@@ -13,8 +13,9 @@ from mnpo.planning.files import Files
 from mnpo.planning.measurements import Measurements
 from mnpo.planning.oracles import Oracles
 from mnpo.planning.policies import Policies
-from mnpo.planning.settings import code_of, settings_of
+from mnpo.planning.settings import modules_of, settings_of
 from mnpo.planning.targets import Targets
+from mnpo.storage import code_digests
 from mnpo.storage.hub import Lock
 
 
@@ -46,7 +47,7 @@ class Plan:
 
     def code(self, stage: str, oracles: Iterable[str] = ()) -> str:
         """The digest of the code behind a stage; `oracles` adds the modules of the kinds of oracle it uses."""
-        return code_of(self, stage, oracles)
+        return code_digests.digest(*modules_of(self, stage, oracles))
 
     def resources(self, stage: str) -> dict[str, Any]:
         """What a job of a stage asks for, in Snakemake's words; a further try gets twice the time and half as much

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mnpo.planning import job_graph
 from mnpo.planning.plan import Plan
+from mnpo.planning.registry import Work
 from mnpo.storage import artifacts
 
 SNAKEMAKE = Path(".snakemake")
@@ -235,7 +236,7 @@ def _seconds_left(
 # ------------------------------------------------------------------------------------------------ what lies on the disk
 
 
-def _jobs(piece: job_graph.Work) -> list[Job]:
+def _jobs(piece: Work) -> list[Job]:
     """The jobs of a piece of work: its outputs in equal shares, in order."""
     share = len(piece.outputs) // piece.jobs
     several = piece.jobs > 1

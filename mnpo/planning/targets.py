@@ -11,7 +11,7 @@ from mnpo.planning.measurements import Measurements
 from mnpo.planning.policies import Policies
 
 TABLES = ("main", "families", "wins")  # of held-out prompts
-PRINTED = ("players", "exploitability", "preferences", "benchmarks", "costs")  # tables that are targets by name
+TABLES_BY_NAME = ("players", "exploitability", "preferences", "benchmarks", "costs")  # each a target
 TABLE_ENDINGS = ("csv", "md", "html")
 PAPER_TABLE_ENDINGS = ("csv", "md", "tex", "html")
 PAPER_PARTS = ("significance", "gaps")  # which differences are more than noise: ours, and the published
@@ -102,6 +102,6 @@ class Targets:
             return [f"{self.files.figure(f)}.{ending}" for f in FIGURES for ending in ("svg", "png")]
         if name == "heldout":
             return self.heldout
-        if name not in PRINTED:
+        if name not in TABLES_BY_NAME:
             raise KeyError(name)
         return [f"{self.files.table(name)}.{ending}" for ending in TABLE_ENDINGS]

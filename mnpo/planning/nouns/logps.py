@@ -1,0 +1,41 @@
+"""Stages that make log-probabilities of pairs under whoever opposes: what each reads, and its work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mnpo.config.runs import PRESETS
+from mnpo.planning.registry import Work, reads, unique, work
+
+if TYPE_CHECKING:
+    from mnpo.planning.plan import Plan
+
+
+@reads("logps")
+def _logps_settings(plan: Plan, text: str) -> dict[str, Any]:
+    forms = {f.tag(): f for p in PRESETS.values() for f in (p.opponent_text, p.policy_text)}
+    return {"form": forms[text], "text": plan.config.text, "dtype": plan.config.training.dtype}
+
+
+@work
+def _logps_work(plan: Plan) -> list[Work]:
+    base = plan.config.reference.model
+    scored = unique(
+        (fit.sampler, part, fit.oracle, fit.protocol.opponent_text.tag(), scorer)
+        for fit in plan.policies.fits.values()
+        for scorer in fit.scorers
+        for part in fit.parts
+    )
+    return [
+        Work(
+            "logps",
+            f"{policy} part{part} {oracle} {text} under {scorer}",
+            (plan.files.logps(policy, part, oracle, text, scorer),),
+            (plan.files.policy(scorer), plan.files.pairs(policy, part, oracle), *said),
+            policy=scorer,
+            models=() if said else (scorer if scorer in plan.config.models else base,),
+            part=part,
+        )
+        for policy, part, oracle, text, scorer in scored
+        for said in [plan.files.reused_logprobs(policy, part, scorer)]
+    ]

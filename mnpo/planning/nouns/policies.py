@@ -1,0 +1,75 @@
+"""Stages that make policies: the reference, and those that training makes of it: what each reads, and its work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mnpo.config.blocks import REFERENCE
+from mnpo.planning.registry import Work, reads, work
+from mnpo.seeds import derive
+
+if TYPE_CHECKING:
+    from mnpo.planning.plan import Plan
+
+
+def _tiny_model(plan: Plan) -> list[str]:
+    return ["mnpo.demo.model"] if any(m.architecture is not None for m in plan.config.models.values()) else []
+
+
+@reads("sft", by_name=_tiny_model)
+def _sft_settings(plan: Plan, policy: str) -> dict[str, Any]:
+    trained = plan.config.reference.sft if policy == REFERENCE else None
+    return {
+        "policy": policy,
+        "model": plan.files.made_of(plan.policies.prepared[policy]),
+        "sft": trained,
+        "text": plan.config.text,
+        "seed": derive(plan.config.seed, "sft", policy),
+    }
+
+
+@reads("train")
+def _train_settings(plan: Plan, policy: str) -> dict[str, Any]:
+    fit = plan.policies.fits[policy]
+    chosen = {k: v for k, v in fit.objective.member_settings().items() if v is not None}
+    return {
+        "policy": policy,
+        "start": fit.start,
+        "objective": chosen,
+        "opponents": list(fit.opponents),
+        "scorers": fit.scorers,
+        "training": fit.training,
+        "length_normalised": fit.protocol.length_normalised,
+        "form": fit.protocol.policy_text,
+        "opponent_form": fit.protocol.opponent_text,
+        "text": plan.config.text,
+        "seed": derive(plan.config.seed, "train", policy),
+    }
+
+
+@work
+def _policies_work(plan: Plan) -> list[Work]:
+    prepared = [
+        Work(
+            "sft",
+            policy,
+            (plan.files.policy(policy),),
+            (*plan.files.model_sources([model]), plan.files.demonstrations),
+            policy=policy,
+            models=(model,),
+        )
+        for policy, model in plan.policies.prepared.items()
+    ]
+    base = plan.config.reference.model
+    trained = [
+        Work(
+            "train",
+            fit.policy,
+            (plan.files.policy(fit.policy), plan.files.training(fit.policy)),
+            (plan.files.policy(fit.start), *plan.files.fit_pairs(fit), *plan.files.fit_logps(fit)),
+            policy=fit.policy,
+            models=(base,),
+        )
+        for fit in plan.policies.fits.values()
+    ]
+    return prepared + trained

@@ -1,0 +1,42 @@
+"""Stages that make scores: what an oracle thinks of samples: what each reads, and its work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mnpo.planning.files import HELDOUT, part_name
+from mnpo.planning.fits import AGAINST
+from mnpo.planning.registry import Work, reads, work
+
+if TYPE_CHECKING:
+    from mnpo.planning.plan import Plan
+
+
+@reads("score")
+def _score_settings(plan: Plan, oracle: str) -> dict[str, Any]:
+    return plan.oracles.settings([oracle]) | {"oracle": oracle.partition(AGAINST)[0]}
+
+
+@work
+def _scores_work(plan: Plan) -> list[Work]:
+    decides, scored = plan.policies.exploited, list[tuple[str, int | str, str]](plan.policies.paired)
+    scored += [(e, HELDOUT, f"{decides[p]}{AGAINST}{p}") for p, some in plan.policies.exploiters.items() for e in some]
+    shards = range(plan.files.shards)
+    return [
+        Work(
+            "score",
+            f"{policy} {part_name(part)} {oracle}",
+            tuple(plan.files.score_shards(policy, part, oracle)),
+            (
+                *plan.files.sample_shards(policy, part),
+                *(file for s in shards for file in plan.files.against(part, oracle, s)),
+                *plan.files.model_sources(plan.oracles.models([oracle])),
+            ),
+            len(shards),
+            models=tuple(plan.oracles.models([oracle])),
+            part=part,
+            oracle=oracle,
+            judge=oracle if oracle.partition(AGAINST)[0] in plan.oracles.asking else None,
+        )
+        for policy, part, oracle in scored
+    ]

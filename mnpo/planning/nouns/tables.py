@@ -1,0 +1,149 @@
+"""Stages that make tables and figures: everything that is printed: what each reads, and its work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mnpo.planning.files import HELDOUT
+from mnpo.planning.registry import Work, reads, work
+from mnpo.planning.targets import FIGURES
+from mnpo.seeds import derive
+
+if TYPE_CHECKING:
+    from mnpo.planning.plan import Plan
+
+
+@reads("compare")
+def _compare_settings(plan: Plan, table: str) -> dict[str, Any]:
+    return {
+        "table": table,
+        "rows": [[row, policies] for row, policies in plan.targets.rows(table).items()],
+        "judges": [list(names) for names in plan.targets.judges(table).items()],
+        "bootstrap": plan.config.evaluation.bootstrap,
+        "confidence": plan.config.evaluation.confidence,
+        "seed": derive(plan.config.seed, "compare"),
+    }
+
+
+@reads("tabulate")
+def _tabulate_settings(plan: Plan) -> dict[str, Any]:
+    evaluation = plan.config.evaluation
+    return {
+        "labels": [[p, plan.policies.label(p)] for p in plan.policies.evaluated],
+        "win_against": plan.config.tables.win_against,
+        "oracle": evaluation.oracle,
+        "scores": evaluation.scores,
+        "accuracy": evaluation.accuracy,
+        "bootstrap": evaluation.bootstrap,
+        "confidence": evaluation.confidence,
+        "seed": derive(plan.config.seed, "tabulate"),
+    }
+
+
+@reads("players")
+def _players_settings(plan: Plan) -> dict[str, Any]:
+    evaluation = plan.config.evaluation
+    return {
+        "labels": [[p, plan.policies.label(p)] for p in plan.policies.evaluated],
+        "players": [
+            [
+                policy,
+                {
+                    "oracle": plan.policies.fits[policy].oracle,
+                    "opponents": list(plan.policies.opponents(policy).items()),
+                },
+            ]
+            for policy in plan.policies.lasts
+        ],
+        "scores": list(dict.fromkeys([evaluation.oracle, *evaluation.scores])),
+        "bootstrap": evaluation.bootstrap,
+        "confidence": evaluation.confidence,
+        "seed": derive(plan.config.seed, "players"),
+    }
+
+
+@reads("exploitability")
+def _exploitability_settings(plan: Plan) -> dict[str, Any]:
+    evaluation = plan.config.evaluation
+    return {
+        "exploited": [
+            [p, {"label": plan.policies.label(p), "oracle": oracle, "exploiters": plan.policies.exploiters[p]}]
+            for p, oracle in plan.policies.exploited.items()
+        ],
+        "shards": plan.files.shards,
+        "bootstrap": evaluation.bootstrap,
+        "confidence": evaluation.confidence,
+        "seed": derive(plan.config.seed, "exploitability"),
+    }
+
+
+@reads("preferences")
+def _preferences_settings(plan: Plan) -> dict[str, Any]:
+    return {"rows": [[plan.policies.sampler_label(p), part, oracle] for p, part, oracle in plan.policies.annotated]}
+
+
+@reads("benchmarks")
+def _benchmarks_settings(plan: Plan) -> dict[str, Any]:
+    return {
+        "labels": [[p, plan.policies.label(p)] for p in plan.policies.finals],
+        "benchmarks": list(plan.measurements.measured),
+    }
+
+
+@reads("plot")
+def _plot_settings(plan: Plan) -> dict[str, Any]:
+    def of_runs(policies: list[str]) -> list[Any]:
+        return [[run, [p for p in policies if p.rpartition(".")[0] == run]] for run in plan.config.runs]
+
+    return {
+        "labels": [[p, plan.policies.label(p)] for p in plan.policies.evaluated],
+        "runs": [
+            [run, [p for p in plan.policies.evaluated if p.rpartition(".")[0] == run]] for run in plan.config.runs
+        ],
+        "trainings": [
+            [run, [p for p in plan.policies.whole if p.rpartition(".")[0] == run]] for run in plan.config.runs
+        ],
+        "run_labels": {run: plan.policies.run_label(run) for run in plan.config.runs},
+        "oracle": plan.config.evaluation.oracle,
+        "scores": list(dict.fromkeys([plan.config.evaluation.oracle, *plan.config.evaluation.scores])),
+        "family_value": "accuracy, sampled" if plan.config.evaluation.accuracy else "mean score, sampled",
+    }
+
+
+@work
+def _tables_work(plan: Plan) -> list[Work]:
+    heldout = tuple(plan.files.evaluation(policy, HELDOUT) for policy in plan.policies.evaluated)
+    return [
+        *(
+            Work("compare", table, tuple(plan.targets.of(table)), tuple(plan.targets.evaluations(table)))
+            for table in plan.targets.of_paper
+        ),
+        Work("tabulate", "heldout", tuple(plan.targets.of("heldout")), heldout),
+        Work("players", "players", tuple(plan.targets.of("players")), heldout),
+        *_exploitability_work(plan),
+        Work("preferences", "preferences", tuple(plan.targets.of("preferences")), tuple(_preference_files(plan))),
+        Work("benchmarks", "benchmarks", tuple(plan.targets.of("benchmarks")), tuple(plan.measurements.evaluations)),
+        Work("plot", "figures", tuple(plan.targets.of("figures")), tuple(plan.targets.heldout), len(FIGURES)),
+        Work("theory", "theory", tuple(plan.targets.of("theory")), ()),
+    ]
+
+
+def _exploitability_work(plan: Plan) -> list[Work]:
+    outputs = tuple(plan.targets.of("exploitability"))
+    return (
+        [Work("exploitability", "exploitability", outputs, tuple(plan.targets.exploit_scores))]
+        if plan.policies.exploited
+        else []
+    )
+
+
+def _preference_files(plan: Plan) -> list[str]:
+    return [
+        file
+        for policy, part, oracle in plan.policies.annotated
+        for file in (
+            plan.files.pairs(policy, part, oracle),
+            *plan.files.score_shards(policy, part, oracle),
+            *plan.files.sample_shards(policy, part),
+        )
+    ]
