@@ -1,3 +1,3 @@
 """Multiplayer Nash Preference Optimization, reproducibly: from SFT reference to printed tables."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

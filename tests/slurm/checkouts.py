@@ -1,4 +1,4 @@
-"""Checkouts in which `snakemake --profile slurm` runs as the README says, and hands on their processes."""
+"""Checkouts in which `snakemake --profile slurm` runs as docs/cluster.md says, and hands on their processes."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ def test_a_second_checkout_takes_what_the_cache_has(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(cache))
     policy = "results/small/policies/td-mnpo.1"
     first, second = small(tmp_path / "first"), small(tmp_path / "second")
-    shared = ("--cache", "sft", "sample", "score", "logps", "train")  # as README.md says
+    shared = ("--cache", "sft", "sample", "score", "logps", "train")  # as docs/cluster.md says
     first.made(*shared, "--", policy)
     second.made(*shared, "--", policy)
 
