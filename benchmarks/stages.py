@@ -158,11 +158,12 @@ def work(directory: Path, stage: str, side: str) -> None:
     ours = import_module(f"mnpo.stages.{stage}")
     do = baseline.STAGES[stage] if side == "plain" else ours.run
     model, output = directory / "model", directory / side
-    inputs: dict[str, tuple[Any, ...]] = {
-        "logps": (model, directory / "pairs.parquet"),
-        "score": (directory / "samples.parquet",),
-        "sample": (model, directory / "prompts.parquet"),
-        "train": (model, [directory / "pairs.parquet"], [directory / "logps.parquet"]),
+    pairs, logps = directory / "pairs.parquet", directory / "logps.parquet"
+    inputs: dict[str, dict[str, Any]] = {
+        "logps": {"policy": model, "pairs": pairs},
+        "score": {"samples": directory / "samples.parquet"},
+        "sample": {"policy": model, "prompts": directory / "prompts.parquet"},
+        "train": {"start": model, "pairs": [pairs], "logps": [logps]},
     }
     settings: dict[str, dict[str, Any]] = {
         "logps": {"form": {}, "text": TEXT},
@@ -185,7 +186,7 @@ def work(directory: Path, stage: str, side: str) -> None:
     load_model(model, "classifier" if stage == "score" else "causal")  # imports what is imported late
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     begun, cpu = time.monotonic(), time.process_time()
-    do(asked, *inputs[stage], output)
+    do(asked, **inputs[stage], output=output)
     found = {"seconds": time.monotonic() - begun, "cpu": time.process_time() - cpu, "before": before}
     if stage == "sample":
         from mnpo.storage.records import SAMPLES, read

@@ -85,13 +85,13 @@ def test_training(tmp_path: Path, chain: dict[str, Path], text: Text) -> None:
         text=text,
         seed=0,
     )
-    files = chain["policy"], [chain["pairs"]], [chain["logps"]]
-    train.run(settings, *files, tmp_path / "ours")
+    pairs, logps = [chain["pairs"]], [chain["logps"]]
+    train.run(settings, chain["policy"], pairs, tmp_path / "ours", logps)
     history = [json.loads(line) for line in (tmp_path / "ours" / "metrics.jsonl").read_text().splitlines()]
     rows = read(PAIRS, chain["pairs"])
     model: Any = load_model(chain["policy"])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    scored = train._log_probabilities(settings, rows, files[1], files[2])
+    scored = train._log_probabilities(settings, rows, pairs, logps)
     data = train._pairs(settings, rows, scored, Chat(load_tokenizer(chain["policy"]), text), model.device)
     order = islice(shuffled(data.lengths, 4, settings.seed), len(history))
     losses = baseline.fit(model, settings.training, data, order, len(history))

@@ -121,7 +121,12 @@ def logps(settings: Any, policy: Path, pairs: Path, output: Path, sampler: Seque
 
 
 def train(
-    settings: Any, start: Path, pairs: Sequence[Path], logps: Sequence[Path], output: Path, training: Path | None = None
+    settings: Any,
+    start: Path,
+    pairs: Sequence[Path],
+    output: Path,
+    logps: Sequence[Path] = (),
+    training: Path | None = None,
 ) -> None:
     rows = read(PAIRS, *pairs)
     scored = train_stage._log_probabilities(settings, rows, pairs, logps)

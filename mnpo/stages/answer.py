@@ -11,6 +11,8 @@ from mnpo.errors import BadInput
 from mnpo.storage.records import ANSWERS, write
 from mnpo.storage.resume import resumable
 
+ENVIRONMENT = "infer"
+
 
 class Settings(Block):
     """What this stage reads."""
@@ -20,12 +22,15 @@ class Settings(Block):
     """Of a policy that is behind an API and has no files."""
 
 
-def run(settings: Settings, policy: Path | None, data: Path, output: Path) -> None:
-    """Write the answers. Those of an API are kept beside the output: none is paid for twice.
+def run(settings: Settings, data: Path, output: Path, policy: Path | None = None) -> None:
+    """Let a policy answer the questions of a judged benchmark.
+
+    Answers of an API are kept beside the output: none is paid for twice.
 
     Args:
-        policy: its directory; None for one behind an API.
         data: the directory of the benchmark's data.
+        output: the answers, a Parquet file.
+        policy: the policy's directory; none for one behind an API.
 
     Raises:
         BadInput: data that are not the benchmark's, or an endpoint that fails.

@@ -11,9 +11,21 @@ from mnpo.config.blocks import validated
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import JUDGED, PROMPTS, read, rows_of, write
 
+ENVIRONMENT = "infer"
+
 
 def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, output: Path) -> None:
-    """Measure a policy. Raises BadInput for settings that the benchmark does not know."""
+    """Measure a policy on held-out prompts.
+
+    Args:
+        policy: the policy's directory.
+        reference: the policy that the KL divergence is taken to.
+        prompts: held-out prompts.
+        output: the summary, a JSON file; per-item rows go beside it, as Parquet.
+
+    Raises:
+        BadInput: settings that the benchmark does not know.
+    """
     wanted = validated(heldout.Settings, settings, "settings")
     rows = read(PROMPTS, prompts)
     inputs = [policy, reference, prompts]

@@ -16,6 +16,7 @@ from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import Block, Ordered
 from mnpo.stages.tabulate import PROTOCOL, write
 
+ENVIRONMENT = "eval"
 NOT_RUN = "n/a"
 LENGTH_CONTROLLED = "length_controlled_winrate"
 GENERAL = f"± standard error over items. {NOT_RUN}: has not run."
@@ -30,8 +31,15 @@ class Settings(Block):
     """Results by their names in files, in the order of the rows."""
 
 
-def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
-    """Write the table `output`. A policy that has no result on a benchmark says so."""
+def run(settings: Settings, output: Path, evaluations: Sequence[Path] = ()) -> None:
+    """Make the table of policies on public benchmarks.
+
+    A policy that has no result on a benchmark says so.
+
+    Args:
+        output: the table without its ending.
+        evaluations: summaries, `{policy}/{benchmark}.json`.
+    """
     results = {
         (path.parent.name, path.name.removesuffix(".json")): json.loads(path.read_text(encoding="utf-8"))
         for path in evaluations

@@ -26,6 +26,7 @@ from mnpo.storage.records import ITEMS, read
 if TYPE_CHECKING:
     import pandas as pd
 
+ENVIRONMENT = "eval"
 NOT_RUN = "n/a"
 SIDES = ("ours", "against")
 
@@ -44,13 +45,18 @@ class Settings(Block):
     seed: int
 
 
-def run(settings: Settings, evaluations: Sequence[Path], published: Path, output: Path) -> None:
-    """Write {table}.csv, .md, .tex and .html into the directory `output`; {table}-significance and -gaps beside them.
+def run(
+    settings: Settings, output: Path, published: Path = Path("results/paper"), evaluations: Sequence[Path] = ()
+) -> None:
+    """Make one of the paper's tables, ours beside the published figures.
+
+    {table}.csv, .md, .tex and .html; {table}-significance and -gaps beside them.
 
     Args:
+        output: the directory of the tables.
+        published: the directory of the published figures, as CSV.
         evaluations: summaries, `{policy}/{benchmark}[.{judge}[.r{repeat}]].json`, per-item Parquet beside each. What is
             not among them has not run, and the table says so.
-        published: the directory of the paper's CSV files.
 
     Raises:
         BadInput: an unknown table or row, an evaluation given twice, a summary without a key that all benchmarks write.

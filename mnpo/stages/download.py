@@ -21,6 +21,7 @@ from mnpo.progress import counter, say
 from mnpo.storage import hub
 from mnpo.storage.artifacts import artifact, beside
 
+OFFLINE = False
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the tries of a connection that breaks and breaks
 
 
@@ -32,8 +33,15 @@ class Settings(Block):
     """Of entries that share a revision of a repository: `hub.merged` of them."""
 
 
-def run(settings: Settings, lock: Path, output: Path) -> None:
-    """Download what `lock` says of the source; what the server says now when it says nothing."""
+def run(settings: Settings, output: Path, lock: Path = Path("config.lock.yaml")) -> None:
+    """Fetch a pinned model or data set, and verify every file of it.
+
+    Where the lock says nothing of it, what the server says now is fetched.
+
+    Args:
+        output: the directory of its files.
+        lock: what `mnpo pin` wrote.
+    """
     locked = hub.read_lock(lock).entry(settings.kind, settings.source)
     download(settings.source, settings.kind, locked, output)
 

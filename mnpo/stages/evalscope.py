@@ -21,6 +21,7 @@ from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
 from mnpo.storage.records import ANSWERS, read, rows_of
 
+ENVIRONMENT = "evalscope"
 QUESTIONS = "question.jsonl"
 ANSWERED = ".answered"
 """Beside the results: the policy's answers until they are scored."""
@@ -37,7 +38,12 @@ class Settings(Block):
 
 
 def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path) -> None:
-    """Write `{benchmark}.json` and `{benchmark}.parquet` for every benchmark into the directory `output`.
+    """Measure a policy on benchmarks by the paper's harness.
+
+    Args:
+        policy: the policy's directory.
+        data: the directory of each benchmark's data.
+        output: the directory of the policy's results: `{benchmark}.json` and `{benchmark}.parquet`.
 
     Raises:
         BadInput: see mnpo.benchmarks.evalscope.results; the policy did not answer.

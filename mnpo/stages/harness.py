@@ -9,6 +9,8 @@ from mnpo.benchmarks import harness
 from mnpo.benchmarks.result_cache import Measuring, Results
 from mnpo.config.blocks import Block
 
+ENVIRONMENT = "eval"
+
 
 class Settings(Block):
     """What this stage reads."""
@@ -19,7 +21,12 @@ class Settings(Block):
 
 
 def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path) -> None:
-    """Write `{benchmark}.json` and `{benchmark}.parquet` for every benchmark into the directory `output`.
+    """Measure a policy on the benchmarks that need no judge, loading it once.
+
+    Args:
+        policy: the policy's directory.
+        data: the directory of each benchmark's data.
+        output: the directory of the policy's results: `{benchmark}.json` and `{benchmark}.parquet`.
 
     Raises:
         BadInput: see mnpo.benchmarks.harness.results.

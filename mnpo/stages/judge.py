@@ -16,6 +16,7 @@ from mnpo.config.oracles import Judge
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import ANSWERS, ITEMS, read, rows_of, write
 
+ENVIRONMENT = "eval"
 OWN = {"alpaca-eval": alpaca_eval.evaluate, "arena-hard": arena_hard.evaluate, "mt-bench": mt_bench.evaluate}
 
 
@@ -29,7 +30,13 @@ class Settings(Block):
 
 
 def run(settings: Settings, answers: Path, data: Path, store: Path, output: Path) -> None:
-    """Judge the answers. Every verdict is in `store` the moment it arrives, and stays there.
+    """Let a judge judge a policy's answers.
+
+    Args:
+        answers: what `mnpo answer` wrote.
+        data: the directory of the benchmark's data.
+        store: where every verdict is kept the moment it arrives; asked again is only what is not there.
+        output: the summary, a JSON file; per-item rows go beside it, as Parquet.
 
     Raises:
         BadInput: answers and data that do not fit, a missing key, a spent budget, an endpoint that fails.

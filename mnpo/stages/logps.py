@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mnpo.models.chat import Encoded
     from mnpo.storage.resume import Journal
 
+ENVIRONMENT = "infer"
+
 
 class Settings(Block):
     """What this stage reads."""
@@ -28,13 +30,16 @@ class Settings(Block):
 
 
 def run(settings: Settings, policy: Path, pairs: Path, output: Path, sampler: Sequence[Path] = ()) -> None:
-    """Write the summed log-probabilities (nats) and token counts of both responses of every pair.
+    """Log-probabilities of pairs under a policy.
 
-    Finished batches survive a kill.
+    Summed, in nats, and the token counts of both responses of every pair. Finished batches survive a kill.
 
     Args:
-        sampler: what the sampler said of this policy's own responses. Where the tokens are the very same, that is
-            taken, and counted; the model reads the rest.
+        policy: the policy's directory.
+        pairs: what `mnpo pair` wrote.
+        output: the log-probabilities, a Parquet file.
+        sampler: what the sampler said of this policy's own responses, shard by shard. Where the tokens are the very
+            same, that is taken, and counted; the model reads the rest.
     """
     rows = read(PAIRS, pairs)
     from mnpo.models.chat import Chat

@@ -16,7 +16,11 @@ class Settings(Block):
 
 
 def run(settings: Settings, output: Path) -> None:
-    """Write the benchmark's files into the directory `output`."""
+    """Make the demo's small version of a benchmark's data.
+
+    Args:
+        output: the directory of the benchmark's files.
+    """
     from mnpo.demo.benchmarks import make
 
     with artifact(output, "miniature", settings.model_dump(), directory=True) as made:

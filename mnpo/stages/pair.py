@@ -15,6 +15,8 @@ from mnpo.errors import BadInput
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import PAIRS, SAMPLES, SCORES, read, rows_of, write
 
+ENVIRONMENT = "infer"
+
 
 class Settings(Block):
     """What this stage reads."""
@@ -23,7 +25,14 @@ class Settings(Block):
 
 
 def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], output: Path) -> None:
-    """Write each prompt's pairs. What makes none is counted by its reason in the manifest.
+    """Pair each prompt's responses: which are chosen over which.
+
+    What makes no pair is counted by its reason in the manifest.
+
+    Args:
+        samples: what `mnpo sample` wrote, shard by shard.
+        scores: what `mnpo score` wrote of them, shard by shard.
+        output: the pairs, a Parquet file.
 
     Raises:
         BadInput: a sample without a score, or no pair at all.

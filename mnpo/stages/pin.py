@@ -15,6 +15,8 @@ from mnpo.errors import BadInput
 from mnpo.progress import say
 from mnpo.storage import hub
 
+OFFLINE = False
+
 
 def pin(sources: Mapping[str, Source], path: Path = hub.LOCK) -> hub.Lock:
     """Resolve the hub and GitHub sources among `sources` (by their path in the configuration) into the lock at `path`.

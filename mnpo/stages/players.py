@@ -15,6 +15,8 @@ from mnpo.stages.tabulate import Grids, evaluated, score_grids, wins, write
 from mnpo.statistics import interval
 from mnpo.storage.records import SAMPLED
 
+ENVIRONMENT = "eval"
+
 
 class Player(Block):
     """One policy in its game."""
@@ -40,10 +42,13 @@ class Settings(Block):
 
 
 def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
-    """Write the table `output`. A player whose own oracle is not among `scores` has no win rate and no gap.
+    """Make the table of players: scores under every oracle, win rates against opponents, own gaps.
+
+    A player whose own oracle is not among `scores` has no win rate and no gap.
 
     Args:
         evaluations: one summary (JSON, per-item Parquet beside it) for each policy in `labels`.
+        output: the table without its ending.
 
     Raises:
         BadInput: an evaluation is missing, or policies were evaluated on different prompts.

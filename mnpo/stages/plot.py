@@ -15,6 +15,7 @@ from mnpo.errors import BadInput
 from mnpo.stages.tabulate import circles
 from mnpo.storage.artifacts import artifact
 
+ENVIRONMENT = "eval"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind
 MARKERS = "os^Dv<>"
 CURVES = {
@@ -46,11 +47,14 @@ class Settings(Block):
     """Oracles whose mean score the table `main` has."""
 
 
-def run(settings: Settings, figure: str, tables: Path, trainings: Sequence[Path], output: Path) -> None:
-    """Draw `figure` (a key of FIGURES) into `output`.svg and `output`.png.
+def run(settings: Settings, figure: str, tables: Path, output: Path, training: Sequence[Path] = ()) -> None:
+    """Draw a figure of tables and training metrics.
 
     Args:
-        trainings: `{policy}.jsonl` of every policy whose training is drawn.
+        figure: its name: `win_rate`, `length`, `oracles`, ...; a wrong one is told the nearest.
+        tables: the directory of the tables.
+        output: the figure without its ending: .svg and .png are made.
+        training: `{policy}.jsonl` of every policy whose training is drawn.
     """
     if figure not in FIGURES:
         raise BadInput(f"unknown figure {figure!r}{nearest(figure, FIGURES)}")
@@ -67,9 +71,9 @@ def run(settings: Settings, figure: str, tables: Path, trainings: Sequence[Path]
             "grid.alpha": 0.3,
         }
     )
-    metrics = {t.stem: _metrics(t) for t in trainings}
+    metrics = {t.stem: _metrics(t) for t in training}
     drawn = FIGURES[figure](settings, tables, metrics)
-    inputs = [*(tables / f"{name}.csv" for name in READ), *trainings]
+    inputs = [*(tables / f"{name}.csv" for name in READ), *training]
     for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         with artifact(output.with_suffix(f".{ending}"), "plot", settings.model_dump(), inputs) as made:
             drawn.savefig(made.path, format=ending, metadata=metadata, bbox_inches="tight")

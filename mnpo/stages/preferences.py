@@ -14,6 +14,7 @@ from mnpo.stages.pair import REASONS
 from mnpo.stages.tabulate import write
 from mnpo.storage.artifacts import manifest
 
+ENVIRONMENT = "eval"
 OF_SAMPLES = ("dropped_responses", "prompts_without_a_response")  # of a shard, as the next: they add up
 OF_SCORES = ("prompts", "prompts_with_a_cycle", "responses_without_a_comparison")
 
@@ -28,12 +29,15 @@ class Settings(Block):
 def run(
     settings: Settings, pairs: Sequence[Path], scores: Sequence[Path], samples: Sequence[Path], output: Path
 ) -> None:
-    """Write the table `output` from the manifests of pairs, scores and samples.
+    """Make the table of cycles, ties and pairs of every iteration.
+
+    All is read from the manifests of pairs, scores and samples.
 
     Args:
-        pairs: a file for each row.
+        pairs: a file for each row of the settings.
         scores: all shards of each row, row by row.
         samples: as many, which the scores are of. Where a data set's own responses are used, none is dropped.
+        output: the table without its ending.
 
     Raises:
         BadInput: files that do not fit the rows, or one without a manifest.

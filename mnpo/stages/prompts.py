@@ -15,6 +15,8 @@ from mnpo.errors import BadInput
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, Table, read_rows, write
 
+ENVIRONMENT = "infer"
+
 
 class Settings(Block):
     """What this stage reads."""
@@ -24,11 +26,12 @@ class Settings(Block):
 
 
 def run(settings: Settings, output: Path, data: Path | None = None) -> None:
-    """Write `part{t}.parquet`, `heldout.parquet`, `demonstrations.parquet` and, where the prompts came with responses,
-    `responses.parquet` into `output`.
+    """Cut prompts into train parts and held-out ones (the demo: make them).
 
     Args:
-        data: for source `dataset`, the directory with its files.
+        output: the directory of `part{t}.parquet`, `heldout.parquet`, `demonstrations.parquet` and, where the prompts
+            came with responses, `responses.parquet`.
+        data: the directory of the data set, for source `dataset`.
 
     Raises:
         BadInput: a malformed row, an empty prompt, or fewer prompts than asked for.

@@ -12,6 +12,8 @@ from mnpo.errors import BadInput
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, SAMPLES, read, rows_of, write
 
+ENVIRONMENT = "infer"
+
 
 class Settings(Block):
     """What this stage reads."""
@@ -23,9 +25,15 @@ class Settings(Block):
 
 
 def run(settings: Settings, responses: Path, prompts: Path, output: Path) -> None:
-    """Write the shard's responses. Empty ones stay, are counted, and never become part of a pair.
+    """Take the responses that came with the prompts instead of sampling.
 
-    `tokens` and `seed` are 0: nobody here generated them.
+    Empty ones stay, are counted, and never become part of a pair. `tokens` and `seed` are 0: nobody here generated
+    them.
+
+    Args:
+        responses: the responses that came with the prompts.
+        prompts: the part's prompts.
+        output: the shard's samples, a Parquet file.
 
     Raises:
         BadInput: a prompt of the shard came without responses.

@@ -20,7 +20,7 @@ from mnpo.storage.resume import Journal, resumable
 if TYPE_CHECKING:
     from mnpo.samplers import Request, Response
 
-
+ENVIRONMENT = "infer"
 Row = dict[str, Any]
 
 
@@ -34,14 +34,17 @@ class Settings(Block):
 
 
 def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Path | None = None) -> None:
-    """Write the samples of this shard: every `shards`-th prompt, each K times.
+    """Draw K responses of a policy to each prompt.
 
-    The seed of a response derives from the policy's, the prompt's id and k, so shards and batches do not matter.
-    Empty responses stay in the table, are counted in the manifest, and never become part of a pair. Those that were cut
-    at the length limit stay and are counted, unless `sampling.truncated` drops them; prompts that lose all of their
-    responses so, or all but one, are counted too.
+    The prompts are a shard's: every `shards`-th one. The seed of a response derives from the policy's, the prompt's id
+    and k, so shards and batches do not matter. Empty responses stay in the table, are counted in the manifest, and
+    never become part of a pair. Those that were cut at the length limit stay and are counted, unless
+    `sampling.truncated` drops them; prompts that lose all of their responses so, or all but one, are counted too.
 
     Args:
+        policy: the policy's directory.
+        prompts: the part's prompts.
+        output: the shard's samples, a Parquet file.
         logps: where the sampler's own log-probabilities go, for the stage `logps`: none of them when they are further
             than `sampling.mismatch_warning` from training's.
 

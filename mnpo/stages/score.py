@@ -18,6 +18,7 @@ from mnpo.storage.artifacts import artifact, manifest_path, remove
 from mnpo.storage.records import SAMPLES, SCORES, Table, read, write
 from mnpo.storage.resume import resumable
 
+ENVIRONMENT = "infer"
 OBJECTIVES = Table(
     "objectives",
     {"prompt_id": "string", "k": "int", "objective": "string", "score": "float"},
@@ -41,13 +42,17 @@ class Settings(Block):
 
 
 def run(settings: Settings, samples: Path, output: Path, against: Path | None = None) -> None:
-    """Write a score and a win rate for each row of `samples`; count the prompts whose preferences run in circles.
+    """Ask an oracle what it thinks of sampled responses.
+
+    A score and a win rate for each row; prompts whose preferences run in circles are counted.
 
     Beside `output`, by the same name: `.objectives.parquet` where scores are made of several, `.comparisons.parquet`
     where preferences are more than who scores higher, a judge's answers in `.judge.sqlite`, which outlives failures.
     What models have read when a kill comes is not read again.
 
     Args:
+        samples: what `mnpo sample` wrote.
+        output: the scores, a Parquet file.
         against: samples of another policy. Then score and win rate of a response are how often it beats that policy's
             responses to the same prompt, whatever the kind of oracle, and no tables lie beside.
 

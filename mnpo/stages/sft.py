@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+ENVIRONMENT = "train"
+
 
 class Settings(Block):
     """What this stage reads."""
@@ -32,9 +34,11 @@ class Settings(Block):
 
 
 def run(settings: Settings, demonstrations: Path, output: Path, events: Path | None = None) -> None:
-    """Write the policy into the directory `output`: weights, tokenizer, metrics.jsonl, manifest.
+    """Prepare the reference policy, fine-tuned on the demonstrations when the settings say so.
 
     Args:
+        demonstrations: what `mnpo prompts` wrote of them.
+        output: the directory of the policy: weights, tokenizer, metrics.jsonl, manifest.
         events: the directory of what TensorBoard shows of the fine-tuning.
     """
     rows = read(DEMONSTRATIONS, demonstrations)

@@ -20,6 +20,7 @@ from mnpo.statistics import cyclic_triples, interval
 from mnpo.storage.artifacts import artifact, manifest
 from mnpo.storage.records import GREEDY, JUDGED, SAMPLED, read
 
+ENVIRONMENT = "eval"
 STYLE = """\
 <!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <style>
@@ -48,10 +49,11 @@ class Settings(Block):
 
 
 def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
-    """Write the tables `main`, `families` and `wins` into the directory `output`.
+    """Make tables of evaluations.
 
     Args:
         evaluations: one summary (JSON, per-item Parquet beside it) for each policy in `labels`.
+        output: the directory of the tables `main`, `families` and `wins`.
 
     Raises:
         BadInput: an evaluation is missing, or policies were evaluated on different prompts.

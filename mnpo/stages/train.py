@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mnpo.method.objectives import Outcome, Pair
     from mnpo.models.chat import Chat, Encoded
 
+ENVIRONMENT = "train"
 METRICS = "metrics.jsonl"
 # Nats per token that log-probabilities computed twice may differ by: the logps stage's, in float32, and training's.
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
@@ -57,18 +58,19 @@ def run(
     settings: Settings,
     start: Path,
     pairs: Sequence[Path],
-    logps: Sequence[Path],
     output: Path,
+    logps: Sequence[Path] = (),
     training: Path | None = None,
 ) -> None:
-    """Write the trained policy into the directory `output`: weights, tokenizer, metrics.jsonl, manifest.
+    """Optimise a policy on pairs, against the policies whose log-probabilities are given.
 
     Args:
-        start: the policy whose weights training starts from.
-        pairs: one file a part.
-        logps: `len(scorers) * len(pairs)` files.
-        training: where the metrics go too, with a manifest: they outlive a policy that is not kept. TensorBoard's
-            events go beside it, into `tensorboard/`.
+        start: the policy to start from.
+        pairs: what `mnpo pair` wrote, one file a part.
+        output: the directory of the trained policy: weights, tokenizer, metrics.jsonl, manifest.
+        logps: for each scorer in the settings, one file for each of `pairs`.
+        training: where the training's metrics go too, with a manifest: they outlive a policy that is not kept.
+            TensorBoard's events go beside it, into `tensorboard/`.
 
     Raises:
         BadInput: pairs without log-probabilities, or precomputed ones that disagree with what training computes.

@@ -41,7 +41,7 @@ def signalled(*given: Any) -> Any:
 
 
 def train(name: str, settings: dict[str, Any]) -> None:
-    run(Settings.model_validate(settings), start, [pairs], [logps], Path(asked["output"]) / name)
+    run(Settings.model_validate(settings), start, [pairs], Path(asked["output"]) / name, [logps])
 
 
 with process_group():

@@ -82,7 +82,7 @@ def one(
 
 
 def alone(chain: dict[str, Path], settings: dict[str, Any], output: Path) -> None:
-    run(Settings.model_validate(settings), chain["policy"], [chain["pairs"]], [chain["logps"]], output)
+    run(Settings.model_validate(settings), chain["policy"], [chain["pairs"]], output, [chain["logps"]])
 
 
 def launched(launcher: list[str], *command: str) -> str:

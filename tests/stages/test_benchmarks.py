@@ -28,7 +28,11 @@ def table(tmp_path: Path) -> Path:
     paths.append(summary(tmp_path, "mine", "aime24", protocol="by EvalScope", items=3))
     paths.append(summary(tmp_path, "mine", "arena-hard.demo", protocol="Two games a question.", missing=2))
     benchmarks = ["hellaswag", "aime24", "arena-hard.demo", "gsm8k"]
-    run(Settings(labels={"sft": "SFT", "mine": "Mine"}, benchmarks=benchmarks), paths, tmp_path / "benchmarks")
+    run(
+        Settings(labels={"sft": "SFT", "mine": "Mine"}, benchmarks=benchmarks),
+        tmp_path / "benchmarks",
+        evaluations=paths,
+    )
     return tmp_path / "benchmarks"
 
 

@@ -73,7 +73,7 @@ def fourth(tmp_path: Path) -> Path:
         paths.append(evaluation(tmp_path, policy, "gsm8k", correct(right, 10)))
     paths.append(evaluation(tmp_path, "td.3", "humaneval", correct(8, 10), missing=2, protocol="sampled"))
     rows = {"SFT": ["sft"], "INPO": ["inpo.3"], "TD-MNPO": ["td.3", "td-2.3"]}
-    run(settings("table4", rows), paths[::-1], PUBLISHED, tmp_path / "tables")
+    run(settings("table4", rows), tmp_path / "tables", PUBLISHED, paths[::-1])
     return tmp_path / "tables"
 
 
@@ -164,13 +164,13 @@ def test_latex_is_balanced_and_escaped(fourth: Path, tmp_path: Path) -> None:
     assert text.count("{") == text.count("}") and r"\begin{tabular}{lrrrrrrrrrr}" in text
     assert r"in 95\% of cases" in text and "±" not in text
     evaluation(tmp_path, "x", "gsm8k", correct(1, 2), protocol=r"5_shot & 100% \boxed{}")
-    run(settings("table4", {"SFT": ["x"]}), [tmp_path / "x" / "gsm8k.json"], PUBLISHED, tmp_path / "other")
+    run(settings("table4", {"SFT": ["x"]}), tmp_path / "other", PUBLISHED, [tmp_path / "x" / "gsm8k.json"])
     assert r"5\_shot \& 100\% \textbackslash{}boxed\{\}" in (tmp_path / "other" / "table4.tex").read_text()
 
 
 def test_html_is_escaped_and_fits_a_phone(tmp_path: Path) -> None:
     path = evaluation(tmp_path, "x", "gsm8k", correct(1, 2), protocol="<script>")
-    run(settings("table4", {"SFT": ["x"]}), [path], PUBLISHED, tmp_path)
+    run(settings("table4", {"SFT": ["x"]}), tmp_path, PUBLISHED, [path])
     text = (tmp_path / "table4.html").read_text()
     assert "&lt;script&gt;" in text and "<script>" not in text and 'name="viewport"' in text
     assert text.count("<tr") == 1 + 9 and "<b>" in text and "<u>" in text
@@ -180,7 +180,7 @@ def test_html_is_escaped_and_fits_a_phone(tmp_path: Path) -> None:
 def test_the_same_evaluations_give_the_same_bytes(tmp_path: Path) -> None:
     paths = [evaluation(tmp_path, p, b, correct(*c)) for p in ("sft", "inpo.3") for b, c in FOURTH.items()]
     for directory, given in (("a", paths), ("b", paths[::-1])):
-        run(settings("table4", {"SFT": ["sft"], "INPO": ["inpo.3"]}), given, PUBLISHED, tmp_path / directory)
+        run(settings("table4", {"SFT": ["sft"], "INPO": ["inpo.3"]}), tmp_path / directory, PUBLISHED, given)
     for name in files("table4"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -188,7 +188,7 @@ def test_the_same_evaluations_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", range(2, 9))
 def test_a_table_of_which_nothing_has_run_says_so(tmp_path: Path, number: int) -> None:
     name = f"table{number}"
-    run(settings(name, {}), [], PUBLISHED, tmp_path)
+    run(settings(name, {}), tmp_path, PUBLISHED, [])
     table = read_csv(tmp_path, name)
     assert table["ours"].isna().all() and table["published"].notna().any()
     first = (tmp_path / f"{name}.md").read_text().splitlines()[4]
@@ -204,7 +204,7 @@ def test_the_papers_harness_is_compared_like_with_like(tmp_path: Path) -> None:
     plain = {"harness": "evalscope", "metric": "win_rate", "protocol": "EvalScope"}
     paths = [evaluation(tmp_path, "sft", "alpaca-eval.mini", correct(6, 10), **plain)]
     paths.append(evaluation(tmp_path, "dpo.1", "alpaca-eval.mini", correct(3, 10), metric="win_rate"))
-    run(settings("table2", {"SFT": ["sft"], "DPO": ["dpo.1"]}), paths, PUBLISHED, tmp_path / "two")
+    run(settings("table2", {"SFT": ["sft"], "DPO": ["dpo.1"]}), tmp_path / "two", PUBLISHED, paths)
     table = read_csv(tmp_path / "two", "table2").set_index(["model", "column"])["ours"]
     assert table["SFT", "alpaca_eval_2_lc_wr"] == 60 and math.isnan(table["DPO", "alpaca_eval_2_lc_wr"])
     assert (
@@ -212,7 +212,7 @@ def test_the_papers_harness_is_compared_like_with_like(tmp_path: Path) -> None:
     )
     paths = [evaluation(tmp_path, "sft", "minerva.mini", correct(4, 10), harness="evalscope")]
     paths.append(evaluation(tmp_path, "dpo.1", "minerva", correct(2, 10)))
-    run(settings("table4", {"SFT": ["sft"], "DPO": ["dpo.1"]}), paths, PUBLISHED, tmp_path / "four")
+    run(settings("table4", {"SFT": ["sft"], "DPO": ["dpo.1"]}), tmp_path / "four", PUBLISHED, paths)
     table = read_csv(tmp_path / "four", "table4").set_index(["model", "column"])["ours"]
     assert (table["SFT", "minerva_math"], table["DPO", "minerva_math"]) == (40, 20)
 
@@ -239,7 +239,7 @@ def test_rows_of_table_7_have_their_own_judge_and_its_judgings(tmp_path: Path) -
         for stem, value in stems.items()
     ]
     rows = {f"SFT / {judge}": ["sft"] for judge in (*JUDGES, "GPT-4-1106-preview")}
-    run(settings("table7", rows), paths, PUBLISHED, tmp_path / "tables")
+    run(settings("table7", rows), tmp_path / "tables", PUBLISHED, paths)
     table = read_csv(tmp_path / "tables", "table7").set_index(["model", "judge", "column"])
     small = table.loc[("SFT", "GPT-5-mini", "alpaca_eval_2_lc_wr_mean")]
     assert (small["ours"], small["repeats"], small["repeats_spread"], small["stderr"]) == (52.0, 3, 2.0, 1.5)
@@ -255,7 +255,7 @@ def test_rows_of_table_7_have_their_own_judge_and_its_judgings(tmp_path: Path) -
 
 def test_a_metric_that_was_not_reported_is_said(tmp_path: Path) -> None:
     path = evaluation(tmp_path, "sft", "alpaca-eval.mini", correct(1, 2), metric="win_rate")
-    run(settings("table5", {"1": ["sft"]}), [path], PUBLISHED, tmp_path / "tables")
+    run(settings("table5", {"1": ["sft"]}), tmp_path / "tables", PUBLISHED, [path])
     text = (tmp_path / "tables" / "table5.md").read_text()
     assert "AlpacaEval 2 LC, 1: alpaca-eval.mini.json does not report length_controlled_winrate." in text
     assert re.search(r"\| 1 +\| n/a \(paper 53\.32\) +\| 50\.00 ± 50\.00 +\|", text)
@@ -271,7 +271,7 @@ def test_significance_pairs_items_and_counts_those_without_a_partner(tmp_path: P
         evaluation(tmp_path, "sft", "gsm8k", {**first, "only here": 1.0}),
         evaluation(tmp_path, "inpo.3", "gsm8k", second),
     ]
-    run(settings("table4", {"SFT": ["sft"], "INPO": ["inpo.3"]}), paths, PUBLISHED, tmp_path / "tables")
+    run(settings("table4", {"SFT": ["sft"], "INPO": ["inpo.3"]}), tmp_path / "tables", PUBLISHED, paths)
     table = pd.read_csv(tmp_path / "tables" / "table4-significance.csv")
     assert len(table) == 1
     line = table.iloc[0]
@@ -287,7 +287,7 @@ def test_policies_that_differ_by_chance_are_within_noise(tmp_path: Path) -> None
         evaluation(tmp_path, p, "gsm8k", {f"q{i}": float(v) for i, v in enumerate(rng.integers(0, 2, 50))})
         for p in ("sft", "inpo.3")
     ]
-    run(settings("table4", {"SFT": ["sft"], "INPO": ["inpo.3"]}), paths, PUBLISHED, tmp_path / "tables")
+    run(settings("table4", {"SFT": ["sft"], "INPO": ["inpo.3"]}), tmp_path / "tables", PUBLISHED, paths)
     line = pd.read_csv(tmp_path / "tables" / "table4-significance.csv").iloc[0]
     assert line["difference_low"] < 0 < line["difference_high"] and line["verdict"] == "within noise"
 
@@ -296,7 +296,7 @@ def test_length_controlled_rates_are_no_means_over_items(tmp_path: Path) -> None
     paths = [
         evaluation(tmp_path, p, "alpaca-eval.mini", correct(n, 9), metric="win_rate") for p, n in (("a", 3), ("b", 5))
     ]
-    run(settings("table5", {"1": ["a"], "2": ["b"]}), paths, PUBLISHED, tmp_path / "tables")
+    run(settings("table5", {"1": ["a"], "2": ["b"]}), tmp_path / "tables", PUBLISHED, paths)
     table = pd.read_csv(tmp_path / "tables" / "table5-significance.csv")
     assert table["column"].tolist() == ["alpaca_eval_2_wr"]
 
@@ -305,7 +305,7 @@ def test_published_gaps_against_the_noise_of_their_items(tmp_path: Path) -> None
     """GPQA, 198 questions: TD-MNPO 33.33 over SPPO 26.26, mean .29795: error sqrt(2 * .29795 * .70205 / 198) = .04597,
     noise 9.01 points, the gap of 7.07 within it; Skywork's 36.36 over SPPO: mean .3131, noise 9.14, gap 10.10: apart.
     """
-    run(settings("table3", {}), [], PUBLISHED, tmp_path)
+    run(settings("table3", {}), tmp_path, PUBLISHED, [])
     gaps = pd.read_csv(tmp_path / "table3-gaps.csv").set_index(["column", "row", "against"])
     assert len(gaps) == 36 * 8
     near = gaps.loc[("gpqa", "SPPO", "TD-MNPO")]
@@ -333,7 +333,7 @@ def test_the_gaps_that_the_ledger_reports(tmp_path: Path) -> None:
         "table8": {"alpaca_eval_2_lc_wr": (1, 15)},
     }
     for name, columns in expected.items():
-        run(settings(name, {}), [], PUBLISHED, tmp_path)
+        run(settings(name, {}), tmp_path, PUBLISHED, [])
         gaps = pd.read_csv(tmp_path / f"{name}-gaps.csv", keep_default_na=False)
         if name == "table2":
             trained = [r.key for r in TABLES[name].rows(PUBLISHED) if r.cells["family"] == "gemma-2-9b-it"]
@@ -352,7 +352,7 @@ def test_a_gap_is_measured_by_our_own_items_where_both_rows_ran(tmp_path: Path) 
         evaluation(tmp_path, p, "mt-bench.mini", items, value=5.0, stderr=0.1)
         for p, items in (("sft", first), ("dpo.1", second))
     ]
-    run(settings("table2", {"SFT": ["sft"], "DPO": ["dpo.1"]}), paths, PUBLISHED, tmp_path / "tables")
+    run(settings("table2", {"SFT": ["sft"], "DPO": ["dpo.1"]}), tmp_path / "tables", PUBLISHED, paths)
     gaps = pd.read_csv(tmp_path / "tables" / "table2-gaps.csv", keep_default_na=False)
     lines = gaps.set_index(["column", "row", "against"])
     ours = lines.loc[("mt_bench", "SFT", "DPO")]
@@ -368,13 +368,13 @@ def test_a_gap_is_measured_by_our_own_items_where_both_rows_ran(tmp_path: Path) 
 def test_what_cannot_be_compared_is_one_message(tmp_path: Path) -> None:
     good = evaluation(tmp_path, "sft", "gsm8k", correct(1, 2))
     with pytest.raises(BadInput, match="unknown table 'table9'; did you mean 'table"):
-        run(settings("table9", {}), [], PUBLISHED, tmp_path)
+        run(settings("table9", {}), tmp_path, PUBLISHED, [])
     with pytest.raises(BadInput, match="table4 has no row 'TDMNPO'; did you mean 'TD-MNPO'"):
-        run(settings("table4", {"TDMNPO": ["sft"]}), [good], PUBLISHED, tmp_path)
+        run(settings("table4", {"TDMNPO": ["sft"]}), tmp_path, PUBLISHED, [good])
     twin = evaluation(tmp_path / "copy", "sft", "gsm8k", correct(1, 2))
     with pytest.raises(BadInput, match="are evaluations of the same thing; give one"):
-        run(settings("table4", {"SFT": ["sft"]}), [good, twin], PUBLISHED, tmp_path)
+        run(settings("table4", {"SFT": ["sft"]}), tmp_path, PUBLISHED, [good, twin])
     summary = json.loads(good.read_text())
     good.write_text(json.dumps({k: v for k, v in summary.items() if k != "protocol"}))
     with pytest.raises(BadInput, match=r"gsm8k\.json: no 'protocol'; evaluate sft again"):
-        run(settings("table4", {"SFT": ["sft"]}), [good], PUBLISHED, tmp_path)
+        run(settings("table4", {"SFT": ["sft"]}), tmp_path, PUBLISHED, [good])

@@ -117,10 +117,10 @@ def test_the_stage_reads_the_lock(server: LoopbackHub, target: Path, tmp_path: P
     hub.write_lock(lock, tmp_path / "lock.yaml")
     server.add("datasets/o/d", {"a": b"new"})
     given = stage.Settings.model_validate({"kind": "datasets", "source": {"hub": "o/d", "files": ["a"]}})
-    stage.run(given, tmp_path / "lock.yaml", target)
+    stage.run(given, target, tmp_path / "lock.yaml")
     assert contents(target) == {"a": b"old"}
     assert json.loads((target / "manifest.json").read_text())["commit"] == commit
-    stage.run(given, tmp_path / "none.yaml", target)
+    stage.run(given, target, tmp_path / "none.yaml")
     assert contents(target) == {"a": b"new"}
 
 

@@ -67,7 +67,7 @@ def inputs(tmp_path: Path, settings: Settings) -> tuple[Path, list[Path]]:
 @pytest.fixture
 def drawn(tmp_path: Path, settings: Settings, inputs: tuple[Path, list[Path]]) -> Callable[[str, str], Path]:
     def _drawn(figure: str, name: str) -> Path:
-        run(settings, figure, inputs[0], inputs[1] if figure == "training" else [], tmp_path / name)
+        run(settings, figure, inputs[0], tmp_path / name, inputs[1] if figure == "training" else [])
         return tmp_path / name
 
     return _drawn
@@ -179,9 +179,9 @@ def test_an_unknown_figure_is_refused_with_the_nearest(
     settings: Settings, inputs: tuple[Path, list[Path]], tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match="unknown figure 'win_rates'; did you mean 'win_rate'"):
-        run(settings, "win_rates", inputs[0], [], tmp_path / "out")
+        run(settings, "win_rates", inputs[0], tmp_path / "out")
 
 
 def test_missing_tables_are_named(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="wins.csv"):
-        run(settings, "win_rate", tmp_path, [], tmp_path / "out")
+        run(settings, "win_rate", tmp_path, tmp_path / "out")

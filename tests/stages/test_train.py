@@ -77,7 +77,7 @@ def trained(tmp_path: Path, chain: dict[str, Path]) -> Callable[..., Path]:
         asked: Settings, name: str = "out", logps: list[Path] | None = None, pairs: Path | None = None
     ) -> Path:
         files = [chain["logps"]] if logps is None else logps
-        run(asked, chain["policy"], [pairs or chain["pairs"]], files, tmp_path / name)
+        run(asked, chain["policy"], [pairs or chain["pairs"]], tmp_path / name, files)
         return tmp_path / name
 
     return _trained
@@ -212,7 +212,7 @@ def test_the_demos_objective_learns_along_the_golden_curve(
     write(PAIRS, pairs, tmp_path / "pairs")
     form = {"form": asked["opponent_form"], "text": asked["text"]}
     logps_stage.run(logps_stage.Settings.model_validate(form), policy, tmp_path / "pairs", tmp_path / "logps")
-    run(Settings.model_validate(asked), policy, [tmp_path / "pairs"], [tmp_path / "logps"], tmp_path / "out")
+    run(Settings.model_validate(asked), policy, [tmp_path / "pairs"], tmp_path / "out", [tmp_path / "logps"])
     golden = json.loads((root / "tests/golden/train.json").read_text())
     assert [row["loss"] for row in metrics(tmp_path / "out")] == pytest.approx(golden, rel=1e-3)
     assert len(golden) == 12 and golden[-1] < golden[0]
@@ -281,8 +281,8 @@ def test_parts_are_trained_on_together(
         write(LOGPS, scored.iloc[rows], tmp_path / f"logps-{half}")
     files = {noun: [tmp_path / f"{noun}-{half}" for half in "ab"] for noun in ("pairs", "logps")}
     asked = settings(training={"epochs": 1})
-    run(asked, chain["policy"], files["pairs"], files["logps"], tmp_path / "both")
-    run(asked, chain["policy"], [chain["pairs"]], [chain["logps"]], tmp_path / "one")
+    run(asked, chain["policy"], files["pairs"], tmp_path / "both", files["logps"])
+    run(asked, chain["policy"], [chain["pairs"]], tmp_path / "one", [chain["logps"]])
     assert weights(tmp_path / "both") == weights(tmp_path / "one")
     assert manifest_of(tmp_path / "both")["rows"] == len(pairs)
 
@@ -291,7 +291,7 @@ def test_metrics_go_to_a_file_of_their_own_with_what_they_cost(
     settings: Make, chain: dict[str, Path], tmp_path: Path, manifest_of: Callable[[Path], Any]
 ) -> None:
     policy, training = tmp_path / "policy", tmp_path / "training" / "policy.jsonl"
-    run(settings(), chain["policy"], [chain["pairs"]], [chain["logps"]], policy, training)
+    run(settings(), chain["policy"], [chain["pairs"]], policy, [chain["logps"]], training)
     assert training.read_bytes() == (policy / "metrics.jsonl").read_bytes()
     apart, whole = manifest_of(training), manifest_of(policy)
     same = ("stage", "settings", "inputs", "steps", "tokens", "final_loss")
@@ -313,7 +313,7 @@ def test_in_bfloat16_products_are_rounded_and_losses_and_weights_are_not(
 
     monkeypatch.setattr(_Pairs, "losses", recorded)
     for dtype in ("bfloat16", "float32"):
-        run(settings({"dtype": dtype}), chain["policy"], [chain["pairs"]], [chain["logps"]], tmp_path / dtype)
+        run(settings({"dtype": dtype}), chain["policy"], [chain["pairs"]], tmp_path / dtype, [chain["logps"]])
     assert {value.dtype for value in seen} == {torch.float32}
     half, whole = (metrics(tmp_path / dtype) for dtype in ("bfloat16", "float32"))
     assert half[1]["loss"] == pytest.approx(whole[1]["loss"], rel=0.05) and half[1]["loss"] != whole[1]["loss"]
@@ -328,7 +328,7 @@ def test_tensorboard_shows_the_metrics_and_speed_and_memory(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for _ in range(2):  # a training that is made again leaves nothing of the one before
-        run(settings(), chain["policy"], [chain["pairs"]], [chain["logps"]], tmp_path / "p", tmp_path / "t" / "p.jsonl")
+        run(settings(), chain["policy"], [chain["pairs"]], tmp_path / "p", [chain["logps"]], tmp_path / "t" / "p.jsonl")
     events = EventAccumulator(str(tmp_path / "t" / "tensorboard" / "p"))
     events.Reload()
     rows = metrics(tmp_path / "p")

@@ -1,0 +1,87 @@
+"""`mnpo COMMAND ...`: plan, watch and show runs, and run every stage by hand.
+
+A stage gets paths and settings; it knows nothing of Snakemake. The chain is prompts, sft, then sample, score, pair,
+logps and train in every iteration; assess, harness, evalscope, answer and judge measure; the rest makes tables.
+
+Exit codes: 0 done, 2 wrong usage, 3 a bad input, setting or file (one message says which), 4 training diverged,
+5 stopped by a signal and to be continued by the same command, 6 the disk is full, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mnpo.cli import commands, stages
+from mnpo.errors import EXPECTED, BadInput, Interrupted
+from mnpo.progress import complain
+from mnpo.ranks import rank
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(stages.app)
+app.add_typer(commands.app)
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    log: Annotated[Path | None, typer.Option(help="Write everything that is printed here too.")] = None,
+) -> None:
+    if environments := os.environ.get("MNPO_ENVIRONMENTS"):
+        own = stages.ENVIRONMENTS | commands.ENVIRONMENTS
+        _enter(Path(environments), own.get(context.invoked_subcommand or ""))
+    if log is not None and rank() == 0:
+        _copy_to(log)
+
+
+def _enter(environments: Path, family: str | None) -> None:
+    """Go on in the virtual environment of a family of stages, in the directory that `make envs` made."""
+    if family is None or Path(sys.prefix).resolve() == (environments / family).resolve():
+        return
+    python = environments / family / "bin" / "python"
+    if not python.exists():
+        raise BadInput(f"{python}: no such interpreter; MNPO_ENVIRONMENTS is {environments}, and `make envs` makes it")
+    os.execv(python, [str(python), "-m", "mnpo", *sys.argv[1:]])
+
+
+def _copy_to(log: Path) -> None:
+    """Copy output and errors to `log`, by a process in a session of its own: signals to the stage do not end it, and it
+    ends when the stage does, with every line written."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    tee = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE, start_new_session=True)
+    assert tee.stdin is not None
+    terminal = os.dup(1), os.dup(2)
+    for stream in (1, 2):
+        os.dup2(tee.stdin.fileno(), stream)
+    tee.stdin.close()
+
+    def finish() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, original in zip((1, 2), terminal, strict=True):
+            os.dup2(original, stream)
+        tee.wait()
+
+    atexit.register(finish)
+
+
+def main() -> None:
+    """Run the command line; a mistake that a person can mend is one message and an exit code, not a traceback."""
+    try:
+        app()
+    except EXPECTED as error:
+        complain(f"mnpo: {error}")
+        if isinstance(error, Interrupted):
+            from mnpo.planning import cluster
+
+            cluster.requeue()
+        sys.exit(error.exit_code)
+    except FileNotFoundError as error:
+        complain(f"mnpo: {error}")
+        sys.exit(BadInput.exit_code)
