@@ -102,7 +102,7 @@ def evaluate(
     file = evaluate.configure(policy, config, name, [b for b in benchmarks.split(",") if b])
     if code := evaluate.run(file, profile, context.args):
         raise typer.Exit(code)
-    table = Path(_plan(file).table("benchmarks") + ".md")
+    table = Path(_plan(file).files.table("benchmarks") + ".md")
     if table.is_file():
         typer.echo(table.read_text(encoding="utf-8"))
     typer.echo(f"results  {file.parent}/  (again, or with other options: snakemake --configfile {file})")

@@ -1,7 +1,8 @@
 """Digests of the source files behind a stage, so that editing a stage reruns that stage and nothing else.
 
 A digest covers the module and all that it imports from this package, at any depth, also inside functions. It is taken
-of the syntax tree without docstrings: comments and formatting rerun nothing.
+of the syntax tree without docstrings: comments and formatting rerun nothing. The package's own
+`__init__.py` holds its version, and is left out: a new version alone reruns nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _imports(module: str) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [n for n in names if n.split(".")[0] == PACKAGE.name and file(n).is_file()]
+    return [n for n in names if n.startswith(f"{PACKAGE.name}.") and file(n).is_file()]
 
 
 @cache
