@@ -20,7 +20,7 @@ This page shows whether the demo's results hold for other seeds.
 
 - `make seeds` runs the demo with seeds 0, 1 and 2, and writes the first two tables.
 - World, SFT, sampling, training and evaluation all change with the seed.
-- Nothing was tuned between them. How the settings were chosen is said below.
+- Nothing was tuned between the seeds. How the settings were chosen is said below.
 - Win rates are under the default oracle on 600 held-out prompts. Intervals are 95% bootstrap intervals over prompts.
 
 ## Iterative runs against offline DPO
