@@ -26,6 +26,12 @@ def test_every_link_in_the_documentation_leads_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_picture_of_the_layers_shows_every_module() -> None:
+    shown = set(re.findall(r"\w+", " ".join(re.findall(r">([^<]+)</text>", (ROOT / "docs/layers.svg").read_text()))))
+    modules = {f.stem for f in (ROOT / "mnpo").rglob("*.py") if not f.stem.startswith("_")}
+    assert modules | {f.parent.name for f in (ROOT / "mnpo").glob("*/__init__.py")} <= shown, "run: make layers"
+
+
 def test_make_help_lists_the_targets_that_the_readme_names() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in re.findall(r"(?:`|^ +)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
