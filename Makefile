@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope lint format bench bench-gpu lock check-envs envs schema rulegraph seeds slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slurm-profile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ seeds: $(VENV)/.demo ## Run the demo with three seeds and remake docs/seeds.md (
 
 rulegraph: $(VENV)/.demo ## Draw docs/rulegraph.svg anew (needs graphviz)
 	$(BIN)/snakemake --rulegraph -- table2 table3 2>/dev/null | sed -n '/^digraph/,$$p' | dot -Tsvg > docs/rulegraph.svg
+
+layers: $(VENV)/.dev ## Draw docs/layers.svg anew: what is in mnpo/, and what imports what
+	$(BIN)/python docs/layers.py
 
 schema: $(VENV)/.demo ## Remake configs/schema.json from mnpo/config/
 	$(BIN)/mnpo schema > configs/schema.json

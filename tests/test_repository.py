@@ -53,6 +53,12 @@ def test_the_configuration_that_beginners_are_given_is_one(tmp_path: Path) -> No
     assert len(config.runs["td-mnpo"].iterations) == config.prompts.parts
 
 
+def test_the_picture_of_the_layers_shows_every_module() -> None:
+    shown = set(re.findall(r"\w+", " ".join(re.findall(r">([^<]+)</text>", (ROOT / "docs/layers.svg").read_text()))))
+    modules = {f.stem for f in (ROOT / "mnpo").rglob("*.py") if not f.stem.startswith("_")}
+    assert modules | {f.parent.name for f in (ROOT / "mnpo").glob("*/__init__.py")} <= shown, "run: make layers"
+
+
 def test_make_help_lists_the_targets_that_the_readme_names() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in re.findall(r"(?:`|^ +)make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):

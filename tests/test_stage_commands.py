@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -79,15 +79,31 @@ def test_every_commands_environment_is_one_of_envs() -> None:
     assert {e for e in ENVIRONMENTS.values() if e} == {file.stem for file in (ROOT / "envs").glob("*.yaml")}
 
 
+def rules() -> Iterator[tuple[str, str]]:
+    """The command that each rule of the workflow calls, and the rule's text."""
+    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for rule in re.split(r"^rule ", file.read_text(), flags=re.M)[1:]:
+            if command := re.search(r"-m mnpo --log \{log\} (\S+)", rule):
+                yield command[1].replace("{params.command}", "judge"), rule
+
+
+def test_the_options_that_a_rule_gives_are_its_commands() -> None:
+    """All that are required among them."""
+    called = dict(rules())
+    assert len(called) > 20
+    for command, rule in called.items():
+        given = set(re.findall(r"--([a-z-]+)(?=[ =])", rule)) - {"log"}
+        options = {p.name: p.required for p in COMMANDS[command].params if p.opts[0].startswith("--")}
+        assert {name for name, required in options.items() if required} <= given <= set(options), command
+
+
 def test_a_command_runs_in_the_environment_of_its_rule() -> None:
     """`make envs` and `snakemake --sdm conda` choose alike."""
     said = {}
-    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
-        for rule in re.split(r"^rule ", file.read_text(), flags=re.M)[1:]:
-            command = re.search(r"-m mnpo --log \{log\} ([a-z-]+)", rule)
-            environment = re.search(r'conda:\n\s+"../../envs/(\w+)\.yaml"', rule)
-            if command and environment and command[1] in ENVIRONMENTS and ENVIRONMENTS[command[1]]:
-                said[command[1]] = environment[1]
+    for command, rule in rules():
+        environment = re.search(r'conda:\n\s+"../../envs/(\w+)\.yaml"', rule)
+        if environment and ENVIRONMENTS.get(command):
+            said[command] = environment[1]
     assert len(said) > 15
     assert said == {command: ENVIRONMENTS[command] for command in said}
 
