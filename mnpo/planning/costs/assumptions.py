@@ -43,7 +43,7 @@ ROW_BYTES = 100
 CHOICE_TOKENS = 120
 """Of a reply to a multiple choice, where it is read from one (EvalScope): a letter, or steps before it."""
 DEMO_ITEMS = 14
-"""Of a benchmark's small version, at most (mnpo/demo/benchmarks.py)."""
+"""Of a benchmark's small version, at most (mnpo/demo/judged_items.py)."""
 DATASET_BYTES = 0.1e9
 """Of a data set whose configuration does not say `gigabytes`."""
 
