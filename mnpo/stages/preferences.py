@@ -11,8 +11,8 @@ import pandas as pd
 from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
 from mnpo.stages.pair import REASONS
-from mnpo.stages.tabulate import write
 from mnpo.storage.artifacts import manifest
+from mnpo.tables.files import write
 
 OF_SAMPLES = ("dropped_responses", "prompts_without_a_response")  # of a shard, as the next: they add up
 OF_SCORES = ("prompts", "prompts_with_a_cycle", "responses_without_a_comparison")
