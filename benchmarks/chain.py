@@ -27,7 +27,7 @@ from mnpo.config.blocks import REFERENCE
 from mnpo.config.configuration import Config
 from mnpo.config.reading import load
 from mnpo.planning import job_graph
-from mnpo.planning.costs import measured
+from mnpo.planning.costs.calibration import measured
 from mnpo.planning.estimate import Slope, slopes
 from mnpo.planning.plan import Plan
 

@@ -6,7 +6,8 @@ import argparse
 
 import numpy as np
 
-from mnpo.method import games
+from mnpo.method import games, updates
+from mnpo.method.play import play
 
 WEIGHTS = ((0.667, 0.333), (0.25, 0.75))
 TAUS = (0.0, 0.01, 0.1)
@@ -16,7 +17,7 @@ TINY = 1e-6
 def measure(tau: float, weights: tuple[float, float], comparisons: str, seed: int, steps: int) -> float:
     """With a strong reference the steps until the gap stays tiny, else the worst gap of the last half."""
     game = games.preset("random", seed=seed, tau=tau)
-    trace = games.play(game, "td-mnpo", steps, 1.0, weights, comparisons, range(1, steps + 1))
+    trace = play(game, "td-mnpo", steps, 1.0, weights, comparisons, range(1, steps + 1))
     gap = trace.gap_last[:, 0]
     if tau < 0.1:
         return float(gap[steps // 2 :].max())
@@ -36,7 +37,7 @@ def main() -> None:
         for weights in WEIGHTS:
             ours, theirs = (
                 np.array([measure(tau, weights, kind, seed, chosen.steps) for seed in range(chosen.games)])
-                for kind in games.COMPARISONS
+                for kind in updates.COMPARISONS
             )
             what = "steps to 1e-6" if tau >= 0.1 else "worst gap, last half"
             better = f"{int((ours < theirs).sum())} of {chosen.games}"

@@ -21,7 +21,8 @@ from benchmarks.measuring import ROOT
 from mnpo.config.blocks import REFERENCE
 from mnpo.config.reading import load
 from mnpo.planning import job_graph
-from mnpo.planning.costs import Estimate, Quantities
+from mnpo.planning.costs.pieces import Estimate
+from mnpo.planning.costs.quantities import Quantities
 from mnpo.planning.estimate import forecast
 from mnpo.planning.plan import Plan
 

@@ -30,7 +30,7 @@ class Resources(Block):
     """What jobs ask the cluster for, and what the plan prices."""
 
     gpu: str = "h100"
-    """The plan's GPU type, one of mnpo/planning/costs.py."""
+    """The plan's GPU type, one of mnpo/planning/costs/hardware.py."""
     gpus: int = Field(8, ge=1)
     """GPUs that run at once, for the plan's wall-clock."""
     cpus: int | None = Field(None, ge=1)

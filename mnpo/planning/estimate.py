@@ -14,17 +14,12 @@ from mnpo.config.configuration import Config
 from mnpo.config.evaluation import Target
 from mnpo.errors import BadInput
 from mnpo.planning import job_graph
-from mnpo.planning.costs import (
-    DEVICES,
-    TRAIN_BYTES,
-    WEIGHT_BYTES,
-    Calls,
-    Estimate,
-    Measured,
-    estimate,
-    measured,
-    parameters,
-)
+from mnpo.planning.costs.assumptions import TRAIN_BYTES, WEIGHT_BYTES
+from mnpo.planning.costs.calibration import Measured, measured
+from mnpo.planning.costs.calls import Calls
+from mnpo.planning.costs.hardware import DEVICES
+from mnpo.planning.costs.pieces import Estimate, estimate
+from mnpo.planning.costs.quantities import parameters
 from mnpo.planning.plan import Plan
 from mnpo.planning.registry import Work
 from mnpo.planning.schedule import Job, ranks, schedule
@@ -53,7 +48,8 @@ class Forecast:
     """What `pieces` of a plan's work cost.
 
     Raises:
-        ConfigError: see mnpo.planning.costs.estimate; or a job asks for more GPUs or cores than there are at once.
+        ConfigError: see mnpo.planning.costs.pieces.estimate; or a job asks for more GPUs or cores than there are at
+            once.
     """
 
     def __init__(self, plan: Plan, pieces: Sequence[Work], known: Measured | None = None) -> None:

@@ -12,7 +12,8 @@ from tabulate import tabulate
 
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import DATASET
-from mnpo.planning.costs import CPU, DEFAULT, Estimate
+from mnpo.planning.costs.hardware import CPU
+from mnpo.planning.costs.pieces import DEFAULT, Estimate
 from mnpo.planning.estimate import Forecast
 from mnpo.planning.fits import Fit
 

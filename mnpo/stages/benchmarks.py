@@ -14,10 +14,10 @@ import pandas as pd
 
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import Block, Ordered
-from mnpo.stages.tabulate import PROTOCOL, write
+from mnpo.tables.files import NOT_RUN, PROTOCOL, write
 
 ENVIRONMENT = "eval"
-NOT_RUN = "n/a"
+
 LENGTH_CONTROLLED = "length_controlled_winrate"
 GENERAL = f"± standard error over items. {NOT_RUN}: has not run."
 

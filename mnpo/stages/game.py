@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mnpo.errors import BadInput
-from mnpo.method import games
+from mnpo.method import equilibria, games, updates
+from mnpo.method.play import ALGORITHMS, HETEROGENEOUS, Trace, log_spaced, play
 from mnpo.storage.artifacts import artifact
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ NEARER, FARTHER = (
     (0.667, 0.333),
     (0.25, 0.75),
 )  # history weights, newest first: the paper's grid, its public iteration 2
-TD_MNPO = [Entry("td-mnpo", weights, kind) for weights, kind in product((NEARER, FARTHER), games.COMPARISONS)]
-HT_MNPO = [*(Entry("ht-mnpo", None, kind) for kind in games.COMPARISONS), Entry("ht-mnpo-alternating")]
+TD_MNPO = [Entry("td-mnpo", weights, kind) for weights, kind in product((NEARER, FARTHER), updates.COMPARISONS)]
+HT_MNPO = [*(Entry("ht-mnpo", None, kind) for kind in updates.COMPARISONS), Entry("ht-mnpo-alternating")]
 # Without the reference IPO is undefined, and INPO and Nash-MD are multiplicative weights: one row for the three.
 UNREGULARISED = [Entry("multiplicative-weights"), *TD_MNPO, Entry("onpo"), Entry("egpo"), *HT_MNPO]
 REGULARISED = [Entry("ipo"), Entry("inpo"), *TD_MNPO, Entry("onpo"), Entry("egpo"), Entry("nash-md"), *HT_MNPO]
@@ -91,15 +92,15 @@ def run(
 
     `table` receives the gaps as CSV, each of `figures` the log-log figure in the format of its suffix.
     """
-    games.choose(algorithm, games.ALGORITHMS, "algorithm")
+    games.choose(algorithm, ALGORITHMS, "algorithm")
     if matrices:
         if actions is not None or players is not None:
             raise BadInput("actions and players are those of the matrix files: leave both out")
         game = games.from_csv(*matrices, tau=tau)
     else:
-        players = players or (PLAYERS if algorithm in games.HETEROGENEOUS else 1)
+        players = players or (PLAYERS if algorithm in HETEROGENEOUS else 1)
         game = games.preset(preset, actions=actions, seed=seed, players=players, tau=tau)
-    trace = games.play(game, algorithm, steps, learning_rate, weights, comparisons)
+    trace = play(game, algorithm, steps, learning_rate, weights, comparisons)
     settings = {
         "game": game.name,
         "players": game.players,
@@ -154,12 +155,12 @@ def _equilibrium(game: games.Game) -> list[float] | None:
     if game.players > 1:
         return None
     if game.tau == 0:
-        return list(map(float, games.nash(game.preferences[0])))
-    logs = games.regularised_equilibrium(game.preferences[0], game.reference, game.tau)
+        return list(map(float, equilibria.nash(game.preferences[0])))
+    logs = equilibria.regularised_equilibrium(game.preferences[0], game.reference, game.tau)
     return list(map(float, np.exp(logs)))
 
 
-def _trace_rows(trace: games.Trace) -> list[dict[str, Any]]:
+def _trace_rows(trace: Trace) -> list[dict[str, Any]]:
     """A row per recorded step and player; plain gaps have tau = 0 whatever the game's."""
     names = ("gap_last", "gap_average", "plain_gap_last", "plain_gap_average")
     return [
@@ -191,9 +192,9 @@ def theory(
     for tau, name in product(TAUS, games.PRESETS):
         curves = []
         for entry in REGULARISED if tau else UNREGULARISED:
-            players = PLAYERS if entry.algorithm in games.HETEROGENEOUS else 1
+            players = PLAYERS if entry.algorithm in HETEROGENEOUS else 1
             game = games.preset(name, seed=seed, players=players, tau=tau)
-            trace = games.play(game, entry.algorithm, steps, learning_rate, entry.weights, entry.comparisons, every)
+            trace = play(game, entry.algorithm, steps, learning_rate, entry.weights, entry.comparisons, every)
             rows += _theory_rows(game, entry, 1 / tau if entry.algorithm == "ipo" else learning_rate, trace)
             if players == 1 and entry.weights != FARTHER:
                 curves.append((entry.label, trace))
@@ -204,9 +205,11 @@ def theory(
     return rows
 
 
-def _theory_rows(game: games.Game, entry: Entry, learning_rate: float, trace: games.Trace) -> list[dict[str, Any]]:
+def _theory_rows(game: games.Game, entry: Entry, learning_rate: float, trace: Trace) -> list[dict[str, Any]]:
     mean_oracle = game.preferences.mean(0)
-    group = [games.duality_gap(mean_oracle, p.mean(0), game.tau, game.reference) for p in (trace.last, trace.average)]
+    group = [
+        equilibria.duality_gap(mean_oracle, p.mean(0), game.tau, game.reference) for p in (trace.last, trace.average)
+    ]
     rows = []
     for player in range(game.players):
         last, average = trace.gap_last[:, player], trace.gap_average[:, player]
@@ -248,7 +251,7 @@ def converges(gaps: games.Array) -> bool:
 
 # -------------------------------------------------------------------------------------------------------------- figures
 
-Curves = list[tuple[str, games.Trace]]
+Curves = list[tuple[str, Trace]]
 
 
 def plot(panels: list[tuple[str, Curves]], columns: int = 1) -> "Figure":
@@ -264,7 +267,7 @@ def plot(panels: list[tuple[str, Curves]], columns: int = 1) -> "Figure":
     labels = list(dict.fromkeys(label for _, curves in panels for label, _ in curves))
     for axis, (title, curves) in zip(axes.flat, panels, strict=True):
         for label, trace in curves:
-            kept = np.unique(np.searchsorted(trace.steps, games.log_spaced(int(trace.steps[-1]), 120)))
+            kept = np.unique(np.searchsorted(trace.steps, log_spaced(int(trace.steps[-1]), 120)))
             for gaps, style in ((trace.gap_last, "-"), (trace.gap_average, "--")):
                 values = np.maximum(gaps.max(1), FLOOR)[kept]
                 axis.loglog(trace.steps[kept], values, style, color=f"C{labels.index(label)}", linewidth=1)

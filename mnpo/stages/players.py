@@ -11,9 +11,10 @@ import pandas as pd
 
 from mnpo.config.blocks import Block, Ordered
 from mnpo.seeds import derive
-from mnpo.stages.tabulate import Grids, evaluated, score_grids, wins, write
 from mnpo.statistics import interval
 from mnpo.storage.records import SAMPLED
+from mnpo.tables.files import write
+from mnpo.tables.heldout import Grids, evaluated, score_grids, wins
 
 ENVIRONMENT = "eval"
 

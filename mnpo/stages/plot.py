@@ -12,8 +12,8 @@ import pandas as pd
 
 from mnpo.config.blocks import REFERENCE, Block, Ordered, nearest
 from mnpo.errors import BadInput
-from mnpo.stages.tabulate import circles
 from mnpo.storage.artifacts import artifact
+from mnpo.tables.heldout import circles
 
 ENVIRONMENT = "eval"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # readable when colour-blind

@@ -11,8 +11,8 @@ import pandas as pd
 from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
 from mnpo.stages.pair import REASONS
-from mnpo.stages.tabulate import write
 from mnpo.storage.artifacts import manifest
+from mnpo.tables.files import write
 
 ENVIRONMENT = "eval"
 OF_SAMPLES = ("dropped_responses", "prompts_without_a_response")  # of a shard, as the next: they add up

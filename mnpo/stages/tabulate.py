@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mnpo.config.blocks import Block, Ordered
-from mnpo.errors import BadInput
 from mnpo.seeds import derive
-from mnpo.statistics import cyclic_triples, interval
-from mnpo.storage.artifacts import artifact, manifest
-from mnpo.storage.records import GREEDY, JUDGED, SAMPLED, read
+from mnpo.statistics import interval
+from mnpo.storage.artifacts import manifest
+from mnpo.storage.records import GREEDY, SAMPLED
+from mnpo.tables.files import write
+from mnpo.tables.heldout import circles, evaluated, score_grids, scored, wins
 
 ENVIRONMENT = "eval"
-STYLE = """\
-<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<style>
-body { font: 14px sans-serif; overflow-x: auto } table { border-collapse: collapse }
-th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd }
-th { vertical-align: bottom } td { white-space: nowrap }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: white }
-td:first-child { white-space: normal; min-width: 6em }
-</style>
-"""
-PROTOCOL = "protocol"
 
 
 class Settings(Block):
@@ -71,53 +57,9 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         write(table, output / name, "tabulate", settings.model_dump(), read_from, notes)
 
 
-def evaluated(
-    policies: Iterable[str], evaluations: Sequence[Path]
-) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
-    """Policy -> its summary, and policy -> its per-item rows, of evaluations by the stage `assess`.
-
-    Raises:
-        BadInput: one of `policies` is not among them.
-    """
-    summaries = {s["policy"]: s for s in (json.loads(p.read_text(encoding="utf-8")) for p in evaluations)}
-    if missing := [p for p in policies if p not in summaries]:
-        raise BadInput(f"no evaluation of {', '.join(missing)} among {len(evaluations)} files")
-    return summaries, {s: read(JUDGED, p.with_suffix(".parquet")) for s, p in zip(summaries, evaluations, strict=True)}
-
-
 def costs(artifacts: Sequence[Path], output: Path) -> None:
     """Write what each stage cost to make `artifacts`, from their manifests, as the table `output`."""
     write(cost_table(artifacts), output, "tabulate", {}, artifacts)
-
-
-def write(
-    table: pd.DataFrame,
-    output: Path,
-    stage: str,
-    settings: Mapping[str, Any],
-    inputs: Sequence[Path],
-    notes: Sequence[str] = (),
-) -> None:
-    """Write `table` beside `output`: .csv with all digits, .md and .html for reading, with footnotes.
-
-    A column `protocol` is the CSV's alone: elsewhere a footnote says it.
-    """
-    shown = readable(table.drop(columns=PROTOCOL, errors="ignore"))
-    listed = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
-    texts = {
-        "csv": table.to_csv(index=False),
-        "md": shown.to_markdown(index=False, disable_numparse=True)
-        + "\n"
-        + ("\n" if notes else "")
-        + "".join(f"- {note}\n" for note in notes),
-        "html": STYLE
-        + shown.rename(columns=lambda name: name.replace("_", " ")).to_html(index=False, border=0)
-        + "\n"
-        + (f"<ul>\n{listed}</ul>\n" if notes else ""),
-    }
-    for ending, text in texts.items():
-        with artifact(output.with_suffix(f".{ending}"), stage, settings, inputs) as made:
-            made.path.write_text(text, encoding="utf-8")
 
 
 def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -144,46 +86,6 @@ def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataF
             }
         )
     return pd.DataFrame(rows, columns=["policy", "opponent", "win_rate", "win_rate_low", "win_rate_high", "prompts"])
-
-
-def circles(wins: pd.DataFrame) -> str:
-    """How many triples of the policies of a table of wins beat each other in a circle, by rate and for certain."""
-    policies = wins["policy"].nunique()
-    by_rate, for_certain = (
-        cyclic_triples(wins.pivot(index="policy", columns="opponent", values=column).to_numpy())
-        for column in ("win_rate", "win_rate_low")
-    )
-    certainly = f", {for_certain} with all three intervals above one half" if by_rate else ""
-    return f"Cyclic triples: {by_rate} of {math.comb(policies, 3)}{certainly}"
-
-
-Grids = Mapping[str, Mapping[str, np.ndarray]]
-"""Policy -> prompt -> an oracle's scores of the policy's sampled responses."""
-
-
-def score_grids(items: Mapping[str, pd.DataFrame], oracle: str) -> Grids:
-    """What `oracle` said of every policy. Raises BadInput when it was not asked."""
-    return {policy: _score_grid(rows, oracle, policy) for policy, rows in items.items()}
-
-
-def _score_grid(rows: pd.DataFrame, oracle: str, policy: str) -> dict[str, np.ndarray]:
-    wanted = _scored(rows, oracle, SAMPLED)
-    if wanted.empty:
-        raise BadInput(f"the evaluation of {policy} has no sampled responses scored by {oracle}")
-    return {str(p): g["score"].to_numpy() for p, g in wanted.groupby("prompt_id", sort=True)}
-
-
-def wins(grids: Grids, policy: str, opponent: str) -> np.ndarray:
-    """[prompts], in the order of their ids: how often responses of `policy` beat those of `opponent` (eq. 14)."""
-    mine, theirs = grids[policy], grids[opponent]
-    if list(mine) != list(theirs):
-        raise BadInput(f"{policy} and {opponent} were evaluated on different prompts; evaluate them again")
-    return np.array([_win(mine[p], theirs[p]) for p in mine])
-
-
-def _win(scores: np.ndarray, against: np.ndarray) -> float:
-    difference = scores[:, None] - against[None, :]
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
 def main_table(
@@ -218,11 +120,7 @@ def _win_columns(wins: pd.DataFrame, label: str, opponent: str, opponent_label: 
 
 
 def _accuracy(settings: Settings, rows: pd.DataFrame, mode: str) -> float:
-    return float((_scored(rows, settings.accuracy, mode)["score"] == 1).mean())
-
-
-def _scored(rows: pd.DataFrame, oracle: str | None, mode: str) -> pd.DataFrame:
-    return rows[(rows["oracle"] == oracle) & (rows["mode"] == mode)]
+    return float((scored(rows, settings.accuracy, mode)["score"] == 1).mean())
 
 
 def family_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -232,7 +130,7 @@ def family_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.Da
     """
     rows = []
     for policy, label in settings.labels.items():
-        judged = _scored(items[policy], settings.accuracy or settings.oracle, SAMPLED)
+        judged = scored(items[policy], settings.accuracy or settings.oracle, SAMPLED)
         value = (judged["score"] == 1) if settings.accuracy else judged["score"]
         by_family = value.groupby(judged["family"], sort=True).mean()
         rows.append({"policy": label, **{str(f) or "all": float(v) for f, v in by_family.items()}})
@@ -249,14 +147,3 @@ def cost_table(artifacts: Sequence[Path]) -> pd.DataFrame:
     costs = frame.groupby("stage", sort=False).sum().reset_index()
     costs["tokens_per_second"] = (costs["tokens"] / costs["seconds"]).where(costs["tokens"] > 0)
     return costs
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table for reading: three digits, an interval beside its value in one column."""
-    shown = table.map(lambda v: v if isinstance(v, (str, int)) else "n/a" if pd.isna(v) else f"{v:.3f}")
-    for low in [c for c in table.columns if c.endswith("_low")]:
-        column, high = low.removesuffix("_low"), low.removesuffix("_low") + "_high"
-        bounds = " [" + shown[low] + ", " + shown[high] + "]"
-        shown[column] = shown[column] + bounds.where(table[column].notna(), "")
-        shown = shown.drop(columns=[low, high])
-    return shown

@@ -19,6 +19,7 @@ from mnpo.benchmarks import alpaca_eval
 from mnpo.benchmarks.judged_common import Settings
 from mnpo.config.oracles import Judge
 from mnpo.demo import judge as loopback
+from mnpo.demo import verdicts
 from mnpo.errors import BadInput
 from mnpo.storage.records import ITEMS, check
 
@@ -51,12 +52,12 @@ def baseline() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, dict[str, str]], loopback.Reply]], None]:
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, dict[str, str]], verdicts.Reply]], None]:
     """Have the loopback judge say what a script says of an instruction and its outputs, m shown first, M second."""
 
-    def install(script: Callable[[str, dict[str, str]], loopback.Reply]) -> None:
-        def reply(messages: Sequence[dict[str, str]]) -> loopback.Reply:
-            compared = loopback.pair(messages[-1]["content"])
+    def install(script: Callable[[str, dict[str, str]], verdicts.Reply]) -> None:
+        def reply(messages: Sequence[dict[str, str]]) -> verdicts.Reply:
+            compared = verdicts.pair(messages[-1]["content"])
             assert compared is not None
             return script(*compared)
 
@@ -65,11 +66,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, dict[s
     return install
 
 
-def weighed(first: float) -> loopback.Reply:
+def weighed(first: float) -> verdicts.Reply:
     """A verdict that the first output is better with this probability."""
     weights = {"m": first, "M": 1 - first}
     alternatives = tuple((name, math.log(weight)) for name, weight in weights.items() if weight > 0)
-    return loopback.Reply("m" if first > 0.5 else "M", alternatives)
+    return verdicts.Reply("m" if first > 0.5 else "M", alternatives)
 
 
 @pytest.fixture
@@ -112,12 +113,12 @@ def test_the_published_verdicts_given_again_by_a_judge_give_the_published_win_ra
     with_completion = sum(bool(row.get("raw_completion")) for row in annotations.values())
     assert with_completion in (0, 803, 805)
 
-    def script(instruction: str, outputs: dict[str, str]) -> loopback.Reply:
+    def script(instruction: str, outputs: dict[str, str]) -> verdicts.Reply:
         row = annotations[instruction.strip()]
         if row.get("raw_completion"):
             first_token = row["raw_completion"]["logprobs"]["content"][0]
             alternatives = tuple((top["token"], top["logprob"]) for top in first_token["top_logprobs"])
-            return loopback.Reply(first_token["token"].strip() or "M", alternatives)
+            return verdicts.Reply(first_token["token"].strip() or "M", alternatives)
         baseline_first = outputs["m"].strip() == row["output_1"].strip()
         return weighed(2 - row["preference"] if baseline_first else row["preference"] - 1)
 
@@ -151,8 +152,8 @@ def first_items(judge: dict[str, Any], directory: Path, count: int, faults: Sequ
 def preference(row: dict[str, Any], theirs: dict[str, Any]) -> float:
     """P(policy preferred) of the loopback judge."""
     question = theirs["instruction"].strip()
-    lead = loopback.score(question, row["response"].strip()) - loopback.score(question, theirs["output"].strip())
-    return 1 / (1 + math.exp(-loopback.SHARPNESS * lead))
+    lead = verdicts.score(question, row["response"].strip()) - verdicts.score(question, theirs["output"].strip())
+    return 1 / (1 + math.exp(-verdicts.SHARPNESS * lead))
 
 
 def test_preferences_are_weighed_by_the_judges_log_probabilities_whatever_the_order(tmp_path: Path) -> None:
@@ -182,11 +183,11 @@ def test_a_written_verdict_is_the_name_alone(tmp_path: Path, scripted: Any, text
     rows, theirs = answers(MODELS[0], 12), baseline()
     seconds: list[str] = []
 
-    def script(instruction: str, outputs: dict[str, str]) -> loopback.Reply:
+    def script(instruction: str, outputs: dict[str, str]) -> verdicts.Reply:
         n = next(n for n, row in enumerate(theirs) if row["instruction"].strip() == instruction.strip())
         second = outputs["M"].strip() == rows[n]["response"].strip()
         seconds.extend([str(n)] * second)
-        return loopback.Reply(text if second else "m")
+        return verdicts.Reply(text if second else "m")
 
     scripted(script)
     summary, items, requests = first_items({"reasoning_effort": "low", "reasks": 1}, tmp_path, 12)
@@ -208,7 +209,7 @@ def test_missing_verdicts_are_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_judge_without_log_probabilities_has_given_no_verdict(tmp_path: Path, scripted: Any) -> None:
-    scripted(lambda instruction, outputs: loopback.Reply("Model"))
+    scripted(lambda instruction, outputs: verdicts.Reply("Model"))
     with pytest.raises(BadInput, match="alpaca-eval: none of 3 replies of the judge rules holds a verdict"):
         first_items({"reasks": 0}, tmp_path, 3)
 

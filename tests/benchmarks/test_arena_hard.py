@@ -20,6 +20,7 @@ from mnpo.benchmarks import arena_hard
 from mnpo.benchmarks.judged_common import Settings, weighted_mean
 from mnpo.config.oracles import Judge
 from mnpo.demo import judge as loopback
+from mnpo.demo import verdicts
 from mnpo.errors import BadInput
 from mnpo.judging.client import Answer
 from mnpo.storage.records import ITEMS, check
@@ -66,12 +67,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], 
     """Have the loopback judge say what a script says of question and game: 1 shows the baseline first, 2 the policy."""
 
     def install(script: Callable[[int, int], str]) -> None:
-        def reply(messages: Sequence[dict[str, str]]) -> loopback.Reply:
+        def reply(messages: Sequence[dict[str, str]]) -> verdicts.Reply:
             assert messages[0] == {"role": "system", "content": SYSTEM}
             (first, number), (second, same) = GAME.findall(messages[1]["content"])
             assert {first, second} == {"policy", "baseline"} and number == same
             assert f"Question {number}?" in messages[1]["content"]
-            return loopback.Reply(script(int(number), 1 if first == "baseline" else 2))
+            return verdicts.Reply(script(int(number), 1 if first == "baseline" else 2))
 
         monkeypatch.setattr(loopback, "reply", reply)
 
@@ -229,10 +230,10 @@ def test_all_public_questions_are_judged_in_two_games_end_to_end(tmp_path: Path)
 
     def battles(row: dict[str, Any]) -> tuple[float, int]:  # of both games: the rules know no position
         question = row["prompt"].strip()
-        lead = loopback.score(question, row["response"].strip()) - loopback.score(
+        lead = verdicts.score(question, row["response"].strip()) - verdicts.score(
             question, baseline[row["item_id"]].strip()
         )
-        return (0.5, 2) if abs(lead) < loopback.SLIGHT else (float(lead > 0), 2 if abs(lead) < loopback.CLEAR else 6)
+        return (0.5, 2) if abs(lead) < verdicts.SLIGHT else (float(lead > 0), 2 if abs(lead) < verdicts.CLEAR else 6)
 
     outcomes = [battles(row) for row in rows]
     expected = sum(won * weight for won, weight in outcomes) / sum(weight for _, weight in outcomes)

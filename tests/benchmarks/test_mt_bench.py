@@ -18,6 +18,7 @@ from mnpo.benchmarks.answers import questions
 from mnpo.benchmarks.judged_common import Settings
 from mnpo.config.oracles import Judge
 from mnpo.demo import judge as loopback
+from mnpo.demo import verdicts
 from mnpo.errors import BadInput
 from mnpo.judging.client import Answer
 from mnpo.storage.records import ITEMS, check
@@ -53,7 +54,7 @@ def references() -> dict[str, list[str]]:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], None]:
     """Have the loopback judge say what a script makes of the prompt."""
     return lambda script: monkeypatch.setattr(
-        loopback, "reply", lambda messages: loopback.Reply(script(messages[-1]["content"]))
+        loopback, "reply", lambda messages: verdicts.Reply(script(messages[-1]["content"]))
     )
 
 
@@ -80,7 +81,7 @@ def test_all_questions_and_turns_are_judged_with_references_where_they_belong(tm
 
     def expected(row: dict[str, Any]) -> int:
         reference = known.get(row["item_id"], ["", ""])[row["turn"] - 1]
-        return 1 + round(9 * loopback.score(row["prompt"].strip(), row["response"].strip(), reference.strip()))
+        return 1 + round(9 * verdicts.score(row["prompt"].strip(), row["response"].strip(), reference.strip()))
 
     ratings = {(row["item_id"], row["turn"]): expected(row) for row in rows}
     assert summary["value"] == pytest.approx(fmean(ratings.values()), rel=1e-12)

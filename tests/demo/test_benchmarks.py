@@ -12,7 +12,7 @@ import pytest
 from mnpo.benchmarks.answers import questions
 from mnpo.benchmarks.cards import CARDS
 from mnpo.demo import benchmarks, world
-from mnpo.demo.judge import reply
+from mnpo.demo.verdicts import reply
 from mnpo.storage.records import read_rows
 
 HARNESS = [card for card in CARDS.values() if card.harness == "lm-eval"]

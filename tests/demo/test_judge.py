@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from mnpo.demo.judge import Fault, reply, score, serve
+from mnpo.demo.faults import Fault
+from mnpo.demo.judge import serve
+from mnpo.demo.verdicts import reply, score
 
 # By hand, for "Opposite of hot?", whose truth is "cold"; (correctness + 0.4 brevity + 0.2 courtesy) / 1.6:
 # `cold`: 1; (1 + 4) / (1 + 4) = 1; commas as they should be: 0.25.

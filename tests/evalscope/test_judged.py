@@ -14,7 +14,8 @@ from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.answers import questions
 from mnpo.benchmarks.evalscope import READ, evaluate
 from mnpo.config.oracles import Judge
-from mnpo.demo.judge import SIDE, Loopback, reply, serve
+from mnpo.demo.judge import Loopback, serve
+from mnpo.demo.verdicts import SIDE, reply
 from mnpo.errors import BadInput
 from mnpo.judging.client import BudgetSpent
 

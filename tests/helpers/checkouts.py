@@ -31,7 +31,8 @@ class Checkout:
             source = ROOT / name
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, path / name, ignore=shutil.ignore_patterns("__pycache__", "tables"))
+                results = ["tables"] if name.startswith("results/") else []
+                shutil.copytree(source, path / name, ignore=shutil.ignore_patterns("__pycache__", *results))
             else:
                 shutil.copy(source, path / name)
         return cls(path, config)

@@ -21,7 +21,9 @@ import pytest
 
 from mnpo.config.oracles import Judge
 from mnpo.config.sources import Model
-from mnpo.demo.judge import REFUSALS, Loopback, Reply, serve
+from mnpo.demo.faults import REFUSALS
+from mnpo.demo.judge import Loopback, serve
+from mnpo.demo.verdicts import Reply
 from mnpo.demo.world import CATEGORIES
 from mnpo.errors import BadInput
 from mnpo.judging import client as module

@@ -1,4 +1,4 @@
-"""The bridge: minimising the pair loss of method/objectives.py IS that of method/games.py (MNPO Lemma 1, Prop. 1).
+"""The bridge: minimising the pair loss of method/objectives.py IS method/updates.py (MNPO Lemma 1, Prop. 1).
 
 Pairs are i.i.d. from a policy q and ordered by one draw of the oracle, so (chosen w, rejected l) has probability
 2 q(w) q(l) P(w > l). All are enumerated, and a softmax policy over the actions is fitted by Newton's method through
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnpo.method import games
+from mnpo.method import games, updates
 from mnpo.method.family import Objective, member
 from mnpo.method.objectives import Pair, preference_loss
 
@@ -100,7 +100,7 @@ def test_inpo(world: World) -> None:
     w = world
     pairs = exact_pairs(w.preference, w.current)
     fitted = minimise(member("inpo", eta=1 / RATE, ratio=RATIO), pairs, [w.current], [1.0], w.reference)
-    assert_same(fitted, games.inpo(w.preference, w.current, w.reference, RATE, RATIO), w.current)
+    assert_same(fitted, updates.inpo(w.preference, w.current, w.reference, RATE, RATIO), w.current)
 
 
 def test_un_regularised_self_play_in_both_forms_of_eta(world: World) -> None:
@@ -108,7 +108,7 @@ def test_un_regularised_self_play_in_both_forms_of_eta(world: World) -> None:
     w = world
     pairs, exact = (
         exact_pairs(w.preference, w.current),
-        games.multiplicative_weights(w.preference, w.current[None], RATE),
+        updates.multiplicative_weights(w.preference, w.current[None], RATE),
     )
     assert_same(minimise(member("inpo", eta=1 / RATE), pairs, [w.current], [1.0]), exact, w.current)
     assert_same(minimise(member("inpo", eta_rate=RATE), pairs, [w.current], [1.0]), exact, w.current)
@@ -120,7 +120,7 @@ def test_ipo(world: World, online: bool) -> None:
     w = world
     proposal = w.current if online else w.reference
     fitted = minimise(member("ipo", eta=1 / RATE), exact_pairs(w.preference, proposal), [w.reference], [1.0])
-    assert_same(fitted, games.ipo(w.preference, proposal, w.reference, RATE), w.reference)
+    assert_same(fitted, updates.ipo(w.preference, proposal, w.reference, RATE), w.reference)
 
 
 @pytest.mark.parametrize("ratio", [0.0, RATIO])
@@ -129,7 +129,7 @@ def test_td_mnpo_two_opponents(world: World, ratio: float) -> None:
     pairs, weights = exact_pairs(w.preference, w.current), [0.667, 0.333]
     objective = member("td-mnpo", eta=1 / RATE, ratio=ratio)
     fitted = minimise(objective, pairs, [w.current, w.previous], weights, w.reference)
-    exact = games.td_mnpo(w.preference, np.stack([w.current, w.previous]), weights, w.reference, RATE, ratio)
+    exact = updates.td_mnpo(w.preference, np.stack([w.current, w.previous]), weights, w.reference, RATE, ratio)
     assert_same(fitted, exact, w.current)
 
 
@@ -141,8 +141,10 @@ def test_td_mnpo_compared_with_all_opponents(world: World) -> None:
     mixture = np.log(weights @ np.exp(history))
     objective = member("td-mnpo", eta=1 / RATE, ratio=RATIO)
     fitted = minimise(objective, exact_pairs(w.preference, mixture), list(history), weights.tolist(), w.reference)
-    assert_same(fitted, games.td_mnpo(w.preference, history, weights, w.reference, RATE, RATIO, "opponents"), w.current)
-    policy = games.td_mnpo(w.preference, history, weights, w.reference, RATE, RATIO, "policy")
+    assert_same(
+        fitted, updates.td_mnpo(w.preference, history, weights, w.reference, RATE, RATIO, "opponents"), w.current
+    )
+    policy = updates.td_mnpo(w.preference, history, weights, w.reference, RATE, RATIO, "policy")
     assert total_variation(fitted, policy) > 1e-3  # the two comparisons are not the same update
 
 
@@ -152,7 +154,7 @@ def test_onpo_two_fits_on_the_same_pairs(world: World) -> None:
     objective = member("onpo", eta_rate=RATE)
     base_fit = minimise(objective, pairs, [base], [1.0])
     policy_fit = minimise(objective, pairs, [base_fit], [1.0])
-    policy, new_base = games.onpo(w.preference, w.current, base, RATE)
+    policy, new_base = updates.onpo(w.preference, w.current, base, RATE)
     assert_same(base_fit, new_base, base)
     assert_same(policy_fit, policy, w.current)
 
@@ -162,7 +164,7 @@ def test_egpo_half_step_then_full_step(world: World) -> None:
     objective = member("egpo", eta=1 / RATE, ratio=RATIO)
     half_fit = minimise(objective, exact_pairs(w.preference, w.current), [w.current], [1.0], w.reference)
     full_fit = minimise(objective, exact_pairs(w.preference, half_fit), [w.current], [1.0], w.reference)
-    full, half = games.egpo(w.preference, w.current, w.reference, RATE, RATIO)
+    full, half = updates.egpo(w.preference, w.current, w.reference, RATE, RATIO)
     assert_same(half_fit, half, w.current)
     assert_same(full_fit, full, half)
 
@@ -171,13 +173,13 @@ def test_nash_md_is_the_same_loss_on_the_mixture(world: World) -> None:
     w = world
     mixture = games.log_softmax(RATIO * w.reference + (1 - RATIO) * w.current)
     fitted = minimise(member("inpo", eta=1 / RATE), exact_pairs(w.preference, mixture), [mixture], [1.0])
-    assert_same(fitted, games.nash_md(w.preference, w.current, w.reference, RATE, RATIO), w.current)
+    assert_same(fitted, updates.nash_md(w.preference, w.current, w.reference, RATE, RATIO), w.current)
 
 
-@pytest.mark.parametrize("comparisons", games.COMPARISONS)
+@pytest.mark.parametrize("comparisons", updates.COMPARISONS)
 def test_ht_mnpo_every_player_with_its_own_oracle(world: World, comparisons: str) -> None:
     w = world
-    exact = games.ht_mnpo(w.preferences, w.policies, None, w.reference, RATE, 0.0, comparisons)
+    exact = updates.ht_mnpo(w.preferences, w.policies, None, w.reference, RATE, 0.0, comparisons)
     for i, preference in enumerate(w.preferences):
         others = [w.policies[j] for j in range(3) if j != i]
         mixture = np.log(np.exp(others).mean(0))
@@ -196,6 +198,6 @@ def test_sampled_pairs(world: World) -> None:
     pairs = np.zeros((5, 5))
     np.add.at(pairs, (ordered[:, 0], ordered[:, 1]), 1 / len(drawn))
     fitted = minimise(member("inpo", eta=1 / RATE, ratio=RATIO), pairs, [w.current], [1.0], w.reference)
-    exact = games.inpo(w.preference, w.current, w.reference, RATE, RATIO)
+    exact = updates.inpo(w.preference, w.current, w.reference, RATE, RATIO)
     assert total_variation(fitted, exact) < 0.01
     assert total_variation(exact, w.current) > 0.03

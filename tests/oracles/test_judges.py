@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mnpo.config.oracles import Judge, Oracle
-from mnpo.demo.judge import Loopback, score, serve
+from mnpo.demo.judge import Loopback, serve
+from mnpo.demo.verdicts import score
 from mnpo.errors import BadInput
 from mnpo.judging import client as client
 from mnpo.judging.client import Answer

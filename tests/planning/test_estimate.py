@@ -13,7 +13,7 @@ from mnpo.config.configuration import Config
 from mnpo.config.reading import load, overlay
 from mnpo.errors import BadInput
 from mnpo.planning import job_graph
-from mnpo.planning.costs import Measured
+from mnpo.planning.costs.calibration import Measured
 from mnpo.planning.estimate import Forecast, forecast, slope, slopes
 from mnpo.planning.plan import Plan
 

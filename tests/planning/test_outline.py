@@ -15,7 +15,7 @@ from mnpo.cli import app
 from mnpo.config.configuration import Config
 from mnpo.config.reading import load
 from mnpo.planning import job_graph, outline
-from mnpo.planning.costs import Measured
+from mnpo.planning.costs.calibration import Measured
 from mnpo.planning.estimate import Forecast, forecast
 from mnpo.planning.plan import Plan
 

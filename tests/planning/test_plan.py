@@ -16,6 +16,7 @@ from mnpo.config.blocks import ConfigError, validated
 from mnpo.config.configuration import Config
 from mnpo.config.reading import load, read_yaml
 from mnpo.method import games
+from mnpo.method.play import play
 from mnpo.planning import job_graph
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.plan import Plan
@@ -359,7 +360,7 @@ def test_the_plans_fits_solved_exactly_are_the_game_that_is_played(
         return games.log_softmax(anchor + game.preferences[own[fit.oracle]] @ np.exp(solved(fit.sampler)) / 0.2)
 
     weights = [0.75, 0.25] if algorithm == "td-mnpo" else None
-    trace = games.play(game, algorithm, 3, learning_rate=1 / 0.2, weights=weights, record=[1, 2, 3])
+    trace = play(game, algorithm, 3, learning_rate=1 / 0.2, weights=weights, record=[1, 2, 3])
     np.testing.assert_allclose([np.exp(solved(f"{name}.3")) for name in runs], trace.last, rtol=1e-9)
 
 

@@ -65,7 +65,8 @@ class Checkout:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "cluster.yaml", "tables")
+                results = ["tables"] if name.startswith("results/") else []
+                ignored = shutil.ignore_patterns("__pycache__", "cluster.yaml", *results)
                 shutil.copytree(source, self.path / name, ignore=ignored)
             else:
                 shutil.copy(source, self.path / name)

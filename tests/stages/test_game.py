@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mnpo.method import games
+from mnpo.method.play import ALGORITHMS, play
 from mnpo.stages import game as stage
 
 SVG = b"<?xml"
@@ -17,7 +18,7 @@ PNG = b"\x89PNG"
 def test_run_is_json_and_agrees_with_play() -> None:
     result = stage.run(preset="rps", algorithm="td-mnpo", weights=[0.667, 0.333], learning_rate=1.0, steps=2000)
     assert json.loads(stage.dump(result)) == result
-    trace = games.play(games.preset("rps"), "td-mnpo", 2000, 1.0, [0.667, 0.333])
+    trace = play(games.preset("rps"), "td-mnpo", 2000, 1.0, [0.667, 0.333])
     assert result["gap_last"] == trace.gap_last[-1].tolist() == [result["trace"][-1]["gap_last"]]
     assert result["trace"][-1]["step"] == 2000
     np.testing.assert_allclose(result["equilibrium"], 1 / 3, atol=1e-12)
@@ -101,7 +102,7 @@ def theory(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 def test_theory_covers_every_game_and_algorithm(theory: pd.DataFrame) -> None:
     assert list(theory) == list(stage.COLUMNS)
     assert set(theory.game) == set(games.PRESETS)
-    assert set(theory.algorithm) == set(games.ALGORITHMS)
+    assert set(theory.algorithm) == set(ALGORITHMS)
     key = ["game", "tau", "algorithm", "weights", "comparisons", "player"]
     assert not theory[key].duplicated().any()
     numbers = theory.select_dtypes("number").drop(columns="steps_to_tiny")
@@ -130,7 +131,7 @@ def test_theory_steps_to_tiny(theory: pd.DataFrame) -> None:
     """The step is measured: one step earlier the gap is still above 1e-6."""
     row = theory[(theory.algorithm == "egpo") & (theory.tau == 0.1) & (theory.game == "random")].iloc[0]
     step = int(row.steps_to_tiny)
-    trace = games.play(games.preset("random", tau=0.1), "egpo", 400, record=[step - 1, step])
+    trace = play(games.preset("random", tau=0.1), "egpo", 400, record=[step - 1, step])
     assert trace.gap_last[0, 0] > 1e-6 >= trace.gap_last[1, 0]
 
 

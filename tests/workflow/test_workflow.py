@@ -202,8 +202,12 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
         set(),
     ),
     "the code of the tables": (
-        lambda c: c.edit("mnpo/stages/tabulate.py", "0.5 * (difference == 0)", "0.25 * (difference == 0)"),
+        lambda c: c.edit("mnpo/tables/files.py", "{v:.3f}", "{v:.4f}"),
         TABLES | PLOTS | PREFERENCES,
+    ),
+    "how wins are counted": (
+        lambda c: c.edit("mnpo/tables/heldout.py", "0.5 * (difference == 0)", "0.25 * (difference == 0)"),
+        HELDOUT | PLOTS,
     ),
     "the resamples of the bootstrap": (
         lambda c: c.edit(CONFIG, "bootstrap: 100", "bootstrap: 200"),

@@ -15,18 +15,11 @@ from mnpo.config.configuration import Config
 from mnpo.config.reading import load, overlay
 from mnpo.config.sources import Model
 from mnpo.planning import job_graph
-from mnpo.planning.costs import (
-    DEVICES,
-    Estimate,
-    Lengths,
-    Measured,
-    Pass,
-    Rate,
-    estimate,
-    measured,
-    parameters,
-    seconds,
-)
+from mnpo.planning.costs.calibration import Measured, Rate, measured
+from mnpo.planning.costs.hardware import DEVICES
+from mnpo.planning.costs.passes import Pass, seconds
+from mnpo.planning.costs.pieces import Estimate, estimate
+from mnpo.planning.costs.quantities import Lengths, parameters
 from mnpo.planning.plan import Plan
 from mnpo.storage.artifacts import manifest_path
 

@@ -1,0 +1,132 @@
+"""Every algorithm as the update it makes when its loss is minimised exactly, on the games of mnpo/method/games.py.
+
+All exact: the minimiser of the pair loss over all softmax policies (tests/method/test_bridge.py minimises it and
+compares). Equation numbers are those of docs/method.md, papers are arXiv ids.
+
+Two forms of eta. Everything here takes `learning_rate`: updates `exp(learning_rate * P)`, target of the pair loss
+`learning_rate / 2`. The `inverse` form of INPO and of the trained loss has updates `exp(P / eta)` and target
+`1 / (2 eta)`. They are one update, `learning_rate = 1 / eta`. A KL weight tau gives the reference the share
+`ratio = tau / eta = learning_rate * tau` of the anchor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mnpo.method.games import Array, Weights, choose, log_softmax, normalised
+
+COMPARISONS = ("policy", "opponents")
+
+
+def multiplicative_weights(
+    preference: Array, opponents: Array, learning_rate: float, weights: Weights | None = None
+) -> Array:
+    """n-player multiplicative weights: eq. 3; MNPO, 2509.23102. Opponents [n-1, actions] -> [actions].
+
+    `pi' ∝ prod_j pi_j^w_j * exp(learning_rate * sum_j w_j P(y > pi_j))`, w uniform when None.
+    """
+    weights = normalised(weights, len(opponents))
+    return log_softmax(weights @ opponents + learning_rate * preference @ (weights @ np.exp(opponents)))
+
+
+def ipo(preference: Array, policy: Array, reference: Array, learning_rate: float) -> Array:
+    """IPO: eq. 15; 2310.12036, online 2403.08635. `pi' ∝ pi_ref * exp(learning_rate * P(y > policy))`, rate 1/tau.
+
+    `policy` made the pairs: the reference itself (offline), or pi_t (online: the regularised best response to pi_t).
+    """
+    return log_softmax(reference + learning_rate * preference @ np.exp(policy))
+
+
+def inpo(preference: Array, policy: Array, reference: Array, learning_rate: float, ratio: float) -> Array:
+    """INPO: eq. 15; 2407.00617. `pi' ∝ pi_ref^ratio * pi_t^(1 - ratio) * exp(learning_rate * P(y > pi_t))`."""
+    anchor = ratio * reference + (1 - ratio) * policy
+    return log_softmax(anchor + learning_rate * preference @ np.exp(policy))
+
+
+def td_mnpo(
+    preference: Array,
+    history: Array,
+    weights: Weights | None,
+    reference: Array,
+    learning_rate: float,
+    ratio: float,
+    comparisons: str = "policy",
+) -> Array:
+    """TD-MNPO: eq. 15; 2509.23102. History [n-1, actions], newest first -> [actions].
+
+    `pi' ∝ pi_ref^ratio * (prod_j pi_{t-j}^lambda_j)^(1 - ratio) * exp(learning_rate * P(y > q))`, with
+    comparisons "policy": q = pi_t, pairs from pi_t as the trained loss has them;
+    comparisons "opponents": q = sum_j lambda_j pi_{t-j}, the update of eq. 3, pairs from q.
+    The reference regularises but is nobody to compare with: that would move the equilibrium.
+    """
+    weights = normalised(weights, len(history))
+    anchor = ratio * reference + (1 - ratio) * (weights @ history)
+    opposed = (
+        np.exp(history[0]) if choose(comparisons, COMPARISONS, "comparisons") == "policy" else weights @ np.exp(history)
+    )
+    return log_softmax(anchor + learning_rate * preference @ opposed)
+
+
+def ht_mnpo(
+    preferences: Array,
+    policies: Array,
+    weights: Array | None,
+    reference: Array,
+    learning_rate: float,
+    ratio: float = 0.0,
+    comparisons: str = "policy",
+) -> Array:
+    """HT-MNPO: eq. 15; 2509.23102. Preferences [n, actions, actions], policies [n, actions] -> [n, actions].
+
+    `pi_i' ∝ pi_ref^ratio * (prod_{j != i} pi_j^w_ij)^(1 - ratio) * exp(learning_rate * P_i(y > q_i))`, with
+    comparisons "policy": q_i = pi_i, pairs from player i's own policy as the paper has them;
+    comparisons "opponents": q_i = sum_j w_ij pi_j. Weights [n, n] as `opponent_weights` gives them.
+    """
+    weights = opponent_weights(len(policies)) if weights is None else weights
+    anchors = ratio * reference + (1 - ratio) * (weights @ policies)
+    own = choose(comparisons, COMPARISONS, "comparisons") == "policy"
+    opposed = np.exp(policies) if own else weights @ np.exp(policies)
+    return log_softmax(anchors + learning_rate * (preferences @ opposed[:, :, None])[:, :, 0])
+
+
+def opponent_weights(players: int) -> Array:
+    """[players, players], row i: uniform over the others, 0 for player i itself."""
+    return (1 - np.eye(players)) / (players - 1)
+
+
+def onpo(
+    preference: Array,
+    policy: Array,
+    base: Array,
+    learning_rate: float,
+    reference: Array | None = None,
+    ratio: float = 0.0,
+) -> tuple[Array, Array]:
+    """ONPO: eq. 16; 2502.16852. -> (pi_{t+1}, base_{t+1}): two fits on the pairs of pi_t, base is the paper's pi'.
+
+    `base' ∝ base * exp(learning_rate * P(y > pi_t))`, then `pi' ∝ base' * exp(learning_rate * P(y > pi_t))`: the second
+    bets that the next advantage is this one. The paper has ratio 0; with a ratio both fits are INPO's (our extension).
+    """
+    reference = base if reference is None else reference
+    gain = learning_rate * preference @ np.exp(policy)
+    base = log_softmax(ratio * reference + (1 - ratio) * base + gain)
+    return log_softmax(ratio * reference + (1 - ratio) * base + gain), base
+
+
+def egpo(preference: Array, policy: Array, reference: Array, learning_rate: float, ratio: float) -> tuple[Array, Array]:
+    """EGPO: eq. 17; 2503.08942. -> (pi_{t+1}, pi_half): extragradient, both steps FROM pi_t.
+
+    `∝ pi_ref^ratio * pi_t^(1 - ratio) * exp(learning_rate * P(y > q))`: q = pi_t for pi_half, q = pi_half for pi_{t+1}.
+    """
+    anchor = ratio * reference + (1 - ratio) * policy
+    half = log_softmax(anchor + learning_rate * preference @ np.exp(policy))
+    return log_softmax(anchor + learning_rate * preference @ np.exp(half)), half
+
+
+def nash_md(preference: Array, policy: Array, reference: Array, learning_rate: float, ratio: float) -> Array:
+    """Nash-MD: eq. 18; 2312.00886. `mix ∝ pi_t^(1 - ratio) * pi_ref^ratio`, `pi' ∝ mix * exp(rate * P(y > mix))`.
+
+    The mixture is the opponent too, so at a fixed rate the fixed point is NEAR the regularised equilibrium, not at it.
+    """
+    mixture = log_softmax(ratio * reference + (1 - ratio) * policy)
+    return log_softmax(mixture + learning_rate * preference @ np.exp(mixture))

@@ -1,0 +1,100 @@
+"""How much there is: a model's parameters, and a configuration's prompts, responses, items and tokens."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from mnpo.benchmarks.cards import CARDS
+from mnpo.config.blocks import ConfigError
+from mnpo.config.sources import Model
+from mnpo.planning.costs.assumptions import DEMO_ITEMS
+from mnpo.planning.files import HELDOUT
+from mnpo.planning.plan import Plan
+from mnpo.planning.registry import Work
+
+
+def parameters(model: Model) -> float:
+    """Of an entry of `models`; 0 for one behind an endpoint. Raises ConfigError when the entry does not say."""
+    if model.api is not None:
+        return 0.0
+    if model.architecture is not None:
+        return _gemma2(model.architecture, model.vocab_size)
+    if model.parameters is None:
+        where = model.hub or model.github or model.path
+        raise ConfigError(f"models: {where}: the plan needs its `parameters`, in billions")
+    return model.parameters * 1e9
+
+
+def _gemma2(architecture: dict[str, Any], vocabulary: int) -> float:
+    """Parameters of a Gemma-2 with tied embeddings; what is not given is as in gemma-2-2b."""
+    usual = {
+        "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256,
+    }  # fmt: skip
+    hidden, inner, layers, heads, shared, width = (architecture.get(key, value) for key, value in usual.items())
+    attention = 2 * hidden * heads * width + 2 * hidden * shared * width
+    return float(vocabulary * hidden + layers * (attention + 3 * hidden * inner + 4 * hidden) + hidden)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a prompt and of a response to it."""
+
+    prompt: float
+    response: float
+
+
+class Quantities:
+    """Prompts, responses and tokens of a configuration; its texts' lengths by `resources`, where none are known."""
+
+    def __init__(self, plan: Plan, known: Lengths | None = None) -> None:
+        c = plan.config
+        if c.prompts.a_part is None:
+            raise ConfigError("prompts: the plan needs part_size, or expected (about how many train prompts there are)")
+        self.plan = plan
+        self.part = c.prompts.a_part
+        self.train = self.part * c.prompts.parts
+        self.heldout = c.prompts.heldout
+        self.k = c.sampling.responses
+        lengths = known or Lengths(c.resources.prompt_tokens, c.resources.response_tokens)
+        self.prompt = min(lengths.prompt, c.text.max_prompt_length)
+        self.response = min(lengths.response, c.text.max_length - self.prompt)
+        self.sampled = min(lengths.response, c.sampling.max_new_tokens)
+        self.text = self.prompt + self.response
+        self.pair = self.prompt + 2 * self.response
+        """Tokens that reading a pair computes: its prompt once."""
+        self.pairs = {"best-worst": 1, "all": self.k * (self.k - 1) // 2, "each": self.k // 2}[c.pairing.form]
+        """Of a prompt, when none is tied."""
+
+    def size(self, model: str) -> float:
+        """Parameters of an entry of `models`."""
+        return parameters(self.plan.config.models[model])
+
+    def prompts(self, work: Work) -> int:
+        """Prompts of a part, or of the held-out ones."""
+        return self.heldout if work.part == HELDOUT else self.part
+
+    def items(self, benchmark: str) -> int:
+        """Items of a benchmark that are asked."""
+        limit = self.plan.config.evaluation.of(benchmark).limit
+        card, by_evalscope = CARDS[benchmark], self.plan.config.evaluation.protocol_of(benchmark) == "evalscope"
+        there = (by_evalscope and card.evalscope_items) or card.items
+        if self.plan.config.datasets[benchmark].demo:
+            there = DEMO_ITEMS
+        return min(limit or there, there)
+
+    def asked(self, benchmark: str) -> int:
+        """Tokens of one prompt."""
+        return min(CARDS[benchmark].prompt_tokens, self.plan.config.evaluation.max_length or sys.maxsize)
+
+    def generated(self, benchmark: str) -> int:
+        """Tokens of one reply."""
+        e = self.plan.config.evaluation
+        limits = (e.of(benchmark).max_new_tokens, e.max_length and e.max_length // 2)
+        return min([CARDS[benchmark].generated_tokens, *filter(None, limits)])
+
+    def requests(self, benchmark: str) -> int:
+        """Times that a policy reads an item, all items together."""
+        return self.items(benchmark) * CARDS[benchmark].requests
