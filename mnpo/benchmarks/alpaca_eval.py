@@ -24,8 +24,9 @@ from mnpo.benchmarks.answers import QUESTIONS, data_file, questions, read_json
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
-from mnpo.judging import asking
-from mnpo.judging.client import Answer, Client, Request
+from mnpo.judging.client import Client
+from mnpo.judging.requests import Answer, Request
+from mnpo.judging.verdicts import is_reasoning_model, judge_decoding, require_verdicts
 from mnpo.storage.artifacts import digest
 
 BENCHMARK = "alpaca-eval"
@@ -60,7 +61,7 @@ def evaluate(
     annotations, template = _annotations(baseline, outputs, client, settings.repeat)
     preferences = [_preference(row) for row in annotations]
     found = [p for p in preferences if p is not None]
-    asking.refuse_silence(BENCHMARK, judge, len(found), len(asked))
+    require_verdicts(BENCHMARK, judge, len(found), len(asked))
     rates, length_controlled = win_rates(annotations, data)
     items = [
         {
@@ -77,7 +78,7 @@ def evaluate(
         baseline=baseline[0]["generator"],
         version=version("alpaca_eval"),
         judge=judge.model,
-        verdict=NAMED if asking.reasons(judge) else WEIGHED,
+        verdict=NAMED if is_reasoning_model(judge) else WEIGHED,
         length_controlled=length_controlled,
         differs=CARDS[BENCHMARK].differs,
     )
@@ -160,7 +161,7 @@ def _annotator(judge: Judge) -> tuple[dict[str, Any], str]:
     path = EVALUATORS_CONFIG_DIR / stock["prompt_template"]
     config = {key: value for key, value in stock.items() if key not in ("fn_completions", "completions_kwargs")}
     config["prompt_template"] = str(path)
-    if asking.reasons(judge):
+    if is_reasoning_model(judge):
         first, second = stock["completion_parser_kwargs"]["denominator_tokens"]
         names = {n: rf"\A\W*{name}\W*\Z" for n, name in enumerate((first, second), 1)}
         config |= {
@@ -177,7 +178,7 @@ def _completions(client: Client, repeat: int, config: Mapping[str, Any]) -> Call
 
     parser = getattr(completion_parsers, config["fn_completion_parser"])
     weighted = config["completion_key"] == "completions_all"
-    decoding = asking.decoding(client.judge, temperature=1.0, max_tokens=1)  # weights do not depend on temperature
+    decoding = judge_decoding(client.judge, temperature=1.0, max_tokens=1)  # weights do not depend on temperature
 
     def readable(answer: Answer) -> Any | None:
         completion = _choice(answer) if weighted else answer.text.strip()

@@ -310,7 +310,8 @@ def of_api(
     Raises:
         BadInput: see mnpo.judging.client.Client.
     """
-    from mnpo.judging.client import Client, Request
+    from mnpo.judging.client import Client
+    from mnpo.judging.requests import Request
 
     assert model.api is not None
     endpoint = Judge(model=model.api, endpoint=model.endpoint, key=model.key)

@@ -27,8 +27,9 @@ from mnpo.config.blocks import Block
 from mnpo.config.evaluation import Benchmark, BenchmarkSettings
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
-from mnpo.judging import asking
-from mnpo.judging.client import Answer, Client, Request
+from mnpo.judging.client import Client
+from mnpo.judging.requests import Answer, Request
+from mnpo.judging.verdicts import judge_decoding, require_verdicts
 from mnpo.progress import say
 from mnpo.storage.records import read_rows
 
@@ -192,13 +193,13 @@ def evaluate(
         wanted: list[Question] = []
         _run(benchmark, chosen, directory, "asked", said.__getitem__, _noting(wanted, NEUTRAL))
         wanted.sort()  # EvalScope's order is that of its threads
-        decoding = asking.decoding(judge, temperature=0.0, max_tokens=1024)  # EvalScope's own
+        decoding = judge_decoding(judge, temperature=0.0, max_tokens=1024)  # EvalScope's own
         requests = [
             Request(f"{benchmark}, question {number}", _messages(question), repeat=settings.repeat, **decoding)
             for number, question in enumerate(wanted)
         ]
         verdicts = client.verdicts(requests, READ[benchmark])
-        asking.refuse_silence(benchmark, judge, len(verdicts) - verdicts.count(None), len(verdicts))
+        require_verdicts(benchmark, judge, len(verdicts) - verdicts.count(None), len(verdicts))
         known = _Known(zip(wanted, (text or UNREAD for text in verdicts), strict=True))
         reviews = _run(benchmark, chosen, directory, "scored", said.__getitem__, known.__getitem__)
     summary, rows = _summary(settings.policy, benchmark, chosen, reviews, given)

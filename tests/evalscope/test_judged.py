@@ -16,7 +16,7 @@ from mnpo.benchmarks.evalscope import READ, evaluate
 from mnpo.config.oracles import Judge
 from mnpo.demo.judge import SIDE, Loopback, reply, serve
 from mnpo.errors import BadInput
-from mnpo.judging.client import BudgetSpent
+from mnpo.judging.budget import BudgetSpent
 
 pytestmark = [
     pytest.mark.slow,

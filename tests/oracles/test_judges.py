@@ -9,8 +9,8 @@ import pytest
 from mnpo.config.oracles import Judge, Oracle
 from mnpo.demo.judge import Loopback, score, serve
 from mnpo.errors import BadInput
-from mnpo.judging import client as client
-from mnpo.judging.client import Answer
+from mnpo.judging import session
+from mnpo.judging.requests import Answer
 from mnpo.oracles import Kept, Question, load
 from mnpo.oracles.judges import verdict
 
@@ -22,7 +22,7 @@ QUESTIONS = [
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(session, "FIRST_WAIT", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
