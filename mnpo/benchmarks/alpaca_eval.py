@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from mnpo.benchmarks import judged_common
-from mnpo.benchmarks.answers import QUESTIONS, data_file, questions, read_json
 from mnpo.benchmarks.cards import CARDS
+from mnpo.benchmarks.questions import QUESTION_FILES, data_file, read_json, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
@@ -51,7 +51,7 @@ def evaluate(
     Raises:
         BadInput: data or answers that do not fit, no verdict at all, or an endpoint that fails (see Client).
     """
-    asked = questions(BENCHMARK, data, settings.limit)
+    asked = read_questions(BENCHMARK, data, settings.limit)
     given = {item_id: rows[0] for item_id, rows in judged_common.answered(BENCHMARK, asked, answers).items()}
     baseline = baseline_outputs(data)[: len(asked)]
     outputs = [
@@ -104,7 +104,7 @@ def evaluate(
 
 def baseline_outputs(data: Path) -> list[dict[str, Any]]:
     """The baseline's outputs by their instructions, in the official order. Raises BadInput."""
-    path = data_file(data, *QUESTIONS[BENCHMARK])
+    path = data_file(data, *QUESTION_FILES[BENCHMARK])
     rows = read_json(path)
     for number, row in enumerate(rows):
         for key in ("instruction", "output", "generator"):

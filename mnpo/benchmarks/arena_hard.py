@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mnpo.benchmarks import judged_common
-from mnpo.benchmarks.answers import data_file, questions
+from mnpo.benchmarks.questions import data_file, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.config.reading import read_yaml
 from mnpo.errors import BadInput
@@ -44,7 +44,7 @@ def evaluate(
     Raises:
         BadInput: data or answers that do not fit, no verdict at all, or an endpoint that fails (see Client).
     """
-    asked = questions(BENCHMARK, data, settings.limit)
+    asked = read_questions(BENCHMARK, data, settings.limit)
     given = {item_id: rows[0] for item_id, rows in judged_common.answered(BENCHMARK, asked, answers).items()}
     system, template = _prompt(data)
     baseline = baseline_answers(data)

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from mnpo.benchmarks import judged_common
-from mnpo.benchmarks.answers import Question, data_file, questions
+from mnpo.benchmarks.questions import Question, data_file, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
@@ -43,7 +43,7 @@ def evaluate(
     Raises:
         BadInput: data or answers that do not fit, no rating at all, or an endpoint that fails (see Client).
     """
-    asked = questions(BENCHMARK, data, settings.limit)
+    asked = read_questions(BENCHMARK, data, settings.limit)
     given = judged_common.answered(BENCHMARK, asked, answers)
     prompts, references = _prompts(data), _references(data)
     tasks = [(question, turn) for question in asked for turn in (1, 2)]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnpo.benchmarks.answers import Question
 from mnpo.benchmarks.judged_common import answered, filled, weighted_mean
+from mnpo.benchmarks.questions import Question
 from mnpo.errors import BadInput
 
 ASKED = [Question("1", "math", ("one", "two")), Question("2", "math", ("three", "four"))]
