@@ -20,12 +20,13 @@ from typing import Any
 import yaml
 
 from mnpo.benchmarks import judged_common
-from mnpo.benchmarks.answers import QUESTIONS, data_file, questions, read_json
 from mnpo.benchmarks.cards import CARDS
+from mnpo.benchmarks.questions import QUESTION_FILES, data_file, read_json, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
-from mnpo.judging import asking
-from mnpo.judging.client import Answer, Client, Request
+from mnpo.judging.client import Client
+from mnpo.judging.requests import Answer, Request
+from mnpo.judging.verdicts import is_reasoning_model, judge_decoding, require_verdicts
 from mnpo.storage.artifacts import digest
 
 BENCHMARK = "alpaca-eval"
@@ -50,7 +51,7 @@ def evaluate(
     Raises:
         BadInput: data or answers that do not fit, no verdict at all, or an endpoint that fails (see Client).
     """
-    asked = questions(BENCHMARK, data, settings.limit)
+    asked = read_questions(BENCHMARK, data, settings.limit)
     given = {item_id: rows[0] for item_id, rows in judged_common.answered(BENCHMARK, asked, answers).items()}
     baseline = baseline_outputs(data)[: len(asked)]
     outputs = [
@@ -60,7 +61,7 @@ def evaluate(
     annotations, template = _annotations(baseline, outputs, client, settings.repeat)
     preferences = [_preference(row) for row in annotations]
     found = [p for p in preferences if p is not None]
-    asking.refuse_silence(BENCHMARK, judge, len(found), len(asked))
+    require_verdicts(BENCHMARK, judge, len(found), len(asked))
     rates, length_controlled = win_rates(annotations, data)
     items = [
         {
@@ -77,7 +78,7 @@ def evaluate(
         baseline=baseline[0]["generator"],
         version=version("alpaca_eval"),
         judge=judge.model,
-        verdict=NAMED if asking.reasons(judge) else WEIGHED,
+        verdict=NAMED if is_reasoning_model(judge) else WEIGHED,
         length_controlled=length_controlled,
         differs=CARDS[BENCHMARK].differs,
     )
@@ -103,7 +104,7 @@ def evaluate(
 
 def baseline_outputs(data: Path) -> list[dict[str, Any]]:
     """The baseline's outputs by their instructions, in the official order. Raises BadInput."""
-    path = data_file(data, *QUESTIONS[BENCHMARK])
+    path = data_file(data, *QUESTION_FILES[BENCHMARK])
     rows = read_json(path)
     for number, row in enumerate(rows):
         for key in ("instruction", "output", "generator"):
@@ -160,7 +161,7 @@ def _annotator(judge: Judge) -> tuple[dict[str, Any], str]:
     path = EVALUATORS_CONFIG_DIR / stock["prompt_template"]
     config = {key: value for key, value in stock.items() if key not in ("fn_completions", "completions_kwargs")}
     config["prompt_template"] = str(path)
-    if asking.reasons(judge):
+    if is_reasoning_model(judge):
         first, second = stock["completion_parser_kwargs"]["denominator_tokens"]
         names = {n: rf"\A\W*{name}\W*\Z" for n, name in enumerate((first, second), 1)}
         config |= {
@@ -177,7 +178,7 @@ def _completions(client: Client, repeat: int, config: Mapping[str, Any]) -> Call
 
     parser = getattr(completion_parsers, config["fn_completion_parser"])
     weighted = config["completion_key"] == "completions_all"
-    decoding = asking.decoding(client.judge, temperature=1.0, max_tokens=1)  # weights do not depend on temperature
+    decoding = judge_decoding(client.judge, temperature=1.0, max_tokens=1)  # weights do not depend on temperature
 
     def readable(answer: Answer) -> Any | None:
         completion = _choice(answer) if weighted else answer.text.strip()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from mnpo.benchmarks.cards import CARDS
-from mnpo.benchmarks.data import split_rows
+from mnpo.benchmarks.questions import Question
 from mnpo.config.blocks import Block
 from mnpo.config.oracles import Judge
 from mnpo.config.sampling import Decoding, Sampling
@@ -18,7 +16,6 @@ from mnpo.config.sources import Model
 from mnpo.config.text import Text
 from mnpo.errors import BadInput
 from mnpo.seeds import derive
-from mnpo.storage.records import read_rows
 
 if TYPE_CHECKING:
     from mnpo.samplers import Request, Response
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 Asking = Literal["alpaca-eval", "arena-hard", "mt-bench", "minerva", "evalscope"]
 """What a policy answers: benchmarks that a judge judges, Minerva-Math where EvalScope's protocol is asked for, and
 prompts that EvalScope rendered."""
-
 # Greedy where the protocol says temperature 0 (Arena-Hard) or leaves it to the model's owner (AlpacaEval; the paper's
 # own setting is unpublished). The limits are Arena-Hard's and MT-Bench's own; AlpacaEval's is a usual one of its board.
 DECODING: dict[str, Decoding] = {
@@ -40,23 +36,6 @@ TEMPERATURES = {  # MT-Bench's, by category; other categories than its own are d
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0,
     "stem": 0.1, "humanities": 0.1,
 }  # fmt: skip
-
-# Where a benchmark's files lie in its repository, and in a plain directory.
-QUESTIONS = {
-    "alpaca-eval": ("alpaca_eval_gpt4_baseline.json", "reference_outputs_gpt4_1106_preview.json"),
-    "arena-hard": ("data/arena-hard-v0.1/question.jsonl", "question.jsonl"),
-    "mt-bench": ("fastchat/llm_judge/data/mt_bench/question.jsonl", "question.jsonl"),
-    "evalscope": ("question.jsonl",),
-}
-BOXED = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."  # EvalScope's for Minerva-Math
-
-
-class Question(NamedTuple):
-    """What a policy is asked, turn by turn."""
-
-    item_id: str
-    category: str
-    turns: tuple[str, ...]
 
 
 class Settings(Block):
@@ -85,96 +64,6 @@ class Settings(Block):
             top_p=usual.top_p,
             max_new_tokens=self.limits.get(category) or self.max_new_tokens or usual.max_new_tokens,
         )
-
-
-# ------------------------------------------------------------------------------------------------------------ questions
-
-
-def questions(benchmark: str, directory: Path, limit: int | None = None) -> list[Question]:
-    """The benchmark's questions as its own data files in `directory` have them, in their order, at most `limit`.
-
-    AlpacaEval's have no ids: they are numbered from 0, which is the index that its length-controlled fit goes by.
-
-    Raises:
-        BadInput: no such file, or rows that are no questions.
-    """
-    path, rows = _rows(benchmark, directory)
-    read = READ[benchmark]
-    found = []
-    for number, row in enumerate(rows):
-        try:
-            found.append(read(number, row))
-        except (KeyError, IndexError, TypeError) as error:
-            raise BadInput(
-                f"{path}: row {number}: no question of {benchmark} ({type(error).__name__}: {error}); fetch it anew"
-            ) from None
-    if not found:
-        raise BadInput(f"{path}: no questions; fetch it anew")
-    if len({q.item_id for q in found}) < len(found):
-        raise BadInput(f"{path}: a question's id stands twice; fetch it anew")
-    return found[:limit]
-
-
-def _rows(benchmark: str, directory: Path) -> tuple[Path, list[dict[str, Any]]]:
-    if benchmark == "minerva":
-        card = CARDS[benchmark]
-        return directory, split_rows(card, directory, card.split)
-    path = data_file(directory, *QUESTIONS[benchmark])
-    return path, read_json(path) if path.suffix == ".json" else read_rows(path)
-
-
-def _alpaca(number: int, row: Mapping[str, Any]) -> Question:
-    return Question(str(number), row.get("dataset", ""), (row["instruction"],))
-
-
-def _arena(number: int, row: Mapping[str, Any]) -> Question:
-    if "uid" in row:  # its repository's layout since April 2025
-        return Question(row["uid"], row["cluster"], (row["prompt"],))
-    return Question(row["question_id"], row["cluster"], (row["turns"][0]["content"],))
-
-
-def _mt(number: int, row: Mapping[str, Any]) -> Question:
-    first, second = row["turns"]
-    return Question(str(row["question_id"]), row["category"], (first, second))
-
-
-def _minerva(number: int, row: Mapping[str, Any]) -> Question:
-    return Question(str(number), "", (BOXED.format(row["problem"] if "problem" in row else row["question"]),))
-
-
-def _evalscope(number: int, row: Mapping[str, Any]) -> Question:
-    return Question(str(number), row["benchmark"], (row["prompt"],))
-
-
-READ: dict[str, Callable[[int, Mapping[str, Any]], Question]] = {
-    "alpaca-eval": _alpaca,
-    "arena-hard": _arena,
-    "mt-bench": _mt,
-    "minerva": _minerva,
-    "evalscope": _evalscope,
-}
-
-
-def data_file(directory: Path, *names: str) -> Path:
-    """The first of `names` that `directory` has. Raises BadInput."""
-    for name in names:
-        if (directory / name).is_file():
-            return directory / name
-    raise BadInput(f"{directory}: none of {', '.join(names)} is here; fetch the benchmark's data into it")
-
-
-def read_json(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON list. Raises BadInput."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not JSON ({error}); fetch it anew") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise BadInput(f"{path}: expected a list of objects; fetch it anew")
-    return rows
-
-
-# -------------------------------------------------------------------------------------------------------------- answers
 
 
 class Asked(NamedTuple):
@@ -310,7 +199,8 @@ def of_api(
     Raises:
         BadInput: see mnpo.judging.client.Client.
     """
-    from mnpo.judging.client import Client, Request
+    from mnpo.judging.client import Client
+    from mnpo.judging.requests import Request
 
     assert model.api is not None
     endpoint = Judge(model=model.api, endpoint=model.endpoint, key=model.key)

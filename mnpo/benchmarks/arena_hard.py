@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from mnpo.benchmarks import judged_common
-from mnpo.benchmarks.answers import data_file, questions
+from mnpo.benchmarks.questions import data_file, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.config.reading import read_yaml
 from mnpo.errors import BadInput
-from mnpo.judging import asking
-from mnpo.judging.client import Answer, Client, Request
+from mnpo.judging.client import Client
+from mnpo.judging.requests import Answer, Request
+from mnpo.judging.verdicts import judge_decoding, require_verdicts
 from mnpo.seeds import derive
 from mnpo.storage.records import read_rows
 
@@ -43,11 +44,11 @@ def evaluate(
     Raises:
         BadInput: data or answers that do not fit, no verdict at all, or an endpoint that fails (see Client).
     """
-    asked = questions(BENCHMARK, data, settings.limit)
+    asked = read_questions(BENCHMARK, data, settings.limit)
     given = {item_id: rows[0] for item_id, rows in judged_common.answered(BENCHMARK, asked, answers).items()}
     system, template = _prompt(data)
     baseline = baseline_answers(data)
-    decoding = asking.decoding(judge, temperature=0.0, max_tokens=4096)
+    decoding = judge_decoding(judge, temperature=0.0, max_tokens=4096)
     requests = []
     for question in asked:
         if question.item_id not in baseline:
@@ -61,7 +62,7 @@ def evaluate(
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
     verdicts = client.verdicts(requests, read_verdict)
     read = sum(v is not None for v in verdicts)
-    asking.refuse_silence(BENCHMARK, judge, read, len(requests))
+    require_verdicts(BENCHMARK, judge, read, len(requests))
 
     battles = {
         question.item_id: [*battles_of(first, as_a=False), *battles_of(second, as_a=True)]

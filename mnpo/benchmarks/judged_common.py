@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from mnpo.benchmarks.answers import Question
+from mnpo.benchmarks.questions import Question
 from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
 

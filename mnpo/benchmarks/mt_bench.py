@@ -12,11 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from mnpo.benchmarks import judged_common
-from mnpo.benchmarks.answers import Question, data_file, questions
+from mnpo.benchmarks.questions import Question, data_file, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
-from mnpo.judging import asking
-from mnpo.judging.client import Answer, Client, Request
+from mnpo.judging.client import Client
+from mnpo.judging.requests import Answer, Request
+from mnpo.judging.verdicts import judge_decoding, require_verdicts
 from mnpo.storage.records import read_rows
 
 BENCHMARK = "mt-bench"
@@ -42,11 +43,11 @@ def evaluate(
     Raises:
         BadInput: data or answers that do not fit, no rating at all, or an endpoint that fails (see Client).
     """
-    asked = questions(BENCHMARK, data, settings.limit)
+    asked = read_questions(BENCHMARK, data, settings.limit)
     given = judged_common.answered(BENCHMARK, asked, answers)
     prompts, references = _prompts(data), _references(data)
     tasks = [(question, turn) for question in asked for turn in (1, 2)]
-    decoding = asking.decoding(judge, temperature=0.0, max_tokens=2048)
+    decoding = judge_decoding(judge, temperature=0.0, max_tokens=2048)
     requests = [
         Request(
             f"{BENCHMARK} {q.item_id}, turn {turn}",
@@ -62,7 +63,7 @@ def evaluate(
         for (q, turn), rating in zip(tasks, client.verdicts(requests, read_rating), strict=True)
         if rating is not None
     }
-    asking.refuse_silence(BENCHMARK, judge, len(ratings), len(tasks))
+    require_verdicts(BENCHMARK, judge, len(ratings), len(tasks))
     items = [_item(q, ratings, given[q.item_id]) for q in asked if {(q.item_id, 1), (q.item_id, 2)} & set(ratings)]
     value, error = judged_common.weighted_mean([item["value"] for item in items], [item["weight"] for item in items])
     summary = {

@@ -12,8 +12,9 @@ from mnpo.config.oracles import Judge
 from mnpo.config.oracles import Oracle as OracleSettings
 from mnpo.config.sources import Model
 from mnpo.errors import BadInput
-from mnpo.judging.asking import decoding, refuse_silence
-from mnpo.judging.client import Answer, Client, Request
+from mnpo.judging.client import Client
+from mnpo.judging.requests import Answer, Request
+from mnpo.judging.verdicts import judge_decoding, require_verdicts
 from mnpo.oracles import Kept, Oracle
 from mnpo.oracles.pairs import Game, Pairwise
 from mnpo.storage.resume import Journal
@@ -56,7 +57,7 @@ class LanguageJudge(Pairwise):
         with nullcontext() if self.journal is None else self.journal.elsewhere():
             found = self.client.verdicts([self._request(game) for game in games], verdict)
         judge = self.client.judge
-        refuse_silence(f"oracle {judge.model}", judge, sum(v is not None for v in found), len(games))
+        require_verdicts(f"oracle {judge.model}", judge, sum(v is not None for v in found), len(games))
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class LanguageJudge(Pairwise):
         shown = SHOWN.format(prompt=game.question.prompt, a=a, b=b)
         messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": shown})
         name = f"{game.question.name}, {game.first} against {game.second}"
-        return Request(name, messages, **decoding(self.client.judge, 0.0, MOST_TOKENS))
+        return Request(name, messages, **judge_decoding(self.client.judge, 0.0, MOST_TOKENS))
 
 
 def verdict(answer: Answer) -> float | None:

@@ -9,6 +9,7 @@ from mnpo.config.blocks import DEMO
 from mnpo.config.oracles import Judge
 from mnpo.config.sources import Source
 from mnpo.errors import BadInput
+from mnpo.judging.endpoints import require_key
 from mnpo.planning.plan import Plan
 from mnpo.storage import hub
 
@@ -46,10 +47,3 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
             problems.append(str(error))
     if problems:
         raise BadInput("\n".join(dict.fromkeys(problems)))
-
-
-def require_key(judge: Judge) -> None:
-    """Whether the key of an endpoint is in the environment."""
-    from mnpo.judging import client as client
-
-    client.require_key(judge)

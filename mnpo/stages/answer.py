@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mnpo.benchmarks import answers
+from mnpo.benchmarks.questions import read_questions
 from mnpo.config.blocks import Block
 from mnpo.config.sources import Model
 from mnpo.errors import BadInput
@@ -35,7 +36,7 @@ def run(settings: Settings, data: Path, output: Path, policy: Path | None = None
     Raises:
         BadInput: data that are not the benchmark's, or an endpoint that fails.
     """
-    questions = answers.questions(settings.asked.benchmark, data, settings.asked.limit)
+    questions = read_questions(settings.asked.benchmark, data, settings.asked.limit)
     inputs = [data] if policy is None else [policy, data]
     with resumable(output, "answer", settings.model_dump(exclude_none=True), inputs) as (made, session):
         if policy is not None:

@@ -18,7 +18,7 @@ from mnpo.config.blocks import Block
 from mnpo.config.sources import Source
 from mnpo.errors import BadInput, DiskFull
 from mnpo.progress import counter, say
-from mnpo.storage import hub
+from mnpo.storage import hub, servers
 from mnpo.storage.artifacts import artifact, beside
 
 OFFLINE = False
@@ -62,7 +62,7 @@ def download(source: Source, kind: hub.Kind, locked: hub.Locked | None, target: 
     """
     settings = {"kind": kind, "repository": hub.repository(source), "revision": source.revision, "files": source.files}
     with artifact(target, "download", settings, directory=True) as made:
-        listed = locked or hub.resolve(kind, source)
+        listed = locked or servers.resolve(kind, source)
         work = beside(target, "work")
         work.mkdir(exist_ok=True)
         _take_over(target, work, listed)
@@ -108,9 +108,9 @@ def _fill(work: Path, source: Source, kind: hub.Kind, listed: hub.Locked) -> Non
     here = f", {_size(sum(kept.values()))} are here" if any(kept.values()) else ""
     say(f"download: {label}, {len(missing)} of {len(listed.files)} files, {_size(needed)} to fetch{here}")
     received = _progress(label, needed)
-    with hub.explained(kind, source):
+    with servers.explained(kind, source):
         for name, file in missing.items():
-            url = hub.file_url(kind, source, listed.commit, name)
+            url = servers.file_url(kind, source, listed.commit, name)
             _fetch_right(url, kind, work / name, file, f"{label}: {name}", received)
 
 
@@ -178,9 +178,13 @@ def _stream(url: str, kind: hub.Kind, path: Path, start: int, received: Callable
     """Append to `path` the bytes of `url` from `start` on; all of them when the server does not do parts."""
     from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
 
-    headers = {**hub.headers(kind), "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    headers = {
+        **servers.headers(kind),
+        "Accept-Encoding": "identity",
+        **({"Range": f"bytes={start}-"} if start else {}),
+    }
     # It waits out 429 and 5xx; a broken body it cannot take up, so exceptions are left to the caller.
-    with http_stream_backoff("GET", url, headers=headers, timeout=hub.TIMEOUT, retry_on_exceptions=()) as response:
+    with http_stream_backoff("GET", url, headers=headers, timeout=servers.TIMEOUT, retry_on_exceptions=()) as response:
         hf_raise_for_status(response)
         with open(path, "ab" if response.status_code == 206 else "wb") as stream:
             for chunk in response.iter_bytes():  # as they come, so that a break loses none

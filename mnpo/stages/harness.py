@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mnpo.benchmarks import harness
+from mnpo.benchmarks import lm_eval
 from mnpo.benchmarks.result_cache import Measuring, Results
 from mnpo.config.blocks import Block
 
@@ -15,7 +15,7 @@ ENVIRONMENT = "eval"
 class Settings(Block):
     """What this stage reads."""
 
-    harness: harness.Settings
+    harness: lm_eval.Settings
     code: str = ""
     """The digest of the code behind the results: another one measures anew."""
 
@@ -29,13 +29,13 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
         output: the directory of the policy's results: `{benchmark}.json` and `{benchmark}.parquet`.
 
     Raises:
-        BadInput: see mnpo.benchmarks.harness.results.
+        BadInput: see mnpo.benchmarks.lm_eval.results.
     """
     text = settings.model_dump(mode="json")
     benchmarks = text["harness"].pop("benchmarks")
 
     def measured(names: list[str]) -> Results:
         chosen = {b: c for b, c in settings.harness.benchmarks.items() if b in names}
-        return harness.results(settings.harness.model_copy(update={"benchmarks": chosen}), policy, data)
+        return lm_eval.results(settings.harness.model_copy(update={"benchmarks": chosen}), policy, data)
 
     Measuring("harness", text, benchmarks, policy, data, output).run(measured)

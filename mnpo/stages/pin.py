@@ -13,7 +13,7 @@ from pathlib import Path
 from mnpo.config.sources import Source
 from mnpo.errors import BadInput
 from mnpo.progress import say
-from mnpo.storage import hub
+from mnpo.storage import hub, servers
 
 OFFLINE = False
 
@@ -52,7 +52,7 @@ def _with(source: Source, lock: hub.Lock) -> hub.Lock:
     """`lock` with the entry of `source` as its server has it now."""
     kind = hub.kind_of(source)
     before = lock.revision(kind, source)
-    locked = hub.resolve(kind, source, also=before.patterns if before else ())
+    locked = servers.resolve(kind, source, also=before.patterns if before else ())
     label = f"pin: {kind}/{hub.repository(source)}, revision {source.revision}"
     if before is None or before.commit != locked.commit:
         say(f"{label}: {f'{before.commit[:12]} -> ' if before else ''}{locked.commit[:12]}")

@@ -22,7 +22,7 @@ from mnpo.config.oracles import Judge
 from mnpo.demo import judge as loopback
 from mnpo.demo import verdicts
 from mnpo.errors import BadInput
-from mnpo.judging.client import Answer
+from mnpo.judging.requests import Answer
 from mnpo.storage.records import ITEMS, check
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks" / "arena_hard_v0.1"

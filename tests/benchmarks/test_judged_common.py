@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnpo.benchmarks.answers import Question
 from mnpo.benchmarks.judged_common import answered, filled, weighted_mean
-from mnpo.config.oracles import Judge
+from mnpo.benchmarks.questions import Question
 from mnpo.errors import BadInput
-from mnpo.judging.asking import decoding
 
 ASKED = [Question("1", "math", ("one", "two")), Question("2", "math", ("three", "four"))]
 
@@ -70,19 +68,6 @@ def test_answers_are_matched_to_questions_whatever_their_order() -> None:
 def test_answers_made_from_other_data_are_refused(rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         answered("mt-bench", ASKED, rows)
-
-
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [
-        ({}, {"temperature": 0.0, "max_tokens": 2048}),
-        ({"temperature": 0.5}, {"max_tokens": 2048}),
-        ({"max_tokens": 9, "reasoning_effort": "none"}, {"temperature": 0.0}),
-        ({"reasoning_effort": "minimal"}, {}),
-    ],
-)
-def test_the_judges_own_settings_go_before_the_protocols(own: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert decoding(Judge(model="j", **own), temperature=0.0, max_tokens=2048) == expected
 
 
 def test_a_template_is_filled_whatever_braces_the_answers_have_and_refused_with_unknown_parts() -> None:

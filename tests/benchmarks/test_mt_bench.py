@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 
 from mnpo.benchmarks import mt_bench
-from mnpo.benchmarks.answers import questions
 from mnpo.benchmarks.judged_common import Settings
+from mnpo.benchmarks.questions import read_questions
 from mnpo.config.oracles import Judge
 from mnpo.demo import judge as loopback
 from mnpo.demo import verdicts
 from mnpo.errors import BadInput
-from mnpo.judging.client import Answer
+from mnpo.judging.requests import Answer
 from mnpo.storage.records import ITEMS, check
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "benchmarks" / "mt_bench"
@@ -40,7 +40,7 @@ def own_answers(count: int = 80) -> list[dict[str, Any]]:
             "tokens": 10 * turn,
             "finish": "stop",
         }
-        for question in questions("mt-bench", SHARED, count)
+        for question in read_questions("mt-bench", SHARED, count)
         for turn, prompt in enumerate(question.turns, 1)
     ]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mnpo.benchmarks.answers import questions
 from mnpo.benchmarks.cards import CARDS
+from mnpo.benchmarks.questions import read_questions
 from mnpo.demo import benchmarks, world
 from mnpo.demo.verdicts import reply
 from mnpo.storage.records import read_rows
@@ -109,7 +109,7 @@ def test_questions_of_the_judged_are_held_out_prompts(made: Path) -> None:
     known = {item.prompt for family in world.FAMILIES for item in world._prompts(family)}
     heldout = world.make_world(0, demonstrations=0, parts=0, part_size=0, heldout=70).heldout["prompt"].tolist()
     for name in ("alpaca-eval", "arena-hard", "mt-bench"):
-        asked = questions(name, made / name)
+        asked = read_questions(name, made / name)
         assert {turn for question in asked for turn in question.turns} <= known & set(heldout)
 
 
@@ -117,7 +117,7 @@ def test_the_demo_judge_understands_the_prompts(made: Path) -> None:
     import yaml
 
     arena = yaml.safe_load((made / "arena-hard/config/arena-hard-v0.1.yaml").read_text(encoding="utf-8"))
-    question = questions("arena-hard", made / "arena-hard")[0].turns[0]
+    question = read_questions("arena-hard", made / "arena-hard")[0].turns[0]
     ideal = json.loads(next(i.truth for f in world.FAMILIES for i in world._prompts(f) if i.prompt == question))[
         "answer"
     ]
@@ -132,7 +132,7 @@ def test_the_demo_judge_understands_the_prompts(made: Path) -> None:
 
     directory = made / "mt-bench/fastchat/llm_judge/data"
     templates = {row["name"]: row["prompt_template"] for row in read_rows(directory / "judge_prompts.jsonl")}
-    for question_ in questions("mt-bench", made / "mt-bench"):
+    for question_ in read_questions("mt-bench", made / "mt-bench"):
         first, second = question_.turns
         fields = {"question": first, "answer": "x", "question_1": first, "question_2": second}
         fields |= {"answer_1": "x", "answer_2": "x", "ref_answer_1": "x", "ref_answer_2": "x"}
@@ -153,7 +153,7 @@ def test_the_length_controlled_rate_can_be_fitted(made: Path) -> None:
     from mnpo.benchmarks.alpaca_eval import win_rates
 
     rng = random.Random(0)
-    asked = questions("alpaca-eval", made / "alpaca-eval")
+    asked = read_questions("alpaca-eval", made / "alpaca-eval")
     annotations = [
         {
             "instruction": question.turns[0],

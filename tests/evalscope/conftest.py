@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mnpo.benchmarks.evalscope import TASKS
+from mnpo.benchmarks.evalscope_tasks import TASKS
 from mnpo.demo import benchmarks
 
 

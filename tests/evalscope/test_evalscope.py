@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mnpo.benchmarks.evalscope import READ, TASKS, Replies, Settings, results
+from mnpo.benchmarks.evalscope import Replies, Settings, results
+from mnpo.benchmarks.evalscope_tasks import TASKS, VERDICT_READERS
 from mnpo.errors import BadInput
 from mnpo.storage.records import read_rows
 
@@ -35,7 +36,7 @@ def of_each(replies: Callable[[Sequence[str]], list[dict[str, Any]]]) -> Replies
     return lambda asked: {benchmark: replies(prompts) for benchmark, prompts in asked.items()}
 
 
-LETTERS_AND_NUMBERS = [name for name in TASKS if name not in (*READ, "ifeval", "humaneval")]
+LETTERS_AND_NUMBERS = [name for name in TASKS if name not in (*VERDICT_READERS, "ifeval", "humaneval")]
 
 
 @pytest.mark.parametrize("benchmark", LETTERS_AND_NUMBERS)

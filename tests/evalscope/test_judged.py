@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from mnpo.benchmarks import judged_common
-from mnpo.benchmarks.answers import questions
-from mnpo.benchmarks.evalscope import READ, evaluate
+from mnpo.benchmarks.evalscope import evaluate
+from mnpo.benchmarks.evalscope_tasks import VERDICT_READERS
+from mnpo.benchmarks.questions import read_questions
 from mnpo.config.oracles import Judge
 from mnpo.demo.judge import Loopback, serve
 from mnpo.demo.verdicts import SIDE, reply
 from mnpo.errors import BadInput
-from mnpo.judging.client import BudgetSpent
+from mnpo.judging.budget import BudgetSpent
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +32,7 @@ CALLS = {"alpaca-eval": 14, "arena-hard": 28, "minerva": 8}
 
 def answers(benchmark: str, directory: Path) -> list[dict[str, Any]]:
     """The prompt's last words and a number: some are right, none is twice."""
-    asked = questions(benchmark, directory)
+    asked = read_questions(benchmark, directory)
     return [
         {"item_id": q.item_id, "turn": 1, "prompt": q.turns[0], "response": f"{q.turns[0][-9:]} {i}", "tokens": i}
         for i, q in enumerate(asked)
@@ -47,7 +48,7 @@ def said(server: Loopback) -> list[str]:
     return [reply(exchange.asked["messages"]).text for exchange in server.exchanges]
 
 
-@pytest.mark.parametrize("benchmark", READ)
+@pytest.mark.parametrize("benchmark", VERDICT_READERS)
 def test_the_value_is_that_of_the_verdicts_and_no_call_is_made_twice(
     data: dict[str, Path], tmp_path: Path, benchmark: str
 ) -> None:
@@ -97,7 +98,7 @@ def test_arena_hard_is_evalscopes_own_figure(
     assert summary["value"] / 100 == pytest.approx(reports[-1]["arena_hard"].score, abs=1e-4)
 
 
-@pytest.mark.parametrize("benchmark", READ)
+@pytest.mark.parametrize("benchmark", VERDICT_READERS)
 def test_a_reply_without_a_verdict_is_asked_again_then_left_out_and_counted(
     data: dict[str, Path], tmp_path: Path, benchmark: str
 ) -> None:

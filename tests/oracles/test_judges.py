@@ -10,8 +10,8 @@ from mnpo.config.oracles import Judge, Oracle
 from mnpo.demo.judge import Loopback, serve
 from mnpo.demo.verdicts import score
 from mnpo.errors import BadInput
-from mnpo.judging import client as client
-from mnpo.judging.client import Answer
+from mnpo.judging import session
+from mnpo.judging.requests import Answer
 from mnpo.oracles import Kept, Question, load
 from mnpo.oracles.judges import verdict
 
@@ -23,7 +23,7 @@ QUESTIONS = [
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(session, "FIRST_WAIT", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 

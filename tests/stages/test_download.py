@@ -21,7 +21,7 @@ from mnpo.config.sources import Dataset, Model
 from mnpo.errors import BadInput, DiskFull
 from mnpo.stages import download as stage
 from mnpo.stages.download import download
-from mnpo.storage import hub
+from mnpo.storage import hub, servers
 from mnpo.storage.artifacts import digest
 from tests.helpers.loopback_hub import Fault, LoopbackHub
 
@@ -56,7 +56,7 @@ def alone(target: Path) -> bool:
 
 
 def locked(model: Model = MODEL) -> hub.Locked:
-    return hub.resolve("models", model)
+    return servers.resolve("models", model)
 
 
 # ---------------------------------------------------------------------------------------------------------- all is well
@@ -104,7 +104,7 @@ def test_a_data_set_of_the_hub_and_one_of_github(
     server.add("datasets/o/d", {"data/test 1.jsonl": b"rows"})
     server.add("github/o/code", {"data/q#1.jsonl": b"questions", "src/x.py": b""})
     for kind, source in (("datasets", Dataset(hub="o/d")), ("github", Dataset(github="o/code", files=["data/*"]))):
-        download(source, kind, hub.resolve(kind, source), tmp_path / kind)  # type: ignore[arg-type]
+        download(source, kind, servers.resolve(kind, source), tmp_path / kind)  # type: ignore[arg-type]
     assert contents(tmp_path / "datasets") == {"data/test 1.jsonl": b"rows"}
     assert contents(tmp_path / "github") == {"data/q#1.jsonl": b"questions"}
     assert {s.token for s in server.log if "github" in s.path} == {None}
@@ -113,7 +113,7 @@ def test_a_data_set_of_the_hub_and_one_of_github(
 def test_the_stage_reads_the_lock(server: LoopbackHub, target: Path, tmp_path: Path) -> None:
     source = Dataset(hub="o/d", files=["a"])
     commit = server.add("datasets/o/d", {"a": b"old", "b": b"old"})
-    lock = hub.Lock().with_entry("datasets", source, hub.resolve("datasets", source))
+    lock = hub.Lock().with_entry("datasets", source, servers.resolve("datasets", source))
     hub.write_lock(lock, tmp_path / "lock.yaml")
     server.add("datasets/o/d", {"a": b"new"})
     given = stage.Settings.model_validate({"kind": "datasets", "source": {"hub": "o/d", "files": ["a"]}})
@@ -162,7 +162,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(
     server.add("github/o/m", FILES)
     source = Dataset(github="o/m") if kind == "github" else MODEL
     server.fail("m.safetensors", Fault(how, after=2 * MB), *[Fault(how, after=MB // 10)] * 4)  # more than WAITS
-    download(source, kind, hub.resolve(kind, source), tmp_path / "m")
+    download(source, kind, servers.resolve(kind, source), tmp_path / "m")
     assert contents(tmp_path / "m") == FILES
     parts = [s for s in server.files("m.safetensors") if s.sent]
     starts = [2_000_000, 2_100_000, 2_200_000, 2_300_000, 2_400_000]

@@ -37,13 +37,13 @@ def settings(*names: str, **changes: Any) -> Settings:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The benchmarks of every call of the harness itself."""
     calls: list[list[str]] = []
-    real = harness.harness.results
+    real = harness.lm_eval.results
 
     def results(some: Any, *arguments: Any) -> Any:
         calls.append(list(some.benchmarks))
         return real(some, *arguments)
 
-    monkeypatch.setattr(harness.harness, "results", results)
+    monkeypatch.setattr(harness.lm_eval, "results", results)
     return calls
 
 
@@ -80,7 +80,7 @@ def test_other_code_measures_anew_and_leaves_nothing_old(
 def test_what_was_done_before_a_failure_is_kept(
     sft_policy: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[list[str]]
 ) -> None:
-    real = harness.harness.results
+    real = harness.lm_eval.results
 
     def killed(*arguments: Any) -> Any:
         for number, result in enumerate(real(*arguments)):
@@ -89,7 +89,7 @@ def test_what_was_done_before_a_failure_is_kept(
             yield result
 
     with monkeypatch.context() as patched:
-        patched.setattr(harness.harness, "results", killed)
+        patched.setattr(harness.lm_eval, "results", killed)
         with pytest.raises(KeyboardInterrupt):
             run(settings("arc", "gpqa"), sft_policy, data, tmp_path)
     assert not (tmp_path / "arc.json").exists()

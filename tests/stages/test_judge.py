@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mnpo.benchmarks.answers import questions
+from mnpo.benchmarks.questions import read_questions
 from mnpo.demo import benchmarks
 from mnpo.demo.judge import Loopback, serve
 from mnpo.storage.records import ANSWERS, write
@@ -25,7 +25,7 @@ def here(tmp_path: Path) -> Path:
     benchmarks.make(tmp_path / "data", "arena-hard", 0)
     rows = [
         {"item_id": q.item_id, "turn": 1, "category": q.category, "prompt": q.turns[0], "response": f"cat {i}"}
-        for i, q in enumerate(questions("arena-hard", tmp_path / "data"))
+        for i, q in enumerate(read_questions("arena-hard", tmp_path / "data"))
     ]
     write(ANSWERS, [row | {"tokens": 2, "finish": "stop"} for row in rows], tmp_path / "answers.parquet")
     return tmp_path

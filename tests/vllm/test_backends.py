@@ -79,10 +79,11 @@ def data(directory: Path, *names: str) -> dict[str, Path]:
 def test_greedy_answers_are_those_of_transformers(trained: Path, tmp_path: Path) -> None:
     """A benchmark whose answers are all greedy, and MT-Bench's greedy categories through both of their turns."""
     from mnpo.benchmarks import answers
+    from mnpo.benchmarks.questions import read_questions
 
     found = data(tmp_path, "arena-hard", "mt-bench")
     for benchmark in found:
-        asked = answers.questions(benchmark, found[benchmark])
+        asked = read_questions(benchmark, found[benchmark])
         greedy = [q for q in asked if benchmark != "mt-bench" or answers.TEMPERATURES[q.category] == 0]
         assert len(greedy) >= 4
         rows: list[Any] = []
@@ -97,7 +98,7 @@ def test_greedy_answers_are_those_of_transformers(trained: Path, tmp_path: Path)
 
 def test_the_harness_measures_the_same_on_vllm(policy: Path, tmp_path: Path, harness_with_vllm: None) -> None:
     """Choices by likelihood, and replies: per item, and so in every metric."""
-    from mnpo.benchmarks import harness
+    from mnpo.benchmarks import lm_eval
 
     names = ("arc", "hellaswag", "winogrande", "gsm8k")
     found = data(tmp_path, *names)
@@ -105,7 +106,7 @@ def test_the_harness_measures_the_same_on_vllm(policy: Path, tmp_path: Path, har
     results: list[Any] = []
     for backend in ("transformers", "vllm"):
         asked = {"policy": "tiny", "benchmarks": chosen, "backend": backend, "max_length": 128}
-        results.append(harness.evaluate(harness.Settings.model_validate(asked), policy, found))
+        results.append(lm_eval.evaluate(lm_eval.Settings.model_validate(asked), policy, found))
     for name in names:
         (summary, rows), (by_vllm, rows_by_vllm) = results[0][name], results[1][name]
         print(name, summary["value"], by_vllm["value"], json.dumps(by_vllm["metrics"]))

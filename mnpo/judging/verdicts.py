@@ -1,4 +1,4 @@
-"""How a judge is asked, and when its silence stops a job: what benchmarks and oracles that ask one share."""
+"""What whoever asks for verdicts does: set the judge's decoding, and stop when no reply can be read."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 
 
-def reasons(judge: Judge) -> bool:
-    """Whether it is a reasoning model: those refuse a temperature, and give no log-probabilities."""
+def is_reasoning_model(judge: Judge) -> bool:
+    """Whether it refuses a temperature, and gives no log-probabilities."""
     return judge.reasoning_effort not in (None, "none")
 
 
-def decoding(judge: Judge, temperature: float, max_tokens: int) -> dict[str, Any]:
+def judge_decoding(judge: Judge, temperature: float, max_tokens: int) -> dict[str, Any]:
     """A protocol's decoding of the judge, for Request, wherever the judge's own settings say nothing else.
 
     A reasoning model is left to itself: it refuses a temperature, and thinks within max_tokens.
     """
-    if reasons(judge):
+    if is_reasoning_model(judge):
         return {}
     return {
         **({"temperature": temperature} if judge.temperature is None else {}),
@@ -26,7 +26,7 @@ def decoding(judge: Judge, temperature: float, max_tokens: int) -> dict[str, Any
     }
 
 
-def refuse_silence(benchmark: str, judge: Judge, verdicts: int, asked: int) -> None:
+def require_verdicts(benchmark: str, judge: Judge, verdicts: int, asked: int) -> None:
     """Stop when no verdict at all could be read. Raises BadInput."""
     if asked and not verdicts:
         raise BadInput(

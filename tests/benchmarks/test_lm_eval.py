@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mnpo.benchmarks import harness
+from mnpo.benchmarks import lm_eval
 from mnpo.benchmarks.cards import CARDS
-from mnpo.benchmarks.harness import Settings, Watched
+from mnpo.benchmarks.lm_eval import Settings
+from mnpo.benchmarks.lm_eval_model import Watched, load_policy
+from mnpo.benchmarks.lm_eval_tasks import passed, run_programs, write_tasks
 from mnpo.config.evaluation import BenchmarkSettings
 from mnpo.config.reading import load
 from mnpo.demo import benchmarks as demo
@@ -42,14 +45,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def measured(sft_policy: Path, data: dict[str, Path]) -> dict[str, harness.Result]:
-    return harness.evaluate(settings(*ELEVEN), sft_policy, data)
+def measured(sft_policy: Path, data: dict[str, Path]) -> dict[str, lm_eval.Result]:
+    return lm_eval.evaluate(settings(*ELEVEN), sft_policy, data)
 
 
 # ------------------------------------------------------------------------------------------------------- what comes out
 
 
-def test_every_benchmark_gets_a_summary_and_a_row_for_each_item(measured: dict[str, harness.Result]) -> None:
+def test_every_benchmark_gets_a_summary_and_a_row_for_each_item(measured: dict[str, lm_eval.Result]) -> None:
     assert list(measured) == ELEVEN
     for name, (summary, rows) in measured.items():
         assert summary["policy"] == "tiny" and summary["benchmark"] == name and summary["missing"] == 0
@@ -61,7 +64,7 @@ def test_every_benchmark_gets_a_summary_and_a_row_for_each_item(measured: dict[s
         json.dumps(summary, allow_nan=False)
 
 
-def test_the_standard_error_is_that_of_the_mean(measured: dict[str, harness.Result]) -> None:
+def test_the_standard_error_is_that_of_the_mean(measured: dict[str, lm_eval.Result]) -> None:
     summary, rows = measured["truthfulqa"]
     values = [row["value"] for row in rows]
     mean = sum(values) / len(values)
@@ -69,7 +72,7 @@ def test_the_standard_error_is_that_of_the_mean(measured: dict[str, harness.Resu
     assert summary["stderr"] == pytest.approx(100 * (variance / len(values)) ** 0.5)
 
 
-def test_rows_are_records(measured: dict[str, harness.Result], tmp_path: Path) -> None:
+def test_rows_are_records(measured: dict[str, lm_eval.Result], tmp_path: Path) -> None:
     from mnpo.storage.records import ITEMS, read, write
 
     for name, (summary, rows) in measured.items():
@@ -77,14 +80,14 @@ def test_rows_are_records(measured: dict[str, harness.Result], tmp_path: Path) -
         assert len(read(ITEMS, tmp_path / f"{name}.parquet")) == summary["items"]
 
 
-def test_a_response_is_the_reply_or_the_likeliest_choice(measured: dict[str, harness.Result]) -> None:
+def test_a_response_is_the_reply_or_the_likeliest_choice(measured: dict[str, lm_eval.Result]) -> None:
     assert {row["response"] for row in measured["gpqa"][1]} <= {"(A)", "(B)", "(C)", "(D)"}
     assert all(row["tokens"] == 0 for row in measured["arc"][1])
     for row in measured["ifeval"][1]:
         assert row["tokens"] <= 32 and (row["tokens"] > 0) == bool(row["response"])
 
 
-def test_mmlu_weighs_subjects_by_their_size(measured: dict[str, harness.Result]) -> None:
+def test_mmlu_weighs_subjects_by_their_size(measured: dict[str, lm_eval.Result]) -> None:
     summary, rows = measured["mmlu"]
     by_subject: dict[str, list[float]] = {}
     for row in rows:
@@ -98,7 +101,7 @@ def test_mmlu_weighs_subjects_by_their_size(measured: dict[str, harness.Result])
     assert summary["value"] == pytest.approx(100 * weighted)
 
 
-def test_what_a_card_does_not_say_is_named(measured: dict[str, harness.Result]) -> None:
+def test_what_a_card_does_not_say_is_named(measured: dict[str, lm_eval.Result]) -> None:
     protocol = measured["gsm8k"][0]["protocol"]
     assert "1 shots, chat template" in protocol
     assert "CHANGED: 1 shots instead of 5; 8 items, the benchmark has 1,319; at most 32 new tokens instead of 1024" in (
@@ -107,17 +110,17 @@ def test_what_a_card_does_not_say_is_named(measured: dict[str, harness.Result]) 
     assert protocol.endswith(f"; in the paper: {CARDS['gsm8k'].paper}") and "asks for steps" in protocol
 
 
-def test_prompts_that_do_not_fit_are_counted(measured: dict[str, harness.Result]) -> None:
+def test_prompts_that_do_not_fit_are_counted(measured: dict[str, lm_eval.Result]) -> None:
     summary = measured["truthfulqa"][0]  # its six examples are longer than the policy's 128 tokens
     assert summary["prompts_cut"] == 8 and "8 prompts cut at their start" in summary["protocol"]
     assert measured["arc"][0]["prompts_cut"] == 0
 
 
 def test_the_same_inputs_give_the_same_results(
-    measured: dict[str, harness.Result], sft_policy: Path, data: dict[str, Path]
+    measured: dict[str, lm_eval.Result], sft_policy: Path, data: dict[str, Path]
 ) -> None:
     """Also when the benchmarks before are others: GPQA shuffles its choices."""
-    again = harness.evaluate(settings("gpqa", "gsm8k"), sft_policy, data)
+    again = lm_eval.evaluate(settings("gpqa", "gsm8k"), sft_policy, data)
     assert again == {name: measured[name] for name in ("gpqa", "gsm8k")}
 
 
@@ -126,7 +129,7 @@ def test_a_limit_takes_the_first_items_of_every_subject_in_turn(sft_policy: Path
     limited = limited.model_copy(
         update={"benchmarks": {"arc": BenchmarkSettings(limit=3), "mmlu": BenchmarkSettings(limit=8, shots=0)}}
     )
-    found = harness.evaluate(limited, sft_policy, data)
+    found = lm_eval.evaluate(limited, sft_policy, data)
     assert [row["item_id"] for row in found["arc"][1]] == ["0", "1", "2"]
     assert [row["item_id"] for row in found["mmlu"][1]] == [
         *(f"anatomy/{i}" for i in range(3)),
@@ -138,7 +141,7 @@ def test_a_limit_takes_the_first_items_of_every_subject_in_turn(sft_policy: Path
 
 def test_a_single_item_has_no_spread(sft_policy: Path, data: dict[str, Path]) -> None:
     one = Settings(policy="tiny", benchmarks={"arc": BenchmarkSettings(limit=1)})
-    summary, rows = harness.evaluate(one, sft_policy, data)["arc"]
+    summary, rows = lm_eval.evaluate(one, sft_policy, data)["arc"]
     assert (summary["stderr"], len(rows)) == (0.0, 1)
 
 
@@ -147,11 +150,11 @@ def test_a_single_item_has_no_spread(sft_policy: Path, data: dict[str, Path]) ->
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_the_harness_own_command_line_says_the_same_to_the_last_digit(
-    chat: bool, measured: dict[str, harness.Result], sft_policy: Path, data: dict[str, Path], tmp_path: Path
+    chat: bool, measured: dict[str, lm_eval.Result], sft_policy: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
     """All eleven: those with the chat template by one command, those without by another."""
     prepared = {
-        name: list(harness.prepare(CARDS[name], AS_IN_DEMO[name], data, tmp_path / "tasks" / name).values())
+        name: list(write_tasks(CARDS[name], AS_IN_DEMO[name], data, tmp_path / "tasks" / name).values())
         for name in ELEVEN
         if CARDS[name].chat == chat
     }
@@ -200,12 +203,16 @@ def policy(tmp_path: Path) -> Callable[..., Path]:
     return partial(policy_with, tmp_path / "policy")
 
 
+def load(directory: Path, batch_size: int) -> Any:
+    return load_policy(directory, "transformers", dtype="float32", batch_size=batch_size, max_length=None, seed=0)
+
+
 def fed(directory: Path, data: dict[str, Path], name: str, scratch: Path) -> list[list[int]]:
     """The token ids that the first sequence of each of the model's own forward passes begins with."""
     chosen = BenchmarkSettings(limit=1, shots=1 if name == "gsm8k" else None, max_new_tokens=2)
     one = Settings(policy="x", benchmarks={name: chosen}, batch_size=1)
-    tasks = harness.prepare(CARDS[name], chosen, data, scratch)
-    model = harness._load(one, directory)
+    tasks = write_tasks(CARDS[name], chosen, data, scratch)
+    model = load(directory, batch_size=1)
     seen: list[list[int]] = []
 
     def record(module: Any, args: Any, kwargs: Any) -> None:
@@ -214,7 +221,7 @@ def fed(directory: Path, data: dict[str, Path], name: str, scratch: Path) -> lis
             seen.append(ids[0].tolist())
 
     model.model.register_forward_pre_hook(record, with_kwargs=True)
-    harness._run(one, model, CARDS[name], chosen, tasks)
+    lm_eval._run(one, model, CARDS[name], chosen, tasks)
     return seen
 
 
@@ -280,7 +287,7 @@ def test_replies_are_shortened_before_prompts_are_cut(
     lengths = [len(prompt) + around for prompt in prompts]
     for room in (max(lengths) + 20, max(lengths)):
         chosen = Settings(policy="x", benchmarks={"ifeval": BenchmarkSettings()}, max_length=room)
-        summary, rows = harness.evaluate(chosen, directory, data)["ifeval"]
+        summary, rows = lm_eval.evaluate(chosen, directory, data)["ifeval"]
         allowed = max(room - max(lengths), room // 4)
         assert f"at most {allowed} new tokens instead of 1280" in summary["protocol"]
         assert summary["prompts_cut"] == sum(length > room - allowed for length in lengths)
@@ -292,14 +299,14 @@ def test_a_choice_longer_than_the_policy_is_refused(policy: Callable[..., Path],
     directory = policy(*TEMPLATES["qwen"])
     short = Settings(policy="x", benchmarks={"hellaswag": BenchmarkSettings()}, max_length=16)
     with pytest.raises(BadInput, match="hellaswag, item 0: a choice of .* tokens, and the policy takes 16"):
-        harness.evaluate(short, directory, data)
+        lm_eval.evaluate(short, directory, data)
 
 
 # ------------------------------------------------------------------------------------------------------- where data lie
 
 
 def prepared(name: str, directory: Path, scratch: Path, **chosen: Any) -> dict[str, Path]:
-    return harness.prepare(CARDS[name], BenchmarkSettings(**chosen), {name: directory}, scratch)
+    return write_tasks(CARDS[name], BenchmarkSettings(**chosen), {name: directory}, scratch)
 
 
 def test_splits_may_be_plain_files(data: dict[str, Path], sft_policy: Path, tmp_path: Path) -> None:
@@ -313,15 +320,15 @@ def test_splits_may_be_plain_files(data: dict[str, Path], sft_policy: Path, tmp_
             split = file.name.split("-")[0]
             with open(tmp_path / name / f"{split}.jsonl", "a", encoding="utf-8") as target:
                 target.writelines(json.dumps(row) + "\n" for row in read_rows(file))
-    plain = harness.evaluate(settings(*names), sft_policy, {name: tmp_path / name for name in names})
-    assert plain == harness.evaluate(settings(*names), sft_policy, data)
+    plain = lm_eval.evaluate(settings(*names), sft_policy, {name: tmp_path / name for name in names})
+    assert plain == lm_eval.evaluate(settings(*names), sft_policy, data)
 
 
 def test_missing_data_say_what_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"arc: no test data in .* \(looked for ARC-Challenge/test-\*.parquet, test.p"):
         prepared("arc", tmp_path, tmp_path / "task")
     with pytest.raises(BadInput, match="arc: no data; name its directory"):
-        harness.prepare(CARDS["arc"], BenchmarkSettings(), {}, tmp_path / "task")
+        write_tasks(CARDS["arc"], BenchmarkSettings(), {}, tmp_path / "task")
 
 
 def test_examples_are_needed_only_for_shots(data: dict[str, Path], tmp_path: Path) -> None:
@@ -375,7 +382,7 @@ def test_minerva_reads_the_columns_of_math_and_of_the_272(tmp_path: Path) -> Non
 
 def in_a_process_of_its_own(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     """NLTK remembers where it has found data. `here` is `directory`."""
-    start = "import sys; from pathlib import Path; from mnpo.benchmarks import harness; here = Path(sys.argv[1])\n"
+    start = "import sys; from pathlib import Path; from mnpo.benchmarks import lm_eval; here = Path(sys.argv[1])\n"
     environment = {"HOME": str(directory), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", start + code, str(directory)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -389,7 +396,7 @@ def test_ifeval_finds_the_sentence_model_as_its_repository_has_it(data: dict[str
     shutil.make_archive(str(archive), "zip", data["ifeval"] / "nltk_data/tokenizers", "punkt_tab")
     code = (
         "directories = {'ifeval': here, 'nltk': here / 'nltk'}\n"
-        "harness.prepare(harness.CARDS['ifeval'], harness.BenchmarkSettings(), directories, here / 'task')\n"
+        "lm_eval.write_tasks(lm_eval.CARDS['ifeval'], lm_eval.BenchmarkSettings(), directories, here / 'task')\n"
         "import nltk; text = 'One. Two three. Four'; print(nltk.word_tokenize(text), len(nltk.sent_tokenize(text)))"
     )
     result = in_a_process_of_its_own(code, tmp_path)
@@ -401,8 +408,8 @@ def test_ifeval_without_a_sentence_model_is_refused_before_the_policy_is_loaded(
 ) -> None:
     shutil.copy(data["ifeval"] / "ifeval_input_data.jsonl", tmp_path)
     code = (
-        "settings = harness.Settings(policy='x', benchmarks={'ifeval': {}})\n"
-        "harness.evaluate(settings, Path('/nowhere'), {'ifeval': here})"
+        "settings = lm_eval.Settings(policy='x', benchmarks={'ifeval': {}})\n"
+        "lm_eval.evaluate(settings, Path('/nowhere'), {'ifeval': here})"
     )
     result = in_a_process_of_its_own(code, tmp_path)
     assert "BadInput: ifeval: NLTK's punkt_tab is missing" in result.stderr
@@ -413,15 +420,15 @@ def test_ifeval_without_a_sentence_model_is_refused_before_the_policy_is_loaded(
 
 def test_benchmarks_with_a_judge_are_not_for_this_harness(data: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="mt-bench: not a benchmark of lm-eval"):
-        harness.prepare(CARDS["mt-bench"], BenchmarkSettings(), data, tmp_path / "task")
+        write_tasks(CARDS["mt-bench"], BenchmarkSettings(), data, tmp_path / "task")
 
 
 def test_vllm_that_is_not_installed_is_said(sft_policy: Path, data: dict[str, Path]) -> None:
     pytest.importorskip("lm_eval")
-    if harness.find_spec("vllm"):
+    if find_spec("vllm"):
         pytest.skip("vllm is installed")
     with pytest.raises(BadInput, match="vllm is not installed"):
-        harness.evaluate(settings("arc", backend="vllm"), sft_policy, data)
+        lm_eval.evaluate(settings("arc", backend="vllm"), sft_policy, data)
 
 
 def test_humaneval_runs_each_reply_up_to_its_fence(data: dict[str, Path]) -> None:
@@ -430,12 +437,12 @@ def test_humaneval_runs_each_reply_up_to_its_fence(data: dict[str, Path]) -> Non
     (file,) = data["humaneval"].rglob("*.parquet")
     problems = read_rows(file)
     right = [[f"{p['canonical_solution']}\n```\nThat is it."] for p in problems]
-    assert [o[0].passed for o in harness.run_programs(right, problems)] == [True] * len(problems)
-    for problem, outcome in zip(problems, harness.run_programs([["None"]] * len(problems), problems), strict=True):
-        assert harness.passed(problem, [outcome]) == {"pass@1": 0.0}
+    assert [o[0].passed for o in run_programs(right, problems)] == [True] * len(problems)
+    for problem, outcome in zip(problems, run_programs([["None"]] * len(problems), problems), strict=True):
+        assert passed(problem, [outcome]) == {"pass@1": 0.0}
 
 
 def test_a_watched_model_is_the_model_for_everything_else(sft_policy: Path) -> None:
-    model = harness._load(settings("arc"), sft_policy)
+    model = load(sft_policy, batch_size=4)
     watched = Watched(model, "x")
     assert watched.max_length == model.max_length == 128 and watched.rank == 0

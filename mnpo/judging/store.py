@@ -1,0 +1,111 @@
+"""The store of answers: SQLite, an answer on the disk before anyone uses it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from mnpo.config.oracles import Judge
+from mnpo.errors import BadInput
+from mnpo.judging.requests import Answer, Request
+
+BUSY = 60.0  # seconds to wait for another process that writes to the store
+
+
+class Store:
+    """Answers by key, each on the disk before `add` returns. Several processes of one machine may share it."""
+
+    APPLICATION = 0x6D6E706F  # "mnpo" in the file's header: this is no other program's database
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Store:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._usable():
+            self.database = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self.database.close()
+                raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.database.close()
+
+    def _prepare(self) -> None:
+        if not self._is_ours():
+            self.database.execute("BEGIN IMMEDIATE")
+            if not self._is_ours():  # nor has another process made it just now
+                self._make()
+            self.database.execute("COMMIT")
+        self.database.execute("PRAGMA journal_mode = WAL")
+        self.database.execute("PRAGMA synchronous = FULL")
+
+    def _is_ours(self) -> bool:
+        (application,) = self.database.execute("PRAGMA application_id").fetchone()
+        return bool(application == self.APPLICATION)
+
+    def _make(self) -> None:
+        (tables,) = self.database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables:
+            raise sqlite3.DatabaseError("it is the database of something else")
+        self.database.execute(f"PRAGMA application_id = {self.APPLICATION}")
+        self.database.execute(
+            "CREATE TABLE answers (key TEXT PRIMARY KEY, name TEXT NOT NULL, model TEXT NOT NULL, "
+            "answer TEXT NOT NULL, arrived TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) STRICT"
+        )
+
+    def check(self) -> None:
+        """Read it all. Raises BadInput when it is damaged."""
+        with self._usable():
+            (verdict,) = self.database.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+
+    def find(self, key: str) -> Answer | None:
+        """The answer under `key`."""
+        with self._usable():
+            row = self.database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+            return None if row is None else _loaded(row[0])
+
+    def add(self, key: str, request: Request, judge: Judge, answer: Answer) -> Answer:
+        """Store an answer; returns the one that is stored, which is an earlier one when two processes asked at once."""
+        with self._usable():
+            self.database.execute(
+                "INSERT INTO answers (key, name, model, answer) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (key, request.name, judge.model, json.dumps(asdict(answer))),
+            )
+        return self.find(key) or answer
+
+    def count(self) -> int:
+        """How many answers there are."""
+        with self._usable():
+            return int(self.database.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise BadInput(
+                f"{self.path}: the store of answers cannot be used ({error}); see that its directory is writable and "
+                f"has room, and that no other process holds it"
+            ) from None
+        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise BadInput(
+                f"{self.path}: not a readable store of answers ({reason}); it is left as it is: put a copy in its "
+                f"place, or move it away (its answers are then asked, and paid for, again)"
+            ) from None
+
+
+def _loaded(text: str) -> Answer:
+    content = json.loads(text)
+    logprobs = content.pop("logprobs")
+    return Answer(logprobs=None if logprobs is None else tuple((t, p) for t, p in logprobs), **content)
