@@ -42,7 +42,8 @@ class Layer:
             said = {name: _first_line(ROOT / "mnpo" / f"{name}.py") for name in names}
             return cls(names, [f"{name}: {line.split(':')[0].removesuffix('.')}" for name, line in said.items()], [])
         package = ROOT / "mnpo" / names[0]
-        modules = sorted(file.stem for file in package.glob("[!_]*.py"))
+        files = sorted(package.rglob("[!_]*.py"), key=lambda file: (len(file.parts), file))
+        modules = [file.relative_to(package).with_suffix("").as_posix() for file in files]
         words = _first_line(package / "__init__.py").split()
         return cls(names, _wrapped(words, " ", 11.5), _wrapped(modules, " · ", 10.5))
 
