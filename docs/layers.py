@@ -20,7 +20,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.textpath import TextPath
 
 ROOT = Path(__file__).parents[1]
-WIDTH, MARGIN, BOX, CELL, HEAD = 900, 8, 552, 23, 92  # in px, as all below: the picture, a box, a cell, what is on top
+WIDTH, MARGIN, BOX, CELL, HEAD = 900, 8, 540, 22, 92  # in px, as all below: the picture, a box, a cell, what is on top
 LINE, GAP, PAD = 15, 6, 12
 INK, DIM, EDGE, FILL, GRID, TINT = "#1b1f24", "#57606a", "#8c959f", "#f6f8fa", "#d0d7de", "#0969da"
 
@@ -62,7 +62,7 @@ def _wrapped(words: list[str], between: str, px: float) -> list[str]:
     lines = [""]
     for word in words:
         longer = f"{lines[-1]}{between}{word}" if lines[-1] else word
-        if TextPath((0, 0), longer, size=px).get_extents().width <= BOX - 2 * PAD:
+        if TextPath((0, 0), longer, size=px).get_extents().width <= 0.95 * (BOX - 2 * PAD):  # fonts differ
             lines[-1] = longer
         else:
             lines.append(word)

@@ -83,7 +83,7 @@ def test_the_dry_run_has_the_jobs_of_the_plan(nothing: dict[str, str], checkout:
     jobs.pop("all", None)
     plan = Plan(load(ROOT / file))
     planned: Counter[str] = Counter()
-    for piece in jobs.needed(plan, jobs.files(plan, plan.config.tables.targets if target == "all" else [target])):
+    for piece in job_graph.needed(plan, job_graph.files(plan, plan.config.tables.targets if target == "all" else [target])):
         planned[piece.stage] += piece.jobs
     assert +jobs == planned
 
