@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.helpers import warm
+
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
 FILES = (".parquet", ".json", ".jsonl", ".csv", ".md", ".html", ".svg", ".png")
@@ -43,15 +45,8 @@ class Checkout:
         return Checkout(path, self.config)
 
     def python(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=self.path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-            env=os.environ | {"PYTHONPATH": str(self.path)},
-        )
+        """`python -m` a command here."""
+        return warm.run(*command, cwd=self.path, environment=os.environ | {"PYTHONPATH": str(self.path)})
 
     def snakemake(self, *options: str) -> subprocess.CompletedProcess[str]:
         return self.python("snakemake", "--configfile", self.config, "--cores", "2", *options)

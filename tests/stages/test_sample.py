@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 
 from mnpo.config.sampling import Sampling
 from mnpo.config.text import Text
 from mnpo.errors import BadInput, Interrupted
 from mnpo.stages.sample import Settings, run
 from mnpo.storage.records import PROMPTS, SAMPLES, read, write
+from tests.helpers import warm
 
 MANIFEST = shutil.ignore_patterns("manifest.json")  # as of a policy that was made elsewhere
 
@@ -250,20 +247,20 @@ def test_a_command_killed_without_a_warning_keeps_its_finished_batches(
     run(asked, sft_policy, chain["prompts"], tmp_path / "whole.parquet")
     out, journal = tmp_path / "out.parquet", tmp_path / ".work-out.parquet" / "journal.jsonl"
     files = [f"--policy={sft_policy}", f"--prompts={chain['prompts']}", f"--output={out}"]
-    command = [sys.executable, "-m", "mnpo", "sample", "--settings", asked.model_dump_json(), *files]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = ["mnpo", "sample", "--settings", asked.model_dump_json(), *files]
 
     def finished() -> int:
         return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
     for after in (1, 20):
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
-            while finished() < after and process.poll() is None:
+        with warm.started(*command) as process:
+            while finished() < after and process.returncode is None:
                 time.sleep(0.002)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL and not out.exists() and finished() >= after
+            process.signal(signal.SIGKILL)
+            assert process.done().returncode == -signal.SIGKILL
+        assert not out.exists() and finished() >= after
     kept = finished()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = warm.run(*command)
     assert done.returncode == 0, done.stderr
     assert f"journal.jsonl: {kept} batches were finished before, and are not done again" in done.stderr
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()

@@ -7,8 +7,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -31,6 +29,7 @@ from mnpo.stages import logps as logps_stage
 from mnpo.stages import sft as sft_stage
 from mnpo.stages.train import Settings, _Pairs, _without_margin, run
 from mnpo.storage.records import DEMONSTRATIONS, LOGPS, PAIRS, read, rows_of, write
+from tests.helpers import warm
 
 ETA = 0.2
 INPO = {"name": "inpo", "eta": ETA, "ratio": 1 / 3}
@@ -499,17 +498,17 @@ def test_a_command_that_is_killed_again_and_again_goes_on_each_time(
     asked = settings(LONG)
     whole, out = trained(asked, "whole"), tmp_path / "out"
     files = [f"--start={chain['policy']}", f"--pairs={chain['pairs']}", f"--logps={chain['logps']}", f"--output={out}"]
-    command = [sys.executable, "-m", "mnpo", "train", "--settings", asked.model_dump_json(), *files]
-    environment = {"MNPO_CHECKPOINT_MINUTES": "0", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = ["mnpo", "train", "--settings", asked.model_dump_json(), *files]
+    environment = os.environ | {"MNPO_CHECKPOINT_MINUTES": "0"}
 
     def session(stop: int | None = None, after: int = 0) -> tuple[int, str]:
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment) as process:
-            while stop and last_checkpoint(tmp_path) < after and process.poll() is None:
+        with warm.started(*command, environment=environment) as process:
+            while stop and last_checkpoint(tmp_path) < after and process.returncode is None:
                 time.sleep(0.01)
             if stop:
-                process.send_signal(stop)
-            _, said = process.communicate()
-            return process.returncode, said
+                process.signal(stop)
+            done = process.done()
+            return done.returncode, done.stderr
 
     for stop, after in ((signal.SIGKILL, 2), (signal.SIGTERM, 5), (signal.SIGKILL, 9), (signal.SIGINT, 12)):
         before = last_checkpoint(tmp_path)
