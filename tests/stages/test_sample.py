@@ -18,6 +18,7 @@ from mnpo.errors import BadInput, Interrupted
 from mnpo.stages.sample import Settings, run
 from mnpo.storage.records import PROMPTS, SAMPLES, read, write
 from tests.helpers import warm
+from tests.helpers.interrupting import Signalled
 
 MANIFEST = shutil.ignore_patterns("manifest.json")  # as of a policy that was made elsewhere
 
@@ -189,27 +190,18 @@ def test_stopped_after_a_batch_and_continued_the_file_is_the_same_byte_for_byte(
     """Batches of 5 of 56 responses: the last one has a single row, and none is drawn in other company than before."""
     from mnpo.samplers import transformers
 
-    draw, drawn, point = transformers._draw_batch, 0, -1
-
-    def signalled(*given: Any) -> Any:
-        nonlocal drawn
-        if drawn == point:
-            signal.raise_signal(signal.SIGTERM)
-        drawn += 1
-        return draw(*given)
-
-    monkeypatch.setattr("mnpo.samplers.transformers._draw_batch", signalled)
+    draw = Signalled(monkeypatch, transformers, "_draw_batch")
     output = tmp_path / "samples-0.parquet"
     sample(batch_size=5)
     whole, once = output.read_bytes(), manifest_of(output)
-    assert drawn == 12
+    assert draw.calls == 12
     for point in (0, 6, 11):
-        drawn = 0
+        draw.again(point)
         with pytest.raises(Interrupted, match=f"stopped by SIGTERM after {point + 1} batches; to be continued"):
             output.unlink()
             sample(batch_size=5)
         assert not output.exists()
-        point, drawn = -1, 0
+        draw.again()
         sample(batch_size=5)
         assert output.read_bytes() == whole
         facts = manifest_of(output)
@@ -225,14 +217,8 @@ def test_work_on_another_shard_or_with_other_settings_is_not_taken_up(
 ) -> None:
     from mnpo.samplers import transformers
 
-    draw = transformers._draw_batch
-
-    def signalled(*given: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
-        return draw(*given)
-
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("mnpo.samplers.transformers._draw_batch", signalled)
+        Signalled(patch, transformers, "_draw_batch").again(0)
         sample(batch_size=5)
     hotter = sample(batch_size=5, temperature=1.5)
     assert "resumed" not in manifest_of(tmp_path / "samples-0.parquet")

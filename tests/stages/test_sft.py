@@ -22,6 +22,7 @@ from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.stages.sft import Settings, run
 from mnpo.storage.records import DEMONSTRATIONS, read, write
 from tests.helpers import warm
+from tests.helpers.interrupting import Signalled
 
 
 def metrics(policy: Path) -> list[dict[str, float]]:
@@ -137,21 +138,12 @@ def test_stopped_and_continued_the_reference_is_the_same_byte_for_byte(
 ) -> None:
     from mnpo.models import logprobs
 
-    compute, points = logprobs.response_logprobs, [1, 12, 0]
-
-    def signalled(*given: Any, **options: Any) -> Any:
-        nonlocal passes
-        if points and passes == points[0]:
-            signal.raise_signal(signal.SIGTERM)
-        passes += 1
-        return compute(*given, **options)
-
-    monkeypatch.setattr("mnpo.models.logprobs.response_logprobs", signalled)
-    while points:
-        passes = 0
+    forward = Signalled(monkeypatch, logprobs, "response_logprobs")
+    for point in (1, 12, 0):
+        forward.again(point)
         with pytest.raises(Interrupted):
             run(Settings.model_validate(sft_settings), demonstrations, tmp_path / "sft")
-        points.pop(0)
+    forward.again()
     run(Settings.model_validate(sft_settings), demonstrations, tmp_path / "sft")
     for file in ("model.safetensors", "metrics.jsonl", "tokenizer.json", "config.json"):
         assert (tmp_path / "sft" / file).read_bytes() == (sft_policy / file).read_bytes()
