@@ -20,7 +20,7 @@ plan: $(VENV)/.demo ## Say what config.yaml would run, and what it costs
 	@$(BIN)/mnpo plan
 
 test: $(VENV)/.dev ## Run the tests, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(VENV)/.dev ## Run the tests on a real SLURM of this machine (root; Debian's SLURM packages)
 	$(BIN)/python -m pytest tests/slurm

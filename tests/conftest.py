@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,10 @@ from mnpo.config.reading import load
 from mnpo.config.sampling import Sampling
 from mnpo.config.text import Text
 from mnpo.planning.plan import Plan
+from tests.helpers import tiny
 from tests.helpers.loopback_hub import LoopbackHub, loopback_hub
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCHITECTURE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 48,
-    "query_pre_attn_scalar": 16,
-    "initializer_range": 0.04,
-    "max_position_embeddings": 128,
-    "sliding_window": 128,
-}
 ORACLES: dict[str, dict[str, Any]] = {
     "correctness": {"kind": "rule", "rule": "correctness"},
     "brevity": {"kind": "rule", "rule": "brevity"},
@@ -36,6 +26,12 @@ ORACLES: dict[str, dict[str, Any]] = {
     "overall": {"kind": "weighted", "weights": {"correctness": 1.0, "brevity": 0.4, "courtesy": 0.2}},
     "majority": {"kind": "majority", "of": ["correctness", "brevity", "courtesy"]},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with most slow tests first, so that of two workers (`make test`) none ends with a long one alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 # ------------------------------------------------------------------------------------------------------- configurations
@@ -67,7 +63,7 @@ def planned(configured: Callable[..., Config]) -> Callable[..., Plan]:
 
 @pytest.fixture(scope="session")
 def architecture() -> dict[str, Any]:
-    return ARCHITECTURE
+    return tiny.GEMMA
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +101,7 @@ def random_policy(tmp_path_factory: pytest.TempPathFactory, prompts_directory: P
     rows = read(DEMONSTRATIONS, prompts_directory / "demonstrations.parquet")
     directory = tmp_path_factory.mktemp("policies") / "random"
     texts = [f"{p} {r}" for p, r in zip(rows["prompt"], rows["response"], strict=True)]
-    build(directory, texts, vocab_size=340, architecture=ARCHITECTURE, seed=0)
+    build(directory, texts, vocab_size=340, architecture=tiny.GEMMA, seed=0)
     return directory
 
 
@@ -113,7 +109,7 @@ def random_policy(tmp_path_factory: pytest.TempPathFactory, prompts_directory: P
 def sft_settings(text: Text) -> dict[str, Any]:
     return {
         "policy": "sft",
-        "model": {"architecture": ARCHITECTURE, "vocab_size": 340},
+        "model": {"architecture": tiny.GEMMA, "vocab_size": 340},
         "sft": {"steps": 40, "batch_size": 16, "learning_rate": 1e-2, "warmup": 0.1, "betas": (0.9, 0.98)},
         "text": text.model_dump(),
         "seed": 3,

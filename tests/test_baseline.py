@@ -22,6 +22,7 @@ from mnpo.models.chat import Chat
 from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.stages import logps, sample, score, train
 from mnpo.storage.records import LOGPS, PAIRS, SAMPLES, SCORES, read
+from tests.helpers.tiny import first_iteration
 
 STEPS = 6
 
@@ -74,17 +75,8 @@ def test_greedy_responses(tmp_path: Path, chain: dict[str, Path], text: Text, sa
 
 def test_training(tmp_path: Path, chain: dict[str, Path], text: Text) -> None:
     """The same batches give the same losses (1e-4 of them) and weights (1e-4), which move by far more."""
-    settings = train.Settings(
-        policy="inpo.1",
-        start="sft",
-        objective={"name": "inpo", "eta": 0.2, "ratio": 0.5},
-        opponents=[("sft", 1.0)],
-        scorers=["sft"],
-        training={"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_tokens": 100},
-        form={},
-        text=text,
-        seed=0,
-    )
+    training = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_tokens": 100}
+    settings = train.Settings.model_validate(first_iteration(text, training, seed=0))
     pairs, logps = [chain["pairs"]], [chain["logps"]]
     train.run(settings, chain["policy"], pairs, tmp_path / "ours", logps)
     history = [json.loads(line) for line in (tmp_path / "ours" / "metrics.jsonl").read_text().splitlines()]

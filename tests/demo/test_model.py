@@ -10,16 +10,9 @@ import torch
 import transformers
 
 from mnpo.demo.model import build
+from tests.helpers import tiny
 
-ARCHITECTURE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 48,
-    "query_pre_attn_scalar": 16,
-    "initializer_range": 0.04,
+ARCHITECTURE = tiny.GEMMA | {
     "final_logit_softcapping": 30.0,
     "max_position_embeddings": 64,
     "sliding_window": 64,

@@ -7,15 +7,54 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from tests.helpers import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
 FILES = (".parquet", ".json", ".jsonl", ".csv", ".md", ".html", ".svg", ".png")
+
+
+def copy_project(path: Path, *more: str) -> None:
+    """The project's files, and `more` of them, without the cluster file of whoever runs the tests."""
+    for name in (*COPIED, *more):
+        source = ROOT / name
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            results = ["tables"] if name.startswith("results/") else []
+            ignored = shutil.ignore_patterns("__pycache__", "cluster.yaml", *results)
+            shutil.copytree(source, path / name, ignore=ignored)
+        else:
+            shutil.copy(source, path / name)
+
+
+def jobs_in(said: str) -> list[str]:
+    """The jobs that Snakemake names, as `rule what-it-makes`."""
+    jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: (\S+?),?(?: .*)?$", said, re.M)
+    return [f"{rule} {output.split('results/small/', 1)[-1]}" for rule, output in jobs]
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace the first `old`, which must be there."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def until(ready: Callable[[], Any], what: str, seconds: float = 300) -> Any:
+    """What `ready` says as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := ready()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+    return found
 
 
 class Checkout:
@@ -27,14 +66,7 @@ class Checkout:
     @classmethod
     def of_project(cls, path: Path, config: str) -> Checkout:
         """A new copy, without results."""
-        for name in COPIED:
-            source = ROOT / name
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                results = ["tables"] if name.startswith("results/") else []
-                shutil.copytree(source, path / name, ignore=shutil.ignore_patterns("__pycache__", *results))
-            else:
-                shutil.copy(source, path / name)
+        copy_project(path)
         return cls(path, config)
 
     def copy(self, path: Path) -> Checkout:
@@ -43,15 +75,8 @@ class Checkout:
         return Checkout(path, self.config)
 
     def python(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=self.path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-            env=os.environ | {"PYTHONPATH": str(self.path)},
-        )
+        """`python -m` a command here."""
+        return warm.run(*command, cwd=self.path, environment=os.environ | {"PYTHONPATH": str(self.path)})
 
     def snakemake(self, *options: str) -> subprocess.CompletedProcess[str]:
         return self.python("snakemake", "--configfile", self.config, "--cores", "2", *options)
@@ -88,8 +113,7 @@ class Checkout:
     def planned(self, *options: str) -> set[str]:
         """The jobs that a dry run names, as `rule what-it-makes`."""
         said = self.made("--dry-run", *options)
-        jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: (\S+?),?(?: .*)?$", said, re.M)
-        return {f"{rule} {output.split('results/small/', 1)[-1]}" for rule, output in jobs}
+        return set(jobs_in(said))
 
     def believe(self) -> None:
         """Files of no meaning, which Snakemake takes for a finished run: as if its jobs had made them."""
@@ -103,7 +127,4 @@ class Checkout:
         self.made("--touch", "--forceall")
 
     def edit(self, file: str, old: str, new: str) -> None:
-        path = self.path / file
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
+        edit(self.path / file, old, new)

@@ -24,6 +24,7 @@ from mnpo.samplers import Request
 from mnpo.samplers.transformers import draw
 from mnpo.stages import logps, sample, train
 from mnpo.storage.records import PAIRS, read, rows_of
+from tests.helpers.tiny import first_iteration
 
 
 @contextmanager
@@ -69,17 +70,8 @@ def test_training_makes_logits_of_response_tokens_only_and_reads_a_prompt_once(
     model: Any, chain: dict[str, Path], text: Text, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A step of eight pairs: one pass where the plain way makes eight, with the prompt twice in each."""
-    settings = train.Settings(
-        policy="inpo.1",
-        start="sft",
-        objective={"name": "inpo", "eta": 0.2, "ratio": 0.5},
-        opponents=[("sft", 1.0)],
-        scorers=["sft"],
-        training={"batch_size": 8, "micro_batch_tokens": 10_000},
-        form={},
-        text=text,
-        seed=0,
-    )
+    training = {"batch_size": 8, "micro_batch_tokens": 10_000}
+    settings = train.Settings.model_validate(first_iteration(text, training, seed=0))
     rows = read(PAIRS, chain["pairs"])
     scored = train._log_probabilities(settings, rows, [chain["pairs"]], [chain["logps"]])
     chat = Chat(checkpoints.load_tokenizer(chain["policy"]), text)

@@ -23,6 +23,7 @@ from mnpo.models.checkpoints import load_model
 from mnpo.stages import sft
 from mnpo.stages.train import Settings, run
 from mnpo.storage.artifacts import manifest
+from tests.helpers.tiny import first_iteration
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("ddp", "fsdp", "zero2", "zero3")
@@ -42,17 +43,8 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 def asked(text: Text, **training: Any) -> dict[str, Any]:
     optimisation = {"epochs": 2, "batch_size": 5, "learning_rate": 1e-3, "warmup": 0.2, "micro_batch_tokens": 100}
-    return {
-        "policy": "inpo.1",
-        "start": "sft",
-        "objective": {"name": "inpo", "eta": 0.2, "ratio": "1/3"},
-        "opponents": [("sft", 1.0)],
-        "scorers": ["sft"],
-        "training": optimisation | training,
-        "form": {},
-        "text": text.model_dump(),
-        "seed": 1,
-    }
+    objective = {"name": "inpo", "eta": 0.2, "ratio": "1/3"}
+    return first_iteration(text, optimisation | training, objective=objective)
 
 
 @pytest.fixture(scope="module")

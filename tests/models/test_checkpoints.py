@@ -15,26 +15,17 @@ from mnpo.config.text import Text
 from mnpo.errors import BadInput
 from mnpo.models import checkpoints
 from mnpo.models.checkpoints import SOFT_CAPPING, load_model, load_tokenizer, parameters, save
+from tests.helpers import tiny
 
 IDS = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(0))
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 48,
-    "initializer_range": 0.5,
-}
+SIZES = tiny.SIZES | {"vocab_size": 64, "initializer_range": 0.5}
 
 
 def gemma2(directory: Path, cap: float | None, kind: str = "ForCausalLM", **changes: Any) -> Path:
     """Large random weights, so that attention logits run into the cap."""
     import transformers
 
-    config = transformers.Gemma2Config(
-        **SIZES, head_dim=16, query_pre_attn_scalar=16, attn_logit_softcapping=cap, **changes
-    )
+    config = transformers.Gemma2Config(**SIZES, query_pre_attn_scalar=16, attn_logit_softcapping=cap, **changes)
     torch.manual_seed(0)
     getattr(transformers, f"Gemma2{kind}")(config).save_pretrained(directory)
     return directory

@@ -14,17 +14,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from mnpo.models.checkpoints import load_tokenizer
 from mnpo.oracles import Question
+from tests.helpers.tiny import SIZES
 
-TINY: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 48,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
+TINY = SIZES | {"max_position_embeddings": 256, "initializer_range": 0.2}
 LLAMA_3 = """\
 {{- bos_token -}}
 {%- for message in messages -%}

@@ -20,6 +20,7 @@ import pytest
 
 from mnpo.planning import job_graph, status
 from mnpo.planning.plan import Plan
+from tests.helpers.checkouts import copy_project
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEMAKE = Path(".snakemake")
@@ -246,12 +247,7 @@ def test_slurm_tells_running_from_queued(plan: Plan, here: Path, monkeypatch: py
 
 @pytest.fixture
 def checkout(here: Path) -> Path:
-    for name in ("Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, here / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, here / name)
+    copy_project(here)
     changes = SMALL | {
         "extends": "configs/demo.yaml",
         "tables": {"targets": ["heldout", "theory"], "win_against": ["sft"]},

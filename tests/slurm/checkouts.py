@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 from cluster import Cluster, descendants
 
-ROOT = Path(__file__).parents[2]
-COPIED = ("Makefile", "Snakefile", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
+from tests.helpers.checkouts import ROOT, copy_project, edit, until
+
 GPU_STAGES = ("sft", "train", "sample", "score", "logps", "assess", "harness")
 # The test cluster as a person would describe it; jobs of seconds are looked at more often than jobs of hours.
 CLUSTER: dict[str, Any] = {
@@ -61,15 +61,7 @@ class Checkout:
 
     def check_out(self) -> None:
         """The project's files, our configuration, and what `$EDITOR` will make of the cluster file."""
-        self.path.mkdir()
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                results = ["tables"] if name.startswith("results/") else []
-                ignored = shutil.ignore_patterns("__pycache__", "cluster.yaml", *results)
-                shutil.copytree(source, self.path / name, ignore=ignored)
-            else:
-                shutil.copy(source, self.path / name)
+        copy_project(self.path, "Makefile")
         small = (ROOT / "tests/slurm/small.yaml").read_text()
         (self.path / "config.yaml").write_text(small.replace("../../configs/", "configs/"))
         self.needs(**{stage: {"gpus": 1, "memory_gb": 1} for stage in GPU_STAGES})
@@ -105,10 +97,7 @@ class Checkout:
         path.write_text(yaml.safe_dump(content, sort_keys=False))
 
     def edit(self, file: str, old: str, new: str) -> None:
-        path = self.path / file
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
+        edit(self.path / file, old, new)
 
     def start(self, *options: str, on: str = SLURM) -> Workflow:
         """Start `snakemake --profile slurm`, or on two cores of this machine."""
@@ -208,21 +197,6 @@ class Workflow:
     def submitted(self) -> list[str]:
         """The SLURM jobs that it submitted: rule, wildcards."""
         return re.findall(r"has been submitted with SLURM jobid \d+ \(log: .*?/rule_(.+)/\d+\.log\)", self.said)
-
-
-def ran(said: str) -> list[str]:
-    """The jobs that a workflow started: `rule what-it-makes`."""
-    jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: (\S+?),?(?: .*)?$", said, re.M)
-    return [f"{rule} {output.removeprefix('results/small/')}" for rule, output in jobs]
-
-
-def until(ready: Callable[[], Any], what: str, seconds: float = 300) -> Any:
-    """What `ready` says as soon as it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-    return found
 
 
 def stages(checkout: Checkout, name: str | None = None) -> list[int]:

@@ -13,8 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from checkouts import LOCAL, TRAINED, Checkout, documented, held, pending, ran, stages, until
+from checkouts import LOCAL, TRAINED, Checkout, documented, held, pending, stages
 from cluster import Cluster, Unavailable
+
+from tests.helpers.checkouts import jobs_in, until
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +91,7 @@ def limited(
 def alone(finished: tuple[Checkout, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A copy whose training was made in one go by one process, without SLURM."""
     checkout = finished[0].edited(tmp_path_factory.mktemp("alone") / "checkout")
-    assert ran(checkout.run(TRAINED, on=LOCAL)) == ["train policies/inpo.1"]
+    assert jobs_in(checkout.run(TRAINED, on=LOCAL)) == ["train policies/inpo.1"]
     return checkout
 
 

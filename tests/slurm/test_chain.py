@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkouts import CLUSTER, GPU_STAGES, TRAINED, Checkout, ran, stages, until
+from checkouts import CLUSTER, GPU_STAGES, TRAINED, Checkout, stages
+
+from tests.helpers.checkouts import jobs_in, until
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +26,7 @@ def test_the_page_on_clusters_works_to_the_letter(finished: tuple[Checkout, dict
     assert "rule_prompts" in said[next(command for command in said if command.startswith("sacct"))]
     assert "will run for it: " in said[next(command for command in said if command.startswith("mnpo why"))]
     assert re.search("Terminating processes on user request|Cancelling", said["Ctrl-C"])
-    jobs = ran(said["snakemake --profile slurm"])
+    jobs = jobs_in(said["snakemake --profile slurm"])
     assert len(jobs) == 14
     assert jobs[0] == "sft policies/sft"
 

@@ -13,7 +13,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from checkouts import CLUSTER, PAGE, TRAINED, Checkout, held, ran, stages, until
+from checkouts import CLUSTER, PAGE, TRAINED, Checkout, held, stages
+
+from tests.helpers.checkouts import jobs_in, until
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +40,7 @@ def test_a_cancelled_training_is_said_and_started_again_and_an_interrupted_workf
     until(lambda: not checkout.jobs(*QUEUE), "an empty queue")
     until(lambda: not stages(checkout), "the end of the training")
     assert not (checkout.path / TRAINED).exists()
-    assert ran(checkout.run(TRAINED)) == ["train policies/inpo.1"]
+    assert jobs_in(checkout.run(TRAINED)) == ["train policies/inpo.1"]
     assert checkout.trained() == undisturbed
 
 
@@ -56,12 +58,12 @@ def test_a_killed_workflow_leaves_its_job_and_does_not_start_a_second_copy(
     assert "1 running" in checkout.shell("mnpo status")
     said = checkout.refused(TRAINED)
     assert f"{number} ({comment}); wait for them, or scancel {number}" in said
-    assert ran(said) == []
+    assert jobs_in(said) == []
 
     os.kill(pid, signal.SIGCONT)
     until(lambda: not checkout.jobs(*QUEUE), "the end of the job")
     assert (checkout.path / TRAINED / "model.safetensors").read_bytes() == undisturbed
-    assert ran(checkout.run(TRAINED)) in ([], ["train policies/inpo.1"])
+    assert jobs_in(checkout.run(TRAINED)) in ([], ["train policies/inpo.1"])
     assert checkout.trained() == undisturbed
 
 
@@ -71,7 +73,7 @@ def test_a_mistake_in_the_cluster_file_is_one_message_and_another_place_reruns_n
     checkout.describe(gpu=CLUSTER["gpu"] | {"per_node": 4})
     checkout.needs(train={"gpus": 6}, sample={"gpus": 2})
     said = checkout.run("--dry-run", TRAINED)
-    assert ran(said) == ["train policies/inpo.1"]  # which is left to do anyhow
+    assert jobs_in(said) == ["train policies/inpo.1"]  # which is left to do anyhow
     (asked,) = re.findall(r"^    resources: (.*)$", said, re.M)
     assert {"gres=gpu:h100:3", "nodes=2", "mpi=srun", "tasks_per_node=3"} <= set(asked.split(", "))
     (undo,) = re.findall(r"Undo: `(.+)`", PAGE.read_text())

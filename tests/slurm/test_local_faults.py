@@ -16,7 +16,9 @@ import subprocess
 
 import pandas as pd
 import pytest
-from checkouts import LOCAL, TRAINED, Checkout, held, killed_when, ran, stages, until
+from checkouts import LOCAL, TRAINED, Checkout, held, killed_when, stages
+
+from tests.helpers.checkouts import jobs_in, until
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +44,7 @@ def test_a_training_killed_inside_its_weights_file_is_named_and_alone_runs_again
     assert "logs/small/train/inpo.1.log" in said
     assert half_written()  # the dead process left it
     assert not (policies / "inpo.1").exists()
-    assert ran(checkout.run(TRAINED, on=LOCAL)) == [TRAINING]
+    assert jobs_in(checkout.run(TRAINED, on=LOCAL)) == [TRAINING]
     log = (checkout.path / "logs/small/train/inpo.1.log").read_text()
     assert f"{TRAINED}: a process that was killed left it half written" in log
     assert checkout.trained() == undisturbed
@@ -63,7 +65,7 @@ def test_a_killed_workflow_does_not_collide_with_what_it_left_running(checkout: 
     os.kill(orphan, signal.SIGCONT)
     until(lambda: not stages(checkout), "the orphan's end")
     assert (checkout.path / TRAINED / "model.safetensors").read_bytes() == undisturbed
-    assert ran(checkout.run(TRAINED, on=LOCAL)) in ([], [TRAINING])
+    assert jobs_in(checkout.run(TRAINED, on=LOCAL)) in ([], [TRAINING])
     assert checkout.trained() == undisturbed
 
 
@@ -82,7 +84,7 @@ def test_a_full_disk_is_said_and_the_run_continues_when_there_is_space(checkout:
         assert "No space left on device" in checkout.refused(TRAINED, on=LOCAL)
         assert not list(policies.glob("*inpo.1*"))
         subprocess.run(["mount", "-o", f"remount,size={10 * size}", str(policies)], check=True)
-        assert ran(checkout.run(TRAINED, on=LOCAL)) == [TRAINING]
+        assert jobs_in(checkout.run(TRAINED, on=LOCAL)) == [TRAINING]
         assert checkout.trained() == undisturbed
     finally:
         subprocess.run(["umount", str(policies)], check=True)
@@ -110,7 +112,7 @@ def test_a_damaged_input_is_refused_by_name_and_alone_remade_when_deleted(
     assert re.search(rf"mnpo: {logps.relative_to(checkout.path)}: .*delete it to have it remade", said)
     assert "Traceback" not in said
     logps.unlink()
-    jobs = ran(checkout.run(TRAINED, on=LOCAL))
+    jobs = jobs_in(checkout.run(TRAINED, on=LOCAL))
     assert jobs == ["logps logps/sft/part1/overall/chat/sft.parquet", TRAINING]
     assert logps.read_bytes() == content
     assert checkout.trained() == undisturbed
@@ -125,7 +127,7 @@ def test_a_corrupt_shard_stops_what_reads_it_and_alone_is_remade(checkout: Check
     assert "samples/sft/part1/0.parquet: not a readable Parquet file of samples" in said
     assert "delete it to have it remade" in said
     shard.unlink()
-    assert ran(checkout.run(scores, on=LOCAL)) == [
+    assert jobs_in(checkout.run(scores, on=LOCAL)) == [
         "sample samples/sft/part1/0.parquet",
         "score scores/sft/part1/overall/0.parquet",
     ]

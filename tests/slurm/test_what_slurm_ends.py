@@ -7,7 +7,9 @@ import re
 from concurrent.futures import Future
 
 import pytest
-from checkouts import TRAINED, Checkout, held, until
+from checkouts import TRAINED, Checkout, held
+
+from tests.helpers.checkouts import until
 
 pytestmark = pytest.mark.slow
 

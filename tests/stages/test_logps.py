@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mnpo.models.checkpoints import load_tokenizer
 from mnpo.stages import sample
 from mnpo.stages.logps import Settings, run
 from mnpo.storage.records import LOGPS, PAIRS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
+from tests.helpers.interrupting import Signalled
 
 
 def by_full_logits(policy: Path, text: Text, form: TextForm, prompt: str, response: str) -> tuple[float, int]:
@@ -117,28 +117,19 @@ def test_stopped_after_a_batch_and_continued_the_file_is_the_same_byte_for_byte(
     manifest_of: Callable[[Path], Any],
 ) -> None:
     monkeypatch.setattr("mnpo.stages.logps.SCORING_TOKENS", 60)
-    sums, done, point = logprobs._sums, 0, -1
-
-    def signalled(*given: Any) -> Any:
-        nonlocal done
-        if done == point:
-            signal.raise_signal(signal.SIGTERM)
-        done += 1
-        return sums(*given)
-
-    monkeypatch.setattr("mnpo.models.logprobs._sums", signalled)
+    sums = Signalled(monkeypatch, logprobs, "_sums")
     output, settings = tmp_path / "logps.parquet", Settings(form={}, text=text)
     run(settings, chain["policy"], chain["pairs"], output)
-    whole, batches = output.read_bytes(), done
+    whole, batches = output.read_bytes(), sums.calls
     assert batches > 3
     output.unlink()
-    done, point = 0, 2
+    sums.again(2)
     with pytest.raises(Interrupted, match="stopped by SIGTERM after 3 batches; to be continued"):
         run(settings, chain["policy"], chain["pairs"], output)
     assert not output.exists()
-    done, point = 0, -1
+    sums.again()
     run(settings, chain["policy"], chain["pairs"], output)
-    assert output.read_bytes() == whole and done == batches - 3
+    assert output.read_bytes() == whole and sums.calls == batches - 3
     assert manifest_of(output)["resumed"] == 1 and not list(tmp_path.glob(".*"))
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 
 from mnpo.config.sampling import Sampling
 from mnpo.config.text import Text
 from mnpo.errors import BadInput, Interrupted
 from mnpo.stages.sample import Settings, run
 from mnpo.storage.records import PROMPTS, SAMPLES, read, write
+from tests.helpers import warm
+from tests.helpers.interrupting import Signalled
 
 MANIFEST = shutil.ignore_patterns("manifest.json")  # as of a policy that was made elsewhere
 
@@ -192,27 +190,18 @@ def test_stopped_after_a_batch_and_continued_the_file_is_the_same_byte_for_byte(
     """Batches of 5 of 56 responses: the last one has a single row, and none is drawn in other company than before."""
     from mnpo.samplers import transformers
 
-    draw, drawn, point = transformers._draw_batch, 0, -1
-
-    def signalled(*given: Any) -> Any:
-        nonlocal drawn
-        if drawn == point:
-            signal.raise_signal(signal.SIGTERM)
-        drawn += 1
-        return draw(*given)
-
-    monkeypatch.setattr("mnpo.samplers.transformers._draw_batch", signalled)
+    draw = Signalled(monkeypatch, transformers, "_draw_batch")
     output = tmp_path / "samples-0.parquet"
     sample(batch_size=5)
     whole, once = output.read_bytes(), manifest_of(output)
-    assert drawn == 12
+    assert draw.calls == 12
     for point in (0, 6, 11):
-        drawn = 0
+        draw.again(point)
         with pytest.raises(Interrupted, match=f"stopped by SIGTERM after {point + 1} batches; to be continued"):
             output.unlink()
             sample(batch_size=5)
         assert not output.exists()
-        point, drawn = -1, 0
+        draw.again()
         sample(batch_size=5)
         assert output.read_bytes() == whole
         facts = manifest_of(output)
@@ -228,14 +217,8 @@ def test_work_on_another_shard_or_with_other_settings_is_not_taken_up(
 ) -> None:
     from mnpo.samplers import transformers
 
-    draw = transformers._draw_batch
-
-    def signalled(*given: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
-        return draw(*given)
-
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("mnpo.samplers.transformers._draw_batch", signalled)
+        Signalled(patch, transformers, "_draw_batch").again(0)
         sample(batch_size=5)
     hotter = sample(batch_size=5, temperature=1.5)
     assert "resumed" not in manifest_of(tmp_path / "samples-0.parquet")
@@ -250,20 +233,20 @@ def test_a_command_killed_without_a_warning_keeps_its_finished_batches(
     run(asked, sft_policy, chain["prompts"], tmp_path / "whole.parquet")
     out, journal = tmp_path / "out.parquet", tmp_path / ".work-out.parquet" / "journal.jsonl"
     files = [f"--policy={sft_policy}", f"--prompts={chain['prompts']}", f"--output={out}"]
-    command = [sys.executable, "-m", "mnpo", "sample", "--settings", asked.model_dump_json(), *files]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = ["mnpo", "sample", "--settings", asked.model_dump_json(), *files]
 
     def finished() -> int:
         return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
     for after in (1, 20):
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
-            while finished() < after and process.poll() is None:
+        with warm.started(*command) as process:
+            while finished() < after and process.returncode is None:
                 time.sleep(0.002)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL and not out.exists() and finished() >= after
+            process.signal(signal.SIGKILL)
+            assert process.done().returncode == -signal.SIGKILL
+        assert not out.exists() and finished() >= after
     kept = finished()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = warm.run(*command)
     assert done.returncode == 0, done.stderr
     assert f"journal.jsonl: {kept} batches were finished before, and are not done again" in done.stderr
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()

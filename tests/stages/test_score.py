@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +15,7 @@ from mnpo.demo.world import RULES
 from mnpo.errors import BadInput, Interrupted
 from mnpo.stages.score import COMPARISONS, Settings, run
 from mnpo.storage.records import SAMPLES, SCORES, read, write
+from tests.helpers import warm
 
 
 def test_scores_are_the_rules_own_and_wins_are_counted_against_the_others(
@@ -134,23 +132,16 @@ def test_a_judges_comparisons_are_kept_beside_the_scores_and_its_answers_outlive
 
 def stopped(command: list[str], ready: Callable[[], bool], number: int) -> int:
     """The exit code of a command that gets a signal once `ready`."""
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment()) as process:
-        while not ready() and process.poll() is None:
+    with warm.started(*command) as process:
+        while not ready() and process.returncode is None:
             time.sleep(0.002)
-        process.send_signal(number)
-    return process.returncode
-
-
-def environment() -> dict[str, str]:
-    """Sums of floats depend on how many threads share them."""
-    import torch
-
-    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        process.signal(number)
+        return process.done().returncode
 
 
 def scoring(settings: Settings, samples: Path, scores: Path) -> list[str]:
     files = [f"--samples={samples}", f"--output={scores}"]
-    return [sys.executable, "-m", "mnpo", "score", "--settings", settings.model_dump_json(exclude_none=True), *files]
+    return ["mnpo", "score", "--settings", settings.model_dump_json(exclude_none=True), *files]
 
 
 @pytest.mark.slow
@@ -189,7 +180,7 @@ def test_a_command_killed_without_a_warning_keeps_the_batches_that_its_models_ha
     code = stopped(scoring(settings, samples, scores), lambda: finished() >= 3, signal.SIGKILL)
     assert code == -signal.SIGKILL and not scores.exists() and finished() >= 3
     kept = finished()
-    done = subprocess.run(scoring(settings, samples, scores), capture_output=True, text=True, env=environment())
+    done = warm.run(*scoring(settings, samples, scores))
     assert done.returncode == 0 and f"{kept} batches were finished before, and are not done again" in done.stderr
     assert scores.read_bytes() == whole.read_bytes()
     facts, once = manifest_of(scores), manifest_of(whole)

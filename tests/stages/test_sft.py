@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,8 @@ from mnpo.models.chat import Chat
 from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.stages.sft import Settings, run
 from mnpo.storage.records import DEMONSTRATIONS, read, write
+from tests.helpers import warm
+from tests.helpers.interrupting import Signalled
 
 
 def metrics(policy: Path) -> list[dict[str, float]]:
@@ -138,21 +138,12 @@ def test_stopped_and_continued_the_reference_is_the_same_byte_for_byte(
 ) -> None:
     from mnpo.models import logprobs
 
-    compute, points = logprobs.response_logprobs, [1, 12, 0]
-
-    def signalled(*given: Any, **options: Any) -> Any:
-        nonlocal passes
-        if points and passes == points[0]:
-            signal.raise_signal(signal.SIGTERM)
-        passes += 1
-        return compute(*given, **options)
-
-    monkeypatch.setattr("mnpo.models.logprobs.response_logprobs", signalled)
-    while points:
-        passes = 0
+    forward = Signalled(monkeypatch, logprobs, "response_logprobs")
+    for point in (1, 12, 0):
+        forward.again(point)
         with pytest.raises(Interrupted):
             run(Settings.model_validate(sft_settings), demonstrations, tmp_path / "sft")
-        points.pop(0)
+    forward.again()
     run(Settings.model_validate(sft_settings), demonstrations, tmp_path / "sft")
     for file in ("model.safetensors", "metrics.jsonl", "tokenizer.json", "config.json"):
         assert (tmp_path / "sft" / file).read_bytes() == (sft_policy / file).read_bytes()
@@ -176,9 +167,9 @@ def test_killed_within_the_file_of_its_weights_it_leaves_nothing_that_counts(
     run(asked, demonstrations, tmp_path / "whole")
     weights = (tmp_path / "whole/model.safetensors").read_bytes()
     out = tmp_path / "killed/sft"
-    command = [sys.executable, "-m", "mnpo", "sft", "--settings", asked.model_dump_json(exclude_none=True)]
     files = [f"--demonstrations={demonstrations}", f"--output={out}"]
-    environment = os.environ | {"MNPO_CHECKPOINT_MINUTES": "0", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = ["mnpo", "sft", "--settings", asked.model_dump_json(exclude_none=True), *files]
+    environment = os.environ | {"MNPO_CHECKPOINT_MINUTES": "0"}
     out.parent.mkdir()
 
     def writing() -> bool:
@@ -189,14 +180,15 @@ def test_killed_within_the_file_of_its_weights_it_leaves_nothing_that_counts(
         return False
 
     for earlier in (0, 1):  # files that it has written before
-        with subprocess.Popen(command + files, stderr=subprocess.DEVNULL, env=environment) as process:
+        with warm.started(*command, environment=environment) as process:
             for ready in (False, True) * (earlier + 1):
-                while process.poll() is None and writing() is not ready:
+                while process.returncode is None and writing() is not ready:
                     time.sleep(0.0005)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
+            process.signal(signal.SIGKILL)
+            assert process.done().returncode == -signal.SIGKILL
         assert not out.exists() and writing()
-    again = subprocess.run(command + files, capture_output=True, text=True, env=environment, check=True)
+    again = warm.run(*command, environment=environment)
+    assert again.returncode == 0, again.stderr
     assert "sft: goes on after step 2 of 2" in again.stderr
     assert (out / "model.safetensors").read_bytes() == weights
     assert [path.name for path in out.parent.iterdir()] == ["sft"] and not list(out.glob(".*"))

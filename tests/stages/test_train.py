@@ -7,8 +7,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -31,6 +29,9 @@ from mnpo.stages import logps as logps_stage
 from mnpo.stages import sft as sft_stage
 from mnpo.stages.train import Settings, _Pairs, _without_margin, run
 from mnpo.storage.records import DEMONSTRATIONS, LOGPS, PAIRS, read, rows_of, write
+from tests.helpers import warm
+from tests.helpers.interrupting import Signalled
+from tests.helpers.tiny import first_iteration
 
 ETA = 0.2
 INPO = {"name": "inpo", "eta": ETA, "ratio": 1 / 3}
@@ -42,18 +43,8 @@ def settings(text: Text) -> Callable[..., Settings]:
 
     def _settings(training: dict[str, Any] | None = None, **changes: Any) -> Settings:
         optimisation = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0.0, "schedule": "constant"}
-        values = {
-            "policy": "inpo.1",
-            "start": "sft",
-            "objective": INPO,
-            "opponents": [("sft", 1.0)],
-            "scorers": ["sft"],
-            "training": optimisation | (training or {}),
-            "form": {},
-            "text": text.model_dump(),
-            "seed": 1,
-        }
-        return Settings.model_validate(values | changes)
+        asked = first_iteration(text, optimisation | (training or {}), **{"objective": INPO} | changes)
+        return Settings.model_validate(asked)
 
     return _settings
 
@@ -81,6 +72,25 @@ def trained(tmp_path: Path, chain: dict[str, Path]) -> Callable[..., Path]:
         return tmp_path / name
 
     return _trained
+
+
+@pytest.fixture
+def others(chain: dict[str, Path], random_policy: Path, text: Text, tmp_path: Path) -> Path:
+    """The log-probabilities of the chain's pairs under another policy."""
+    file = tmp_path / "other.parquet"
+    logps_stage.run(logps_stage.Settings(form={}, text=text), random_policy, chain["pairs"], file)
+    return file
+
+
+@pytest.fixture
+def against_two(settings: Make, chain: dict[str, Path]) -> Callable[[int], Settings]:
+    """Whole batches for some epochs, against sft with 3/4 and another with 1/4."""
+    return lambda epochs: settings(
+        objective={"name": "td-mnpo", "eta": ETA},
+        opponents=[("sft", 0.75), ("other", 0.25)],
+        scorers=["sft", "other"],
+        training={"batch_size": len(read(LOGPS, chain["logps"])), "epochs": epochs},
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- by hand
@@ -165,23 +175,11 @@ def test_length_normalised_margins_are_of_means(
 
 
 def test_opponents_count_by_their_weights(
-    settings: Make,
-    trained: Callable[..., Path],
-    chain: dict[str, Path],
-    random_policy: Path,
-    text: Text,
-    tmp_path: Path,
+    against_two: Callable[[int], Settings], trained: Callable[..., Path], chain: dict[str, Path], others: Path
 ) -> None:
     """Against sft with 3/4 and another with 1/4, h = m - 3/4 m - 1/4 m_other = (m - m_other) / 4 at the first step."""
-    logps_stage.run(logps_stage.Settings(form={}, text=text), random_policy, chain["pairs"], tmp_path / "other.parquet")
-    own, other = read(LOGPS, chain["logps"]), read(LOGPS, tmp_path / "other.parquet")
-    asked = settings(
-        objective={"name": "td-mnpo", "eta": ETA},
-        opponents=[("sft", 0.75), ("other", 0.25)],
-        scorers=["sft", "other"],
-        training={"batch_size": len(own), "epochs": 1},
-    )
-    first = metrics(trained(asked, logps=[chain["logps"], tmp_path / "other.parquet"]))[0]
+    own, other = read(LOGPS, chain["logps"]), read(LOGPS, others)
+    first = metrics(trained(against_two(1), logps=[chain["logps"], others]))[0]
     margins = ((own["chosen"] - own["rejected"]) - (other["chosen"] - other["rejected"])) / 4
     assert first["margin"] == pytest.approx(margins.mean(), abs=1e-4)
     assert first["loss"] == pytest.approx(((margins - 2.5) ** 2).mean(), abs=1e-3)
@@ -339,23 +337,11 @@ def test_tensorboard_shows_the_metrics_and_speed_and_memory(
 
 
 def test_margins_and_divergence_of_every_opponent_and_the_reference(
-    settings: Make,
-    trained: Callable[..., Path],
-    chain: dict[str, Path],
-    random_policy: Path,
-    text: Text,
-    tmp_path: Path,
+    against_two: Callable[[int], Settings], trained: Callable[..., Path], chain: dict[str, Path], others: Path
 ) -> None:
     """At the first step policy and reference are one: margin_sft = kl = 0, and margin_other is m_sft - m_other."""
-    logps_stage.run(logps_stage.Settings(form={}, text=text), random_policy, chain["pairs"], tmp_path / "other.parquet")
-    own, other = read(LOGPS, chain["logps"]), read(LOGPS, tmp_path / "other.parquet")
-    asked = settings(
-        objective={"name": "td-mnpo", "eta": ETA},
-        opponents=[("sft", 0.75), ("other", 0.25)],
-        scorers=["sft", "other"],
-        training={"batch_size": len(own), "epochs": 3},
-    )
-    history = metrics(trained(asked, logps=[chain["logps"], tmp_path / "other.parquet"]))
+    own, other = read(LOGPS, chain["logps"]), read(LOGPS, others)
+    history = metrics(trained(against_two(3), logps=[chain["logps"], others]))
     first = history[0]
     apart = (own["chosen"] - own["rejected"]) - (other["chosen"] - other["rejected"])
     assert first["margin_other"] == pytest.approx(apart.mean(), abs=1e-4)
@@ -398,16 +384,10 @@ def test_the_official_code_preset_trains_though_it_reads_texts_in_two_ways(
 
 
 def test_log_probabilities_of_another_policy_are_refused(
-    settings: Make,
-    trained: Callable[..., Path],
-    chain: dict[str, Path],
-    random_policy: Path,
-    text: Text,
-    tmp_path: Path,
+    settings: Make, trained: Callable[..., Path], others: Path
 ) -> None:
-    logps_stage.run(logps_stage.Settings(form={}, text=text), random_policy, chain["pairs"], tmp_path / "other.parquet")
     with pytest.raises(BadInput, match="log-probabilities of sft differ by"):
-        trained(settings(), logps=[tmp_path / "other.parquet"])
+        trained(settings(), logps=[others])
 
 
 def test_pairs_without_log_probabilities_are_refused(
@@ -464,26 +444,17 @@ def test_sigterm_at_any_point_and_another_session_give_the_weights_of_one_sessio
     """The signal comes before a forward pass: of the check before training (0), then of the steps' micro-batches."""
     from mnpo.models import logprobs
 
-    compute, passes, point = logprobs.response_logprobs, 0, -1
-
-    def signalled(*given: Any, **options: Any) -> Any:
-        nonlocal passes
-        if passes == point:
-            signal.raise_signal(signal.SIGTERM)
-        passes += 1
-        return compute(*given, **options)
-
-    monkeypatch.setattr("mnpo.models.logprobs.response_logprobs", signalled)
+    forward = Signalled(monkeypatch, logprobs, "response_logprobs")
     whole = trained(settings(LONG), "whole")
-    points = passes
+    points = forward.calls
     assert points > 20 and len(metrics(whole)) > 20
     once = manifest_of(whole)
     for at in range(points):
-        point, passes = at, 0
+        forward.again(at)
         with pytest.raises(Interrupted, match=r"after step \d+ of \d+; to be continued: the same command goes on from"):
             trained(settings(LONG), str(at))
         assert not (tmp_path / str(at)).exists()
-        point = -1
+        forward.again()
         assert same(trained(settings(LONG), str(at)), whole)
         facts = manifest_of(tmp_path / str(at))
         assert facts["resumed"] == 1 and "resumed" not in once
@@ -499,17 +470,17 @@ def test_a_command_that_is_killed_again_and_again_goes_on_each_time(
     asked = settings(LONG)
     whole, out = trained(asked, "whole"), tmp_path / "out"
     files = [f"--start={chain['policy']}", f"--pairs={chain['pairs']}", f"--logps={chain['logps']}", f"--output={out}"]
-    command = [sys.executable, "-m", "mnpo", "train", "--settings", asked.model_dump_json(), *files]
-    environment = {"MNPO_CHECKPOINT_MINUTES": "0", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = ["mnpo", "train", "--settings", asked.model_dump_json(), *files]
+    environment = os.environ | {"MNPO_CHECKPOINT_MINUTES": "0"}
 
     def session(stop: int | None = None, after: int = 0) -> tuple[int, str]:
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment) as process:
-            while stop and last_checkpoint(tmp_path) < after and process.poll() is None:
+        with warm.started(*command, environment=environment) as process:
+            while stop and last_checkpoint(tmp_path) < after and process.returncode is None:
                 time.sleep(0.01)
             if stop:
-                process.send_signal(stop)
-            _, said = process.communicate()
-            return process.returncode, said
+                process.signal(stop)
+            done = process.done()
+            return done.returncode, done.stderr
 
     for stop, after in ((signal.SIGKILL, 2), (signal.SIGTERM, 5), (signal.SIGKILL, 9), (signal.SIGINT, 12)):
         before = last_checkpoint(tmp_path)

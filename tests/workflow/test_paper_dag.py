@@ -15,7 +15,7 @@ import pytest
 
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
-from mnpo.planning import preflight
+from mnpo.planning import job_graph, preflight
 from mnpo.planning.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,8 @@ def test_the_dry_run_has_the_jobs_of_the_plan(nothing: dict[str, str], checkout:
     jobs.pop("all", None)
     plan = Plan(load(ROOT / file))
     planned: Counter[str] = Counter()
-    for piece in job_graph.needed(plan, job_graph.files(plan, plan.config.tables.targets if target == "all" else [target])):
+    targets = plan.config.tables.targets if target == "all" else [target]
+    for piece in job_graph.needed(plan, job_graph.files(plan, targets)):
         planned[piece.stage] += piece.jobs
     assert +jobs == planned
 

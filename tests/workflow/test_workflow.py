@@ -9,13 +9,12 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
 from mnpo.planning.targets import FIGURES
-from tests.helpers.checkouts import ROOT, Checkout
+from tests.helpers.checkouts import ROOT, Checkout, until
 
 CONFIG = "tests/workflow/small.yaml"
 
@@ -98,14 +97,6 @@ def test_a_shard_is_scored_while_another_is_still_drawn(checkout: Checkout) -> N
         held.resume()
         assert workflow.wait(timeout=300) == 0
     assert second.exists() and written_since(begun, checkout.path / pairs / "overall.parquet")
-
-
-def until(found: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + 240
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.05)
-    return value
 
 
 def written_since(begun: float, file: Path) -> bool:
