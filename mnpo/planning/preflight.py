@@ -14,11 +14,12 @@ from mnpo.planning.plan import Plan
 from mnpo.storage import hub
 
 
-def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: Callable[[], None]) -> None:
     """Raises BadInput, one message for everything that is missing. No secret is part of it.
 
     Args:
         jobs: (rule, wildcards) of every job that is going to run.
+        further: checks that raise BadInput, too, such as submission.require_accepted.
     """
     fetched: dict[str, Source] = {}
     judges: dict[str, Judge] = {}
@@ -38,6 +39,7 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
         partial(hub.require_pinned, fetched, plan.lock, allow_floating=plan.config.floating),
         partial(hub.require_token, fetched, plan.files.cache, plan.lock),
         *(partial(require_key, judge) for judge in judges.values()),
+        *further,
     ]
     problems = []
     for requirement in requirements:

@@ -19,6 +19,8 @@ from tests.helpers import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("Snakefile", "config.yaml", "workflow", "mnpo", "configs", "envs", "profiles", "results/paper")
+ODD = "päth with 'space & co"
+"""A name for directories that only survives a shell where it is quoted."""
 FILES = (".parquet", ".json", ".jsonl", ".csv", ".md", ".html", ".svg", ".png")
 
 

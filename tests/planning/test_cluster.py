@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +68,40 @@ def test_a_training_gets_one_task_a_gpu_and_its_nodes_cpus_divided(cluster: Clus
     assert tasks(small, gpus=2, cpus=8) == ["gpu:a100:1", 2, None, 2, 0, "srun", 8]  # the plugin refuses 1 a node
 
 
-def test_a_training_is_launched_once_for_each_gpu(cluster: Cluster) -> None:
-    def words(gpus: int, on: Cluster | None, stage: str = "train") -> str:
-        return launch(stage, Needs(gpus=gpus), on, Path("rank.sh"))
+def test_a_training_is_launched_once_for_each_gpu_with_its_share_of_the_cpus(cluster: Cluster) -> None:
+    def words(gpus: int, on: Cluster | None, stage: str = "train", cpus: int = 1) -> list[str]:
+        return launch(stage, Needs(gpus=gpus, cpus=cpus), on, Path("my rank.sh"))
 
-    assert words(0, None) == words(1, None) == words(1, cluster) == words(4, cluster, "sample") == "python"
-    assert words(4, None) == "python -m mnpo.learning.launch 4"
-    assert words(8, cluster) == (
-        "srun --overlap --nodes=2 --ntasks=8 --ntasks-per-node=4 --kill-on-bad-exit=0 --wait=120 bash rank.sh python"
-    )
+    assert words(0, None) == words(1, None) == words(1, cluster) == words(4, cluster, "sample") == ["python"]
+    assert words(4, None) == ["python", "-m", "mnpo.learning.launch", "4"]
+    assert words(8, cluster, cpus=14) == [
+        "srun", "--overlap", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=3", "--cpu-bind=none",
+        "--kill-on-bad-exit=0", "--wait=120", "bash", "my rank.sh", "python",
+    ]  # fmt: skip
+    assert "--cpus-per-task=1" in words(4, cluster, cpus=2)
+    for cpus in (2, 14):
+        asked = placed(cluster, "train", gpus=8, cpus=cpus)["cpus_per_task"]
+        assert f"--cpus-per-task={asked}" in words(8, cluster, cpus=cpus)  # of the job that the step is part of
+
+
+@pytest.mark.parametrize(("said", "threads"), [({}, "3"), ({"OMP_NUM_THREADS": "2"}, "2")])
+def test_a_rank_gets_torchruns_variables_and_the_words_of_its_command(
+    root: Path, said: dict[str, str], threads: str
+) -> None:
+    slurm = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "40001"}
+    slurm["SLURM_CPUS_PER_TASK"] = "3"
+    slurm |= {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "GLOO_SOCKET_IFNAME": "ib0", "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["bash", str(root / "workflow/rank.sh"), "sh", "-c", 'env; printf "<%s>" "$@"', "sh", "a b", "c'd"],
+        env=slurm | said, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *lines, words = done.stdout.splitlines()
+    given = dict(line.split("=", 1) for line in lines)
+    assert words == "<a b><c'd>"
+    assert [given[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["5", "1", "8"]
+    assert (given["MASTER_ADDR"], given["MASTER_PORT"]) == ("10.0.0.7", "20001")
+    assert given["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert given["OMP_NUM_THREADS"] == threads
 
 
 def test_time_grows_with_the_try_up_to_the_partitions_limit(cluster: Cluster) -> None:

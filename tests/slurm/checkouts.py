@@ -52,7 +52,7 @@ class Checkout:
         self.workflows: list[Workflow] = []
         self.environment = cluster.environment | {
             "HOME": str(path / "home"),
-            "EDITOR": f"cp {path}/cluster.yaml",
+            "EDITOR": "cp cluster.yaml",
             "PYTHONPATH": str(path),
             "PATH": f"{cluster.directory}/bin:{Path(sys.executable).parent}:{cluster.path}",
             "OMP_NUM_THREADS": "1",
@@ -212,6 +212,12 @@ def stages(checkout: Checkout, name: str | None = None) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment of a process."""
+    lines = Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def held(checkout: Checkout, stage: str = "train") -> int:

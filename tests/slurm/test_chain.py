@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import pytest
-from checkouts import CLUSTER, GPU_STAGES, TRAINED, Checkout, stages
+from checkouts import CLUSTER, GPU_STAGES, TRAINED, Checkout, environment, stages
 
 from tests.helpers.checkouts import jobs_in, until
 
@@ -83,6 +82,8 @@ def test_four_gpus_of_two_nodes_train_as_one_process_does(checkout: Checkout, al
     assert first != second
     assert [(r["SLURMD_NODENAME"], r["LOCAL_RANK"]) for r in ranks] == [(n, r) for n in (first, second) for r in "01"]
     assert all(len(set(rank["CUDA_VISIBLE_DEVICES"].split(","))) == 2 for rank in ranks)
+    assert {rank["SLURM_CPUS_PER_TASK"] for rank in ranks} == {"2"}
+    assert len({rank["MASTER_ADDR"] for rank in ranks}) == len({rank["MASTER_PORT"] for rank in ranks}) == 1
     (job,) = accounted(checkout)
     assert {"gres/gpu=4", "node=2"} <= set(job["alloctres"].split(","))
     assert job["qos"] == "long"
@@ -99,11 +100,6 @@ def accounted(checkout: Checkout) -> list[dict[str, str]]:
     rows = checkout.cluster.run("sacct", "-X", "-n", "-P", "-S", "now-1days", "-o", ",".join(columns)).splitlines()
     jobs = [dict(zip(columns, row.split("|"), strict=True)) for row in rows]
     return [job for job in jobs if job["workdir"] == str(checkout.path)]
-
-
-def environment(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0")
-    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def metrics(checkout: Checkout) -> list[dict[str, Any]]:

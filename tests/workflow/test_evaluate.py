@@ -23,6 +23,7 @@ from mnpo.planning import job_graph
 from mnpo.planning.evaluate import configure
 from mnpo.planning.plan import Plan
 from mnpo.storage.records import ITEMS, read
+from tests.helpers.checkouts import ODD
 
 JUDGED = ("alpaca-eval", "arena-hard", "mt-bench")
 
@@ -82,12 +83,12 @@ def test_all_fourteen_numbers_of_a_policy_from_elsewhere(
     here: Path, tmp_path: Path, random_policy: Path, root: Path
 ) -> None:
     """A policy of random weights, copied out of reach of the project; the first items of each benchmark."""
-    copy = shutil.copytree(random_policy, tmp_path / "elsewhere")
+    copy = shutil.copytree(random_policy, tmp_path / ODD / "elsewhere")
     for name in CARDS:
-        benchmarks.make(tmp_path / "data" / name, name, seed=0)
+        benchmarks.make(tmp_path / ODD / "data" / name, name, seed=0)
     changes = {
         "extends": str(root / "configs/demo.yaml"),
-        "datasets": {name: {"demo": None, "path": str(tmp_path / "data" / name)} for name in CARDS},
+        "datasets": {name: {"demo": None, "path": str(tmp_path / ODD / "data" / name)} for name in CARDS},
         "evaluation": {"settings": {name: {"limit": 2, "max_new_tokens": 4} for name in CARDS}},
     }
     (here / "few.yaml").write_text(yaml.safe_dump(changes))

@@ -31,7 +31,7 @@ def drawn(policy, part, shard):
 
 
 def launched(stage):
-    """What starts a stage's Python. Being a function of `resources`, it is no reason to run a job again."""
+    """The words that start a stage's Python. Being a function of `resources`, it is no reason to run a job again."""
     words = cluster.launch(stage, PLAN.config.resources.of(stage), CLUSTER, Path(workflow.basedir) / "workflow/rank.sh")
     return lambda wildcards, resources: words
 

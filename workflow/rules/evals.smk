@@ -21,8 +21,8 @@ rule assess:
         settings=lambda w: PLAN.settings("assess", policy=w.policy),
         code=PLAN.code("assess", PLAN.oracles.of_evaluation),
     shell:
-        "exec python -m mnpo --log {log} assess --settings {params.settings:q} --policy {input.policy} --reference {input.reference}"
-        " --prompts {input.prompts} --output {output.summary}"
+        "exec python -m mnpo --log {log:q} assess --settings {params.settings:q} --policy {input.policy:q} --reference {input.reference:q}"
+        " --prompts {input.prompts:q} --output {output.summary:q}"
 
 
 # One job measures a policy on all benchmarks that need no judge: the policy is loaded once. What an earlier job of the
@@ -46,8 +46,8 @@ rule harness:
         data=[f"--data={name}={directory}" for name, directory in PLAN.measurements.data(PLAN.measurements.harness).items()],
         directory=lambda w, output: os.path.dirname(output[0]),
     shell:
-        "exec python -m mnpo --log {log} harness --settings {params.settings:q} --policy {input.policy} {params.data:q}"
-        " --output {params.directory}"
+        "exec python -m mnpo --log {log:q} harness --settings {params.settings:q} --policy {input.policy:q} {params.data:q}"
+        " --output {params.directory:q}"
 
 
 # The same by the paper's harness, in its own environment; the policy is run by `mnpo answer` in that one's.
@@ -70,8 +70,8 @@ rule evalscope:
         data=[f"--data={name}={directory}" for name, directory in PLAN.measurements.data(PLAN.measurements.evalscope).items()],
         directory=lambda w, output: os.path.dirname(output[0]),
     shell:
-        "exec python -m mnpo --log {log} evalscope --settings {params.settings:q} --policy {input.policy} {params.data:q}"
-        " --output {params.directory}"
+        "exec python -m mnpo --log {log:q} evalscope --settings {params.settings:q} --policy {input.policy:q} {params.data:q}"
+        " --output {params.directory:q}"
 
 
 rule answer:
@@ -94,8 +94,8 @@ rule answer:
         code=PLAN.code("answer"),
         policy=lambda w: [f"--policy={PLAN.files.policy(w.policy)}"] if PLAN.policies.has_files(w.policy) else [],
     shell:
-        "exec python -m mnpo --log {log} answer --settings {params.settings:q} {params.policy} --data {input.data}"
-        " --output {output}"
+        "exec python -m mnpo --log {log:q} answer --settings {params.settings:q} {params.policy:q} --data {input.data:q}"
+        " --output {output:q}"
 
 
 # The judge is asked from where there is internet. Its answers are kept for good: a rerun pays for what is new.
@@ -125,5 +125,5 @@ rule judge:
         command=lambda w: "judge-evalscope" if by_evalscope(w) else "judge",
         store=lambda w: PLAN.files.judgements(w.policy, w.benchmark, w.judge),
     shell:
-        "exec python -m mnpo --log {log} {params.command} --settings {params.settings:q} --answers {input.answers} --data {input.data}"
-        " --store {params.store} --output {output.summary}"
+        "exec python -m mnpo --log {log:q} {params.command:q} --settings {params.settings:q} --answers {input.answers:q} --data {input.data:q}"
+        " --store {params.store:q} --output {output.summary:q}"

@@ -22,5 +22,5 @@ rule logps:
         code=PLAN.code("logps"),
         sampler=lambda w, input: [f"--sampler={file}" for file in input.sampler],
     shell:
-        "exec python -m mnpo --log {log} logps --settings {params.settings:q} --policy {input.policy} --pairs {input.pairs}"
-        " --output {output.logps} {params.sampler}"
+        "exec python -m mnpo --log {log:q} logps --settings {params.settings:q} --policy {input.policy:q} --pairs {input.pairs:q}"
+        " --output {output.logps:q} {params.sampler:q}"

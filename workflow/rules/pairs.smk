@@ -21,4 +21,4 @@ rule pair:
         samples=lambda w, input: [f"--samples={file}" for file in input.samples],
         scores=lambda w, input: [f"--scores={file}" for file in input.scores],
     shell:
-        "exec python -m mnpo --log {log} pair --settings {params.settings:q} {params.samples} {params.scores} --output {output}"
+        "exec python -m mnpo --log {log:q} pair --settings {params.settings:q} {params.samples:q} {params.scores:q} --output {output:q}"

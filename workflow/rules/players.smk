@@ -27,4 +27,4 @@ rule players:
         evaluations=lambda w, input: [f"--evaluations={file}" for file in input.evaluations],
         table=subpath(output.csv, strip_suffix=".csv"),
     shell:
-        "exec python -m mnpo --log {log} players --settings {params.settings:q} {params.evaluations} --output {params.table}"
+        "exec python -m mnpo --log {log:q} players --settings {params.settings:q} {params.evaluations:q} --output {params.table:q}"

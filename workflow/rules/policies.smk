@@ -22,8 +22,8 @@ rule sft:
         code=PLAN.code("sft"),
         events=str(Path(PLAN.files.training("sft")).parent / "tensorboard"),
     shell:
-        "exec python -m mnpo --log {log} sft --settings {params.settings:q} --demonstrations {input.demonstrations} --output {output}"
-        " --events {params.events}/{wildcards.policy}"
+        "exec python -m mnpo --log {log:q} sft --settings {params.settings:q} --demonstrations {input.demonstrations:q} --output {output:q}"
+        " --events {params.events:q}/{wildcards.policy:q}"
 
 
 rule train:
@@ -52,8 +52,8 @@ rule train:
         pairs=lambda w, input: [f"--pairs={file}" for file in input.pairs],
         logps=lambda w, input: [f"--logps={file}" for file in input.logps],
     shell:
-        "exec {params.launch} -m mnpo --log {log} train --settings {params.settings:q} --start {input.start} {params.pairs} {params.logps}"
-        " --output {output.policy} --training {output.training}"
+        "exec {params.launch:q} -m mnpo --log {log:q} train --settings {params.settings:q} --start {input.start:q} {params.pairs:q} {params.logps:q}"
+        " --output {output.policy:q} --training {output.training:q}"
 
 
 use rule train as train_passing with:

@@ -19,4 +19,4 @@ rule prompts:
         directory=lambda w, output: os.path.dirname(output[0]),
         data=lambda w, input: [f"--data={directory}" for directory in input.data],
     shell:
-        "exec python -m mnpo --log {log} prompts --settings {params.settings:q} {params.data} --output {params.directory}"
+        "exec python -m mnpo --log {log:q} prompts --settings {params.settings:q} {params.data:q} --output {params.directory:q}"

@@ -18,8 +18,8 @@ rule reuse:
         settings=lambda w: PLAN.settings("reuse", shard=w.shard),
         code=PLAN.code("reuse"),
     shell:
-        "exec python -m mnpo --log {log} reuse --settings {params.settings:q} --responses {input.responses} --prompts {input.prompts}"
-        " --output {output}"
+        "exec python -m mnpo --log {log:q} reuse --settings {params.settings:q} --responses {input.responses:q} --prompts {input.prompts:q}"
+        " --output {output:q}"
 
 
 rule sample:
@@ -43,5 +43,5 @@ rule sample:
         code=PLAN.code("sample"),
         logps=lambda w, output: [f"--logps={output.logps}"] if "logps" in output.keys() else [],
     shell:
-        "exec python -m mnpo --log {log} sample --settings {params.settings:q} --policy {input.policy} --prompts {input.prompts}"
-        " --output {output.samples} {params.logps}"
+        "exec python -m mnpo --log {log:q} sample --settings {params.settings:q} --policy {input.policy:q} --prompts {input.prompts:q}"
+        " --output {output.samples:q} {params.logps:q}"

@@ -24,8 +24,8 @@ rule score:
         code=lambda w: PLAN.code("score", [w.oracle]),
         against=lambda w, input: [f"--against={file}" for file in input.against],
     shell:
-        "exec python -m mnpo --log {log} score --settings {params.settings:q} --samples {input.samples} {params.against}"
-        " --output {output.scores}"
+        "exec python -m mnpo --log {log:q} score --settings {params.settings:q} --samples {input.samples:q} {params.against:q}"
+        " --output {output.scores:q}"
 
 
 # Oracles that ask a judge do so where the internet is: on the login node, where their models, if any, run as well.

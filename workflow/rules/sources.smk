@@ -16,7 +16,7 @@ rule download:
     params:
         settings=lambda w, output: PLAN.settings("download", directory=output[0]),
     shell:
-        "exec python -m mnpo --log {log} download --settings {params.settings:q} --output {output}"
+        "exec python -m mnpo --log {log:q} download --settings {params.settings:q} --output {output:q}"
 
 
 # What the demo measures policies on: small data of its own, in the columns of the public benchmarks.
@@ -33,4 +33,4 @@ rule miniature:
         settings=lambda w: PLAN.settings("miniature", benchmark=w.benchmark),
         code=PLAN.code("miniature"),
     shell:
-        "exec python -m mnpo --log {log} miniature --settings {params.settings:q} --output {output}"
+        "exec python -m mnpo --log {log:q} miniature --settings {params.settings:q} --output {output:q}"

@@ -41,8 +41,8 @@ rule compare:
         published=subpath(input.published, parent=True),
         directory=subpath(output.table, parent=True),
     shell:
-        "exec python -m mnpo --log {log} compare --settings {params.settings:q} {params.evaluations} --published {params.published}"
-        " --output {params.directory}"
+        "exec python -m mnpo --log {log:q} compare --settings {params.settings:q} {params.evaluations:q} --published {params.published:q}"
+        " --output {params.directory:q}"
 
 
 rule tabulate:
@@ -76,7 +76,7 @@ rule tabulate:
         evaluations=lambda w, input: [f"--evaluations={file}" for file in input.evaluations],
         directory=subpath(output.main, parent=True),
     shell:
-        "exec python -m mnpo --log {log} tabulate --settings {params.settings:q} {params.evaluations} --output {params.directory}"
+        "exec python -m mnpo --log {log:q} tabulate --settings {params.settings:q} {params.evaluations:q} --output {params.directory:q}"
 
 
 rule preferences:
@@ -108,8 +108,8 @@ rule preferences:
         samples=lambda w, input: [f"--samples={file}" for file in input.samples],
         table=subpath(output.csv, strip_suffix=".csv"),
     shell:
-        "exec python -m mnpo --log {log} preferences --settings {params.settings:q} {params.pairs} {params.scores}"
-        " {params.samples} --output {params.table}"
+        "exec python -m mnpo --log {log:q} preferences --settings {params.settings:q} {params.pairs:q} {params.scores:q}"
+        " {params.samples:q} --output {params.table:q}"
 
 
 rule benchmarks:
@@ -137,7 +137,7 @@ rule benchmarks:
         evaluations=lambda w, input: [f"--evaluations={file}" for file in input],
         table=subpath(output.csv, strip_suffix=".csv"),
     shell:
-        "exec python -m mnpo --log {log} benchmarks --settings {params.settings:q} {params.evaluations} --output {params.table}"
+        "exec python -m mnpo --log {log:q} benchmarks --settings {params.settings:q} {params.evaluations:q} --output {params.table:q}"
 
 
 rule costs:
@@ -160,7 +160,7 @@ rule costs:
         code=PLAN.code("tabulate"),
         table=subpath(output.csv, strip_suffix=".csv"),
     shell:
-        "exec python -m mnpo --log {log} costs --output {params.table} {input}"
+        "exec python -m mnpo --log {log:q} costs --output {params.table:q} {input:q}"
 
 
 rule plot:
@@ -191,8 +191,8 @@ rule plot:
         training=lambda w, input: [f"--training={file}" for file in input.training],
         figure=PLAN.files.figure("{figure}"),
     shell:
-        "exec python -m mnpo --log {log} plot {wildcards.figure} --settings {params.settings:q} --tables {params.tables} {params.training}"
-        " --output {params.figure}"
+        "exec python -m mnpo --log {log:q} plot {wildcards.figure:q} --settings {params.settings:q} --tables {params.tables:q} {params.training:q}"
+        " --output {params.figure:q}"
 
 
 # The HTML report of everything that is made by default, with captions and statistics.
@@ -211,5 +211,5 @@ rule report:
         style=str(Path(workflow.basedir) / "workflow/report/phone.css"),
     shell:
         # Inside a running workflow, which holds the lock and is not disturbed.
-        "snakemake --nolock {params.configuration:q} --config {params.changes:q} --report {output}"
-        " --report-stylesheet {params.style:q} > {log} 2>&1"
+        "snakemake --nolock {params.configuration:q} --config {params.changes:q} --report {output:q}"
+        " --report-stylesheet {params.style:q} > {log:q} 2>&1"

@@ -26,4 +26,4 @@ rule theory:
     params:
         code=PLAN.code("game"),
     shell:
-        "exec python -m mnpo --log {log} theory --table {output.table} --figure {output.svg} --figure {output.png}"
+        "exec python -m mnpo --log {log:q} theory --table {output.table:q} --figure {output.svg:q} --figure {output.png:q}"
