@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.planning.files import HELDOUT, part_name
 from mnpo.planning.fits import AGAINST
-from mnpo.planning.plan import Plan
 from mnpo.planning.targets import FIGURES
+
+if TYPE_CHECKING:
+    from mnpo.planning.plan import Plan
 
 Item = TypeVar("Item")
 PRINTED = ("tabulate", "players", "exploitability", "preferences", "compare", "benchmarks", "plot")
