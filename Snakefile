@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 # Plan and rules use the package beside this file, in the Python that runs Snakemake unless a rule's environment brings
@@ -27,6 +28,7 @@ from mnpo.planning.files import HELDOUT
 from mnpo.planning.fits import AGAINST
 from mnpo.planning.plan import Plan
 from mnpo.planning.targets import FIGURES
+from mnpo.storage import external
 from mnpo.storage.artifacts import manifest_path
 from mnpo.storage.hub import read_lock
 

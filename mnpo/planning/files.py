@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ class Files:
         """The directories of models that have files."""
         models = self.config.models
         return [self.source("models", n) for n in names if models[n].architecture is None and models[n].api is None]
+
+    def is_external(self, file: str) -> bool:
+        """Whether a file or directory is one that no rule makes: a source's `mirror` or `path`, the file of prompts."""
+        return file in self._external and not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(self.root))
+
+    @cached_property
+    def _external(self) -> set[str | None]:
+        entries = [*self.config.models.values(), *self.config.datasets.values()]
+        return {self.config.prompts.path, *(entry.mirror or entry.path for entry in entries)} - {None}
 
     @property
     def prompt_sources(self) -> list[str]:
