@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 # Plan and rules use the package beside this file, in the Python that runs Snakemake unless a rule's environment brings
@@ -32,6 +32,7 @@ from mnpo.planning.files import HELDOUT
 from mnpo.planning.fits import AGAINST
 from mnpo.planning.plan import Plan
 from mnpo.planning.targets import FIGURES
+from mnpo.storage import external
 from mnpo.storage.artifacts import manifest_path
 from mnpo.storage.hub import read_lock
 

@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from mnpo.errors import BadInput
@@ -37,6 +46,15 @@ Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+def _each_once(parts: list[int]) -> list[int]:
+    if twice := [part for part in dict.fromkeys(parts) if parts.count(part) > 1]:
+        raise ValueError(f"part {twice[0]} is given twice in {parts}, and its pairs would count twice; give it once")
+    return parts
+
+
+Parts = Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)]
 AnyBlock = TypeVar("AnyBlock", bound=BaseModel)
 Value = TypeVar("Value")
 # A mapping whose order matters: also given as pairs, which keep their order in canonical JSON.
@@ -47,6 +65,24 @@ class Block(BaseModel):
     """A block of the configuration: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's true, yes and on are not the number 1."""
+        entries = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if any(isinstance(entry, bool) for entry in entries):
+            annotation = cls.model_fields[info.field_name or ""].annotation
+            if not _takes_bool(annotation):
+                raise ValueError(f"{json.dumps(value)} where no true or false is expected; give a number or a name")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Whether a value of this type may be one, or hold one: a block's own fields are asked for themselves."""
+    block = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    direct = annotation in (bool, Any) or isinstance(annotation, bool)
+    return block or direct or any(map(_takes_bool, get_args(annotation)))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

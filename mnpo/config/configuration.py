@@ -25,7 +25,7 @@ class Config(Block):
     """Results are written below results/{name}/."""
     seed: int = 0
     """Every seed derives from this one and the name of what it seeds."""
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=100)
     """Replicas of every run: the first is called {run}.{t}, the others {run}.s{n}.{t}; all share the reference."""
     cache: str = "~/.cache/mnpo"
     """Where downloads go; shared by configurations."""
@@ -66,6 +66,14 @@ class Config(Block):
             if oracle.model is not None:
                 _known(f"oracles.{name}.model", oracle.model, known_models, "model")
         _acyclic({name: oracle.members() for name, oracle in self.oracles.items()})
+        sampled = self.exploitability is not None or any(
+            iteration.samples == "policy" for run in self.runs.values() for iteration in run.iterations
+        )
+        if self.sampling.temperature == 0 and sampled:
+            raise ValueError(
+                f"sampling.temperature: 0 is greedy, so a prompt's {self.sampling.responses} responses would all be "
+                "one, and none preferred to another; give one above 0"
+            )
         if self.sampling.prompts_a_job > 1 and self.prompts.a_part is None:
             raise ValueError("sampling.prompts_a_job needs prompts.part_size, or prompts.expected")
         if self.prompts.dataset is not None:
@@ -113,7 +121,7 @@ class Config(Block):
             )
         return self
 
-    def is_external(self, policy: str) -> bool:
+    def is_used_in_place(self, policy: str) -> bool:
         """Whether a policy is a model that nothing has to be done to: its files are used where they are."""
         return policy in self.models and self.models[policy].architecture is None
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from mnpo.config.blocks import REFERENCE, Block, Name, Positive
+from mnpo.config.blocks import REFERENCE, Block, Name, Parts, Positive
 
 Benchmark = Literal[
     "alpaca-eval", "arena-hard", "mt-bench",
@@ -43,7 +43,7 @@ class Evaluation(Block):
     judges: list[Name] = []
     """Who judges AlpacaEval 2, Arena-Hard, MT-Bench and EvalScope's Minerva-Math, entries of the block `judges`. Tables
     2 to 6 show the first."""
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(1, ge=1, le=100)
     """Judgements of the same answers."""
     models: list[Name] = []
     """Models to evaluate beside the runs' policies: entries of `models` with hub, path or api."""
@@ -118,7 +118,7 @@ class Exploitability(Block):
     """Whose exploitability; None: the last policy of every run."""
     oracle: Name | None = None
     """Who decides; None: whom the policy was trained for."""
-    parts: list[list[int]] | None = Field(None, min_length=1)
+    parts: list[Parts] | None = Field(None, min_length=1)
     """The budget: train parts of each iteration of a best response. None: an iteration on every part."""
     rate: Positive = 5.0
     """How far an iteration goes: `pi' ∝ pi * exp(rate * P(y > policy))`."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mnpo.config.blocks import Block, Name, Number, Positive, Share
+from mnpo.config.blocks import Block, Name, Number, Parts, Positive, Share
 from mnpo.config.text import TextForm
 
 
@@ -75,7 +75,7 @@ PRESETS: dict[str, Protocol] = {
 class Iteration(Block):
     """One round of a run: which train parts, and what differs from the run's settings."""
 
-    parts: list[int] = Field(min_length=1)
+    parts: Parts
     samples: Literal["policy", "dataset"] = "policy"
     """Whose responses become pairs: the current policy's, or those that came with the prompts (prompts.responses)."""
     objective: dict[str, Any] = {}

@@ -30,7 +30,7 @@ class Sampling(Decoding):
     """Of the weights that the sampler computes with."""
     batch_size: int = Field(64, ge=1)
     """Sequences decoded together."""
-    shards: int = Field(1, ge=1)
+    shards: int = Field(1, ge=1, le=10_000)
     """Jobs that one part's prompts are spread over, each with an engine of its own (data parallelism)."""
     prompts_a_job: int = Field(1, ge=1)
     """At least so many, in fewer jobs than `shards` if need be: an engine's start has to be worth it."""

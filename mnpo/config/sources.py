@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -29,7 +31,7 @@ class Prompts(Block):
     """The column with the rows' own responses, a list of texts, for iterations with `samples: dataset`."""
     seed: int = 42
     """`file` and `dataset`: seed of the shuffle before the cut. The demo's world follows the configuration's seed."""
-    parts: int = Field(3, ge=1)
+    parts: int = Field(3, ge=1, le=1000)
     """How many disjoint train parts (T)."""
     part_size: int | None = Field(None, ge=1)
     """Prompts per part; None cuts all there are evenly (`file` and `dataset` only)."""
@@ -132,3 +134,8 @@ class Model(Source):
     def origins(self) -> list[str]:
         """A model can also be made from nothing, or be somebody else's."""
         return [*super().origins(), "architecture", "api"]
+
+
+def directories(models: Iterable[Model]) -> list[Path]:
+    """Where the files of a stage's models are; models without files have none."""
+    return [Path(model.path) for model in models if model.path is not None]

@@ -22,7 +22,7 @@ from mnpo.oracles import modules
 from mnpo.planning import job_graph
 from mnpo.planning.plan import Plan
 from mnpo.planning.status import marks
-from mnpo.storage import artifacts, code_digests, hub
+from mnpo.storage import artifacts, code_digests, external, hub
 
 DIGEST = re.compile(r"[0-9a-f]{12}")
 STAGES = {"costs": "tabulate", "theory": "game", "train_passing": "train", "score_asking": "score"}
@@ -236,15 +236,18 @@ def _newer(file: Any, dag: Any, record: Any) -> str:
 
 
 def _differences(old: Iterable[str], new: Iterable[str], job: Any) -> Iterator[str]:
-    """Recorded and present parameters, each as its repr: settings key by key, digests of code as files."""
+    """Recorded and present parameters, each as its repr: settings key by key, digests of code as files, external
+    directories file by file."""
     before, now = ([_parameter(text) for text in sorted(texts)] for texts in (old, new))
-    for kind in ("settings", "code", "other"):
+    for kind in ("settings", "code", "external", "other"):
         was, is_ = ([value for of, value in side if of == kind] for side in (before, now))
         if kind == "settings":
             for a, b in zip(was, is_, strict=False):
                 yield from _settings(a, b, job)
         elif kind == "code" and (was or is_):
             yield _code(job)
+        elif kind == "external":
+            yield from _external(was[0] if was else None, is_[0] if is_ else {})
         elif was or is_:
             yield f"{_shown(was)} was among its parameters, {_shown(is_)} is"
 
@@ -256,6 +259,8 @@ def _parameter(text: str) -> tuple[str, Any]:
         return "other", text
     if isinstance(value, str) and value.startswith("{"):
         return "settings", json.loads(value)
+    if isinstance(value, dict):
+        return "external", value
     if isinstance(value, str) and DIGEST.fullmatch(value):
         return "code", value
     return "other", value
@@ -271,6 +276,18 @@ def _settings(old: Mapping[str, Any], new: Mapping[str, Any], job: Any) -> Itera
             yield f"{key} was {_shown(was)} and is not set"
         else:
             yield f"{key} was {_shown(was)} and is {_shown(is_)}"
+
+
+def _external(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Iterator[str]:
+    """How the files of external directories differ; what became another directory is said by settings and inputs."""
+    if old is None:
+        yield from (f"what {path} contained then is not recorded" for path in new)
+        return
+    for path in sorted(old.keys() & new.keys()):
+        changed = [f"{name or path} {said}" for name, said in external.differences(old[path], new[path])]
+        if changed:
+            more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+            yield f"{path} changed: {', '.join(changed[:2])}{more}"
 
 
 _ABSENT = object()

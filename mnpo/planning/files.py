@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ class Files:
         models = self.config.models
         return [self.source("models", n) for n in names if models[n].architecture is None and models[n].api is None]
 
+    def is_external(self, file: str) -> bool:
+        """Whether a file or directory is one that no rule makes: a source's `mirror` or `path`, the file of prompts."""
+        return file in self._external and not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(self.root))
+
+    @cached_property
+    def _external(self) -> set[str | None]:
+        entries = [*self.config.models.values(), *self.config.datasets.values()]
+        return {self.config.prompts.path, *(entry.mirror or entry.path for entry in entries)} - {None}
+
     @property
     def prompt_sources(self) -> list[str]:
         """What prompts are read from, where that is an entry of `datasets`."""
@@ -89,7 +99,9 @@ class Files:
 
     def policy(self, policy: str) -> str:
         """A checkpoint's directory."""
-        return self.source("models", policy) if self.config.is_external(policy) else f"{self.root}/policies/{policy}"
+        return (
+            self.source("models", policy) if self.config.is_used_in_place(policy) else f"{self.root}/policies/{policy}"
+        )
 
     def training(self, policy: str) -> str:
         """What a policy's training looked like, a JSON object a step; outlives a temporary policy."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from mnpo.planning.plan import Plan
 from mnpo.planning.registry import WORK, Work
+
+if TYPE_CHECKING:
+    from mnpo.planning.plan import Plan
 
 PRINTED = ("tabulate", "players", "exploitability", "preferences", "compare", "benchmarks", "plot")
 UNPRICED = ("download", "miniature", "prompts", *PRINTED)

@@ -11,6 +11,7 @@ from typing import Any
 from mnpo.config.configuration import Config
 from mnpo.planning.files import Files
 from mnpo.planning.measurements import Measurements
+from mnpo.planning.names import require_short
 from mnpo.planning.oracles import Oracles
 from mnpo.planning.policies import Policies
 from mnpo.planning.settings import modules_of, settings_of
@@ -30,7 +31,8 @@ class Plan:
         targets: tables and figures, and what they are made of.
 
     Raises:
-        ConfigError: weights that do not fit, an objective's settings that contradict, opponents that do not exist.
+        ConfigError: weights that do not fit, an objective's settings that contradict, opponents that do not exist,
+            names that are too long for the files that are called by them.
     """
 
     def __init__(self, config: Config, lock: Lock | None = None) -> None:
@@ -40,6 +42,7 @@ class Plan:
         self.oracles = Oracles(config, self.files)
         self.measurements = Measurements(config, self.files, self.policies)
         self.targets = Targets(config, self.files, self.policies, self.measurements)
+        require_short(self)
 
     def settings(self, stage: str, **of: str) -> str:
         """The settings that a stage reads for one job, as canonical JSON: what is here decides what reruns."""

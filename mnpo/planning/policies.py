@@ -32,7 +32,7 @@ class Policies:
     def _require_opponents(self) -> None:
         for fit in self.fits.values():
             for other in {fit.start, fit.sampler, *fit.scorers} - {DATASET}:
-                if other not in self.fits and other not in self.prepared and not self.config.is_external(other):
+                if other not in self.fits and other not in self.prepared and not self.config.is_used_in_place(other):
                     raise ConfigError(
                         f"runs.{fit.run}, iteration {fit.iteration}: opposed by {other}, which no run makes"
                         f"{nearest(other, [*self.fits, *self.prepared])}"
@@ -62,7 +62,7 @@ class Policies:
         fits = [fit for fit in self.fits.values() if fit.objective.name == "eo-mnpo"]
         external = [name for fit in fits for name, _ in fit.opponents]
         others = {
-            name: name for name in [*external, *self.config.evaluation.models] if not self.config.is_external(name)
+            name: name for name in [*external, *self.config.evaluation.models] if not self.config.is_used_in_place(name)
         }
         return others | {REFERENCE: self.config.reference.model}
 

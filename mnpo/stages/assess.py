@@ -8,6 +8,7 @@ from typing import Any
 
 from mnpo.benchmarks import heldout
 from mnpo.config.blocks import validated
+from mnpo.config.sources import directories
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import JUDGED, PROMPTS, read, rows_of, write
 
@@ -28,7 +29,7 @@ def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, 
     """
     wanted = validated(heldout.Settings, settings, "settings")
     rows = read(PROMPTS, prompts)
-    inputs = [policy, reference, prompts]
+    inputs = [policy, reference, prompts, *directories(wanted.models.values())]
     items = output.with_suffix(".parquet")
     with (
         artifact(output, "assess", settings, inputs) as made,

@@ -11,7 +11,7 @@ from typing import Any
 from mnpo import oracles
 from mnpo.config.blocks import Block
 from mnpo.config.oracles import Oracle
-from mnpo.config.sources import Model
+from mnpo.config.sources import Model, directories
 from mnpo.errors import BadInput
 from mnpo.oracles import Judgement, Question
 from mnpo.storage.artifacts import artifact, manifest_path, remove
@@ -61,7 +61,7 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
     """
     rows = read(SAMPLES, samples)
     settings_text = settings.model_dump(exclude_none=True)
-    inputs = [samples] if against is None else [samples, against]
+    inputs = [*([samples] if against is None else [samples, against]), *directories(settings.models.values())]
     modules = oracles.modules(oracle.kind for oracle in settings.oracles.values())
     with resumable(output, "score", settings_text, inputs, modules=modules) as (made, session):
         groups = [group for _, group in rows.groupby("prompt_id", sort=False)]

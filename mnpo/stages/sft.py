@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnpo.config.blocks import Block
-from mnpo.config.sources import Model
+from mnpo.config.sources import Model, directories
 from mnpo.config.text import Text
 from mnpo.config.training import SFT
 from mnpo.errors import BadInput
@@ -42,9 +42,10 @@ def run(settings: Settings, demonstrations: Path, output: Path, events: Path | N
         events: the directory of what TensorBoard shows of the fine-tuning.
     """
     rows = read(DEMONSTRATIONS, demonstrations)
+    inputs = [demonstrations, *directories([settings.model])]
     with (
         process_group(),
-        resumable(output, "sft", settings.model_dump(), [demonstrations], directory=True) as (made, session),
+        resumable(output, "sft", settings.model_dump(), inputs, directory=True) as (made, session),
     ):
         if rank() == 0:
             _start(settings, rows, made.path)

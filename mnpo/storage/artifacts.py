@@ -255,13 +255,16 @@ def digest(path: str | Path) -> str:
         raise FileNotFoundError(f"{path}: no such input; make it first, or check the path")
     found = _content_digest(path)
     if manifest(path).get("digest", found) != found:
-        raise BadInput(f"{path}: damaged or edited after it was made (see its manifest); delete it to have it remade")
+        raise BadInput(
+            f"{path}: damaged or edited after it was made (see its manifest); delete it to have it remade "
+            f"(of a copy that was changed on purpose, delete {manifest_path(path)} alone)"
+        )
     return found
 
 
 def _content_digest(path: Path) -> str:
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in NOT_CONTENT)
+        files = sorted(p for p in files_below(path) if p.name not in NOT_CONTENT)
         listing = "".join(f"{_content_digest(file)}  {file.relative_to(path)}\n" for file in files)
         return hashlib.sha256(listing.encode()).hexdigest()
     now = path.stat()
@@ -273,6 +276,31 @@ def _file_digest(path: Path, *identity: int) -> str:
     """Read once a process while `identity` stays: a job asks for the same policy with every output that it makes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_below(
+    directory: Path, *, hidden: bool = True, _above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path]:
+    """The files in `directory`, at any depth. Links are followed, but for those to a directory that they lie in.
+
+    Args:
+        hidden: whether those count whose own or whose directory's name begins with a dot.
+
+    Raises:
+        OSError: a directory that cannot be read.
+    """
+    found = directory.stat()
+    here = (found.st_dev, found.st_ino)
+    if here in _above:
+        return
+    for name in sorted(os.listdir(directory)):
+        path = directory / name
+        if name.startswith(".") and not hidden:
+            continue
+        if path.is_dir():
+            yield from files_below(path, hidden=hidden, _above=_above | {here})
+        elif path.is_file():
+            yield path
 
 
 def remove(path: Path) -> None:

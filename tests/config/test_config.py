@@ -388,6 +388,43 @@ def test_an_unknown_key_in_an_iterations_overrides_is_named_with_run_and_iterati
     assert text == "runs.mine, iteration 1, training: epoch: unknown key; did you mean 'epochs'?"
 
 
+def iterated(**iteration: Any) -> dict[str, Any]:
+    run = {"objective": {"name": "dpo"}, "oracle": "overall", "iterations": [iteration]}
+    return {"runs": {"mine": run}, "tables": {"win_against": ["sft"]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (iterated(parts=[1, 2, 1]), "runs.mine.iterations.0.parts: part 1 is given twice in [1, 2, 1]"),
+        ({"exploitability": {"parts": [[1], [2, 2]]}}, "exploitability.parts.1: part 2 is given twice in [2, 2]"),
+        (
+            {"sampling": {"temperature": 0}},
+            "sampling.temperature: 0 is greedy, so a prompt's 5 responses would all be one",
+        ),
+        ({"seed": True}, "seed: true where no true or false is expected"),
+        (iterated(parts=[True]), "runs.mine.iterations.0.parts: [true] where no true or false is expected"),
+        (iterated(parts=[1], training={"epochs": True}), "epochs: true where no true or false is expected"),
+        ({"evaluation": {"confidence": True}}, "evaluation.confidence: true where no true or false is expected"),
+        ({"seeds": 100_000}, "seeds: Input should be less than or equal to 100 (got 100000)"),
+        ({"prompts": {"parts": 10**8}}, "prompts.parts: Input should be less than or equal to 1000 (got 100000000)"),
+        ({"sampling": {"shards": 10**8}}, "sampling.shards: Input should be less than or equal to 10000"),
+        ({"evaluation": {"repeats": 10**8}}, "evaluation.repeats: Input should be less than or equal to 100"),
+    ],
+)
+def test_what_could_only_be_a_mistake_is_refused(
+    planned: Callable[..., Plan], changes: dict[str, Any], said: str
+) -> None:
+    assert said in message(planned, **changes)
+
+
+def test_greedy_sampling_is_no_mistake_where_nothing_is_sampled(configured: Callable[..., Config]) -> None:
+    responses = {"prompts": {"responses": "answers"}}
+    greedy = {"sampling": {"temperature": 0}}
+    assert configured(**iterated(parts=[1], samples="dataset") | responses | greedy).sampling.temperature == 0
+    assert configured(sampling={"logprobs": True}, floating=True).floating  # where true is meant, it is taken
+
+
 # ---------------------------------------------------------------------------------------------------- schema and weight
 
 

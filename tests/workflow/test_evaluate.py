@@ -22,6 +22,7 @@ from mnpo.errors import BadInput
 from mnpo.planning import job_graph
 from mnpo.planning.evaluate import configure
 from mnpo.planning.plan import Plan
+from mnpo.storage.artifacts import digest
 from mnpo.storage.records import ITEMS, read
 from tests.helpers.checkouts import ODD
 
@@ -117,3 +118,47 @@ def test_all_fourteen_numbers_of_a_policy_from_elsewhere(
             shown = table.loc[(card.title, "length-controlled win_rate"), "elsewhere"]
             assert shown == f"{rate:.2f} ± {error:.2f}"
     assert not (results / "policies").exists() and not (results / "prompts").exists()
+
+
+@pytest.mark.slow
+def test_a_policy_that_changed_under_its_name_is_measured_again(
+    here: Path, tmp_path: Path, random_policy: Path, sft_policy: Path, root: Path
+) -> None:
+    """Other weights of the same size and an earlier time copied over: nothing is newer than the figure."""
+    changes = {"extends": str(root / "configs/demo.yaml"), "evaluation": {"settings": {"arc": {"limit": 2}}}}
+    (here / "few.yaml").write_text(yaml.safe_dump(changes))
+    policy = shutil.copytree(random_policy, tmp_path / "elsewhere")
+
+    def evaluate() -> subprocess.CompletedProcess[str]:
+        options = ["--policy", str(policy), "--config", "few.yaml", "--benchmarks", "arc", "--", "--quiet"]
+        return subprocess.run(
+            [sys.executable, "-m", "mnpo", "evaluate", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+            env=os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
+        )
+
+    def measured() -> str:
+        facts = json.loads((here / "results/elsewhere/evals/elsewhere/arc.json.manifest.json").read_text())
+        return str(facts["inputs"][str(policy)])
+
+    def replace(source: Path) -> None:
+        own = policy.stat()
+        shutil.copyfile(source, policy / "model.safetensors")
+        os.utime(policy / "model.safetensors", ns=(10**18, 10**18))
+        os.utime(policy, ns=(own.st_atime_ns, own.st_mtime_ns))
+
+    assert (result := evaluate()).returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    before = measured()
+    replace(sft_policy / "model.safetensors")
+    assert (result := evaluate()).returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert measured() == digest(policy) != before
+
+    # A manifest that was copied along says what the weights were, and is not believed.
+    shutil.copy(sft_policy / "manifest.json", policy)
+    replace(random_policy / "model.safetensors")
+    result = evaluate()
+    assert result.returncode != 0
+    assert "elsewhere: damaged or edited after it was made" in result.stdout + result.stderr

@@ -17,6 +17,22 @@ def by_evalscope(wildcards):
     return PLAN.config.evaluation.protocol_of(wildcards.benchmark) == "evalscope"
 
 
+@cache
+def state(file):
+    """The files at `file` when this process first looked: all jobs of one call decide by one moment."""
+    return external.state(file)
+
+
+def found(*inputs):
+    """Those of a job's inputs that no rule makes, as they are now. Beside settings and code, it decides what reruns."""
+    return {file: state(file) for file in sorted(set(inputs)) if PLAN.files.is_external(file)}
+
+
+def policy_files(policy):
+    """A policy's directory; nothing for a model behind an endpoint."""
+    return [PLAN.files.policy(policy)] if PLAN.policies.has_files(policy) else []
+
+
 def manifest(file):
     """Beside a file; an output as well, so that `--cache` carries both."""
     return str(manifest_path(file))

@@ -20,6 +20,7 @@ rule assess:
     params:
         settings=lambda w: PLAN.settings("assess", policy=w.policy),
         code=PLAN.code("assess", PLAN.oracles.of_evaluation),
+        external=lambda w: found(*PLAN.files.model_sources(PLAN.oracles.models(PLAN.oracles.of_evaluation))),
     shell:
         "exec python -m mnpo --log {log:q} assess --settings {params.settings:q} --policy {input.policy:q} --reference {input.reference:q}"
         " --prompts {input.prompts:q} --output {output.summary:q}"
@@ -43,8 +44,12 @@ rule harness:
         **asked("harness"),
     params:
         settings=lambda w: PLAN.settings("harness", policy=w.policy),
-        data=[f"--data={name}={directory}" for name, directory in PLAN.measurements.data(PLAN.measurements.harness).items()],
+        data=[
+            f"--data={name}={directory}"
+            for name, directory in PLAN.measurements.data(PLAN.measurements.harness).items()
+        ],
         directory=lambda w, output: os.path.dirname(output[0]),
+        external=lambda w: found(PLAN.files.policy(w.policy), *PLAN.measurements.sources(PLAN.measurements.harness)),
     shell:
         "exec python -m mnpo --log {log:q} harness --settings {params.settings:q} --policy {input.policy:q} {params.data:q}"
         " --output {params.directory:q}"
@@ -67,8 +72,12 @@ rule evalscope:
         **asked("evalscope"),
     params:
         settings=lambda w: PLAN.settings("evalscope", policy=w.policy),
-        data=[f"--data={name}={directory}" for name, directory in PLAN.measurements.data(PLAN.measurements.evalscope).items()],
+        data=[
+            f"--data={name}={directory}"
+            for name, directory in PLAN.measurements.data(PLAN.measurements.evalscope).items()
+        ],
         directory=lambda w, output: os.path.dirname(output[0]),
+        external=lambda w: found(PLAN.files.policy(w.policy), *PLAN.measurements.sources(PLAN.measurements.evalscope)),
     shell:
         "exec python -m mnpo --log {log:q} evalscope --settings {params.settings:q} --policy {input.policy:q} {params.data:q}"
         " --output {params.directory:q}"
@@ -76,7 +85,7 @@ rule evalscope:
 
 rule answer:
     input:
-        policy=lambda w: PLAN.files.policy(w.policy) if PLAN.policies.has_files(w.policy) else [],
+        policy=lambda w: policy_files(w.policy),
         data=lambda w: PLAN.measurements.sources([w.benchmark]),
     output:
         PLAN.files.answers("{policy}", "{benchmark}"),
@@ -92,7 +101,8 @@ rule answer:
     params:
         settings=lambda w: PLAN.settings("answer", policy=w.policy, benchmark=w.benchmark),
         code=PLAN.code("answer"),
-        policy=lambda w: [f"--policy={PLAN.files.policy(w.policy)}"] if PLAN.policies.has_files(w.policy) else [],
+        policy=lambda w: [f"--policy={directory}" for directory in policy_files(w.policy)],
+        external=lambda w: found(*policy_files(w.policy), *PLAN.measurements.sources([w.benchmark])),
     shell:
         "exec python -m mnpo --log {log:q} answer --settings {params.settings:q} {params.policy:q} --data {input.data:q}"
         " --output {output:q}"
@@ -124,6 +134,7 @@ rule judge:
         code=PLAN.code("judge"),
         command=lambda w: "judge-evalscope" if by_evalscope(w) else "judge",
         store=lambda w: PLAN.files.judgements(w.policy, w.benchmark, w.judge),
+        external=lambda w: found(*PLAN.measurements.sources([w.benchmark])),
     shell:
         "exec python -m mnpo --log {log:q} {params.command:q} --settings {params.settings:q} --answers {input.answers:q} --data {input.data:q}"
         " --store {params.store:q} --output {output.summary:q}"

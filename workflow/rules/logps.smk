@@ -21,6 +21,7 @@ rule logps:
         settings=lambda w: PLAN.settings("logps", text=w.text),
         code=PLAN.code("logps"),
         sampler=lambda w, input: [f"--sampler={file}" for file in input.sampler],
+        external=lambda w: found(PLAN.files.policy(w.scorer)),
     shell:
         "exec python -m mnpo --log {log:q} logps --settings {params.settings:q} --policy {input.policy:q} --pairs {input.pairs:q}"
         " --output {output.logps:q} {params.sampler:q}"

@@ -21,6 +21,7 @@ rule sft:
         settings=lambda w: PLAN.settings("sft", policy=w.policy),
         code=PLAN.code("sft"),
         events=str(Path(PLAN.files.training("sft")).parent / "tensorboard"),
+        external=lambda w: found(*PLAN.files.model_sources([PLAN.policies.prepared[w.policy]])),
     shell:
         "exec python -m mnpo --log {log:q} sft --settings {params.settings:q} --demonstrations {input.demonstrations:q} --output {output:q}"
         " --events {params.events:q}/{wildcards.policy:q}"

@@ -18,5 +18,6 @@ rule prompts:
         code=PLAN.code("prompts"),
         directory=lambda w, output: os.path.dirname(output[0]),
         data=lambda w, input: [f"--data={directory}" for directory in input.data],
+        external=lambda w: found(*PLAN.files.prompt_sources, *filter(None, [PLAN.config.prompts.path])),
     shell:
         "exec python -m mnpo --log {log:q} prompts --settings {params.settings:q} {params.data:q} --output {params.directory:q}"

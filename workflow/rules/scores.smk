@@ -23,6 +23,7 @@ rule score:
         settings=lambda w: PLAN.settings("score", oracle=w.oracle),
         code=lambda w: PLAN.code("score", [w.oracle]),
         against=lambda w, input: [f"--against={file}" for file in input.against],
+        external=lambda w: found(*PLAN.files.model_sources(PLAN.oracles.models([w.oracle]))),
     shell:
         "exec python -m mnpo --log {log:q} score --settings {params.settings:q} --samples {input.samples:q} {params.against:q}"
         " --output {output.scores:q}"

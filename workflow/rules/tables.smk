@@ -51,7 +51,10 @@ rule tabulate:
         rows=[PLAN.files.evaluation_items(policy, HELDOUT) for policy in PLAN.policies.evaluated],
     output:
         main=report(
-            PLAN.files.table("main") + ".html", caption="../report/main.rst", category="Tables", labels={"table": "main"}
+            PLAN.files.table("main") + ".html",
+            caption="../report/main.rst",
+            category="Tables",
+            labels={"table": "main"},
         ),
         families=report(
             PLAN.files.table("families") + ".html",
@@ -60,7 +63,10 @@ rule tabulate:
             labels={"table": "families"},
         ),
         wins=report(
-            PLAN.files.table("wins") + ".html", caption="../report/wins.rst", category="Tables", labels={"table": "wins"}
+            PLAN.files.table("wins") + ".html",
+            caption="../report/wins.rst",
+            category="Tables",
+            labels={"table": "wins"},
         ),
         others=[file for file in PLAN.targets.heldout if not file.endswith(".html")],
     log:
@@ -145,7 +151,10 @@ rule costs:
         job_graph.priced(PLAN),
     output:
         html=report(
-            PLAN.files.table("costs") + ".html", caption="../report/costs.rst", category="Tables", labels={"table": "costs"}
+            PLAN.files.table("costs") + ".html",
+            caption="../report/costs.rst",
+            category="Tables",
+            labels={"table": "costs"},
         ),
         csv=PLAN.files.table("costs") + ".csv",
         md=PLAN.files.table("costs") + ".md",
