@@ -11,7 +11,7 @@ from typing import Any
 from mnpo.config.configuration import Config
 from mnpo.planning.files import Files
 from mnpo.planning.measurements import Measurements
-from mnpo.planning.names import require_short
+from mnpo.planning.name_limits import require_short
 from mnpo.planning.oracles import Oracles
 from mnpo.planning.policies import Policies
 from mnpo.planning.settings import modules_of, settings_of

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from mnpo.config.blocks import ConfigError
 from mnpo.config.configuration import Config
+from mnpo.config.evaluation import Target
 from mnpo.planning import paper_tables
 from mnpo.planning.files import HELDOUT, Files
 from mnpo.planning.fits import AGAINST, replica
@@ -11,7 +14,6 @@ from mnpo.planning.measurements import Measurements
 from mnpo.planning.policies import Policies
 
 TABLES = ("main", "families", "wins")  # of held-out prompts
-TABLES_BY_NAME = ("players", "exploitability", "preferences", "benchmarks", "costs")  # each a target
 TABLE_ENDINGS = ("csv", "md", "html")
 PAPER_TABLE_ENDINGS = ("csv", "md", "tex", "html")
 PAPER_PARTS = ("significance", "gaps")  # which differences are more than noise: ours, and the published
@@ -102,6 +104,6 @@ class Targets:
             return [f"{self.files.figure(f)}.{ending}" for f in FIGURES for ending in ("svg", "png")]
         if name == "heldout":
             return self.heldout
-        if name not in TABLES_BY_NAME:
+        if name not in get_args(Target):
             raise KeyError(name)
         return [f"{self.files.table(name)}.{ending}" for ending in TABLE_ENDINGS]

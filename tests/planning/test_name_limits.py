@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mnpo.config.blocks import ConfigError
-from mnpo.planning.names import LIMIT
+from mnpo.planning.name_limits import LIMIT
 from mnpo.planning.plan import Plan
 from tests.helpers.checkouts import Checkout
 
