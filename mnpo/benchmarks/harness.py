@@ -258,6 +258,10 @@ def _load(settings: Settings, policy: Path) -> Any:
         if find_spec("vllm") is None:
             raise BadInput("evaluation.backend: vllm is not installed here; use its environment, or transformers")
         import torch
+
+        from mnpo.samplers.vllm import without_compiler
+
+        without_compiler()
         from lm_eval.models.vllm_causallms import VLLM
 
         return VLLM(

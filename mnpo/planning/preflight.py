@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -12,6 +13,8 @@ from mnpo.errors import BadInput
 from mnpo.planning.plan import Plan
 from mnpo.storage import hub
 
+DRIVER = 580  # NVIDIA's first for CUDA 13, for which the locks' torch and vLLM are built (docs/environments.md)
+
 
 def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
     """Raises BadInput, one message for everything that is missing. No secret is part of it.
@@ -21,7 +24,9 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
     """
     fetched: dict[str, Source] = {}
     judges: dict[str, Judge] = {}
+    on_gpus = False
     for rule, of in jobs:
+        on_gpus |= plan.config.resources.of(rule).gpus > 0
         if rule == "download":
             fetched |= plan.files.downloads(plan.files.cached(of["kind"], of["repository"], of["revision"]))
         elif rule == "judge":
@@ -37,6 +42,7 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
         partial(hub.require_pinned, fetched, plan.lock, allow_floating=plan.config.floating),
         partial(hub.require_token, fetched, plan.files.cache, plan.lock),
         *(partial(require_key, judge) for judge in judges.values()),
+        *([require_driver] if on_gpus else []),
     ]
     problems = []
     for requirement in requirements:
@@ -53,3 +59,19 @@ def require_key(judge: Judge) -> None:
     from mnpo.judging import client as client
 
     client.require_key(judge)
+
+
+def require_driver() -> None:
+    """Whether the driver of this machine's GPUs, where there are any, is recent enough."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return
+    for driver in answer:
+        major = driver.partition(".")[0]
+        if major.isdecimal() and int(major) < DRIVER:
+            raise BadInput(
+                f"a GPU here has driver {driver}; CUDA 13, for which the locked torch and vLLM are built, needs "
+                f"{DRIVER} or newer; update the driver, or lock a torch for an older CUDA (docs/environments.md)"
+            )
