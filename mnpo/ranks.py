@@ -5,7 +5,9 @@ A stage run by plain Python is rank 0 of 1. Nothing here imports torch before th
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,6 +47,28 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """The whole life of a process; one of several ranks ends with it, past the end of the interpreter.
+
+    FSDP and DeepSpeed hold on to a process group that is destroyed, and so to gloo's threads. One of these that lets go
+    of a tensor asks for Python's lock. If the interpreter has just begun to end, Python (before 3.14) ends the thread,
+    and C++ then aborts the process: "terminate called without an active exception", after all work is done.
+    """
+    code = 0
+    try:
+        yield
+    except SystemExit as end:
+        if ranks() == 1 or not isinstance(end.code, int | None):
+            raise
+        code = end.code or 0
+    if ranks() > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def barrier() -> None:

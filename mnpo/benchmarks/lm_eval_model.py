@@ -30,6 +30,10 @@ def load_policy(
         import torch
         from lm_eval.models.vllm_causallms import VLLM
 
+        from mnpo.samplers.vllm import without_compiler
+
+        without_compiler()
+
         return VLLM(
             pretrained=str(policy),
             dtype=dtype,

@@ -21,7 +21,7 @@ import typer
 from mnpo.cli import commands, stages
 from mnpo.errors import EXPECTED, BadInput, Interrupted
 from mnpo.progress import complain
-from mnpo.ranks import rank
+from mnpo.ranks import leaving, rank
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stages.app)
@@ -73,15 +73,16 @@ def _copy_to(log: Path) -> None:
 
 def main() -> None:
     """Run the command line; a mistake that a person can mend is one message and an exit code, not a traceback."""
-    try:
-        app()
-    except EXPECTED as error:
-        complain(f"mnpo: {error}")
-        if isinstance(error, Interrupted):
-            from mnpo.planning import cluster
+    with leaving():
+        try:
+            app()
+        except EXPECTED as error:
+            complain(f"mnpo: {error}")
+            if isinstance(error, Interrupted):
+                from mnpo.planning import cluster
 
-            cluster.requeue()
-        sys.exit(error.exit_code)
-    except FileNotFoundError as error:
-        complain(f"mnpo: {error}")
-        sys.exit(BadInput.exit_code)
+                cluster.requeue()
+            sys.exit(error.exit_code)
+        except FileNotFoundError as error:
+            complain(f"mnpo: {error}")
+            sys.exit(BadInput.exit_code)

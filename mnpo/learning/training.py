@@ -218,9 +218,13 @@ def write_metrics(history: Iterable[Mapping[str, float]], path: Path) -> None:
 
 
 def precision(optimisation: Optimisation, model: Any) -> torch.autocast:
-    """The context that forward passes of a training run in: autocast, unless it is float32."""
-    dtype = getattr(torch, optimisation.dtype)
-    return torch.autocast(next(model.parameters()).device.type, dtype=dtype, enabled=dtype != torch.float32)
+    """The context that forward passes of a training run in: autocast, unless it is float32.
+
+    Its cache would keep every weight's copy in `dtype` until the context ends, and saves nothing: a forward pass reads
+    a weight once. (DeepSpeed enters an autocast of its own within, which goes by this one's cache.)
+    """
+    dtype, device = getattr(torch, optimisation.dtype), next(model.parameters()).device.type
+    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
 
 def _require_finite(loss: Tensor, names: Sequence[str], where: str) -> None:

@@ -12,7 +12,7 @@ on others (with bfloat16 products, their rounding). Not bit for bit: products of
 
 Sharded models (DDP, FSDP, ZeRO-3) gather their weights in hooks on the wrapped module's ``forward``; wrap
 ``ResponseLogprobs(model)``, not ``model``, so that those hooks run and the head's weight is whole while it is read.
-(Tested on two ranks under all of these, tied head included: tests/test_distributed.py.)
+Every rank then makes the same collectives whatever its texts (tests/learning/test_uneven_ranks.py).
 """
 
 from __future__ import annotations
@@ -205,12 +205,17 @@ def _d_logits(
 def _project(model: Any, hidden: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
     """``token_logprobs`` through the model's own head and soft-cap."""
     head, softcap = model.get_output_embeddings(), _softcap(model.config)
+
+    def read(h: Tensor) -> Tensor:
+        return token_logprobs(h, head.weight, targets, bias=head.bias, softcap=softcap, chunk_tokens=chunk_tokens)
+
+    if _is_cut_by_zero3(head):
+        return _as_its_forward(head, read, hidden)
     if _readable(head):
-        return token_logprobs(hidden, head.weight, targets, bias=head.bias, softcap=softcap, chunk_tokens=chunk_tokens)
+        return read(hidden)
     # A head that is more than its weight (LoRA, quantised, offloaded, or sharded outside ResponseLogprobs) is called
-    # as a module, chunk by chunk, and called again in the backward pass. Where the call is a collective, every rank
-    # must make the same number of calls: another reason to wrap ResponseLogprobs instead. Here chunk_tokens bounds the
-    # memory: a few buffers of [chunk_tokens, vocab].
+    # as a module, chunk by chunk, and called again in the backward pass. Here chunk_tokens bounds the memory: a few
+    # buffers of [chunk_tokens, vocab].
     parts = [(hidden[part], targets[part]) for part in _slices(len(hidden), chunk_tokens)]
     return torch.cat([checkpoint(_through_head, head, h, y, softcap, use_reentrant=False) for h, y in parts])
 
@@ -219,10 +224,38 @@ def _readable(head: Any) -> bool:
     """Whether calling ``head`` is exactly ``linear(h, head.weight, head.bias)`` with a whole weight at hand."""
     return (
         type(head) is nn.Linear
-        and type(head.weight) in (Tensor, nn.Parameter)  # not a DTensor, not a quantised tensor
-        and head.weight.shape == (head.out_features, head.in_features)  # ZeRO-3 leaves an empty one
         and not (head._forward_hooks or head._forward_pre_hooks)
+        and type(head.weight) in (Tensor, nn.Parameter)  # not a DTensor, not a quantised tensor
+        and head.weight.shape == (head.out_features, head.in_features)
     )
+
+
+def _is_cut_by_zero3(head: nn.Module) -> bool:
+    """Whether ZeRO-3 gathers the weights of ``head`` when it is called; ValueError for a head that is no plain layer.
+
+    ``parameters`` and not ``head.weight``: outside the call DeepSpeed would gather it then and there, and keep it.
+    """
+    cut = any(hasattr(parameter, "ds_id") for parameter in head.parameters())
+    if cut and type(head) is not nn.Linear:
+        raise ValueError(
+            f"under ZeRO-3 every call of the head, a {type(head).__name__}, is one of all ranks together, and its "
+            "calls follow from a rank's texts; train it with parallel: fsdp"
+        )
+    return cut
+
+
+def _as_its_forward(head: nn.Module, do: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """``do(hidden)`` as the forward pass of ``head``, once, whatever the number of tokens.
+
+    Its hooks gather the weight before, release it after, and do so again around the backward pass. All of these are
+    collectives, so every rank has to make as many calls as the others.
+    """
+    head.forward = do
+    try:
+        values: Tensor = head(hidden)
+    finally:
+        del head.forward  # uncovers the class's own
+    return values
 
 
 def _through_head(head: nn.Module, h: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
@@ -360,7 +393,8 @@ def score_texts(
 
     A text longer than ``max_tokens`` is a batch of its own. The longest go first, so that running out of memory happens
     at the start. ``progress(done, total)`` is called with counts of texts after every batch. The model is put in
-    evaluation mode and back. ``journal`` keeps every batch that is finished, and has those of an earlier session.
+    evaluation mode and back. It must be whole: of a sharded one every pass is a collective, and how many there are
+    follows from the texts. ``journal`` keeps every batch that is finished, and has those of an earlier session.
     Errors as in ``response_logprobs``; Interrupted when a signal asked the journal's session to stop.
     """
     if not texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -13,6 +14,8 @@ from mnpo.judging.endpoints import require_key
 from mnpo.planning.plan import Plan
 from mnpo.storage import hub
 
+DRIVER = 580  # NVIDIA's first for CUDA 13, for which the locks' torch and vLLM are built (docs/environments.md)
+
 
 def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: Callable[[], None]) -> None:
     """Raises BadInput, one message for everything that is missing. No secret is part of it.
@@ -23,7 +26,9 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
     """
     fetched: dict[str, Source] = {}
     judges: dict[str, Judge] = {}
+    on_gpus = False
     for rule, of in jobs:
+        on_gpus |= plan.config.resources.of(rule).gpus > 0
         if rule == "download":
             fetched |= plan.files.downloads(plan.files.cached(of["kind"], of["repository"], of["revision"]))
         elif rule == "judge":
@@ -40,6 +45,7 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
         partial(hub.require_token, fetched, plan.files.cache, plan.lock),
         *(partial(require_key, judge) for judge in judges.values()),
         *further,
+        *([require_driver] if on_gpus else []),
     ]
     problems = []
     for requirement in requirements:
@@ -49,3 +55,19 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
             problems.append(str(error))
     if problems:
         raise BadInput("\n".join(dict.fromkeys(problems)))
+
+
+def require_driver() -> None:
+    """Whether the driver of this machine's GPUs, where there are any, is recent enough."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return
+    for driver in answer:
+        major = driver.partition(".")[0]
+        if major.isdecimal() and int(major) < DRIVER:
+            raise BadInput(
+                f"a GPU here has driver {driver}; CUDA 13, for which the locked torch and vLLM are built, needs "
+                f"{DRIVER} or newer; update the driver, or lock a torch for an older CUDA (docs/environments.md)"
+            )

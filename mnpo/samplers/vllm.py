@@ -111,12 +111,21 @@ class _Engine:
         )
 
 
+def without_compiler() -> None:
+    """Let vLLM start on nodes without nvcc: to be called before it is imported.
+
+    Warming up FlashInfer's sampler compiles it. Requests with seeds, and greedy ones, never use it.
+    """
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+
+
 @loading()
 def _start(policy: Path, sampling: Sampling, window: int) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    without_compiler()
     try:
         import torch
         from vllm import LLM

@@ -48,13 +48,15 @@ def resumable(
     SIGTERM, SIGUSR1 and SIGINT stop the body at its next `Session.safe_point`; a second SIGINT stops it at once.
     The manifest says how often work was `resumed`, by how many `ranks` if by several; its seconds are of all sessions.
 
-    On several ranks, rank 0 makes the output; the others hold the same session, and enter the body after it.
+    On several ranks, rank 0 makes the output; the others hold the same session, enter the body after it, and wait until
+    the output is whole, whatever signal comes: a launcher ends all ranks some time after the first has left.
     """
     if rank():
         barrier()
         follower = Session(output)
         with _signals(follower):
             yield Artifact(beside(output, "partial"), {}), follower
+            barrier()
         return
     with artifact(output, stage, settings, inputs, directory=directory) as made:
         code = code_digests.digest(f"mnpo.stages.{stage}", *modules)
@@ -72,6 +74,7 @@ def resumable(
             made.facts = {**made.facts, "resumed": session.resumed}
         if ranks() > 1:
             made.facts = {**made.facts, "ranks": ranks()}
+    barrier()
 
 
 class Session:

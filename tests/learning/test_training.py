@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from mnpo.config.training import Optimisation
 from mnpo.errors import DiskFull, Diverged, Interrupted
-from mnpo.learning.training import Losses, optimise, schedule, write_metrics
+from mnpo.learning.training import Losses, optimise, precision, prepared, schedule, write_metrics
+from mnpo.models.chat import Encoded
 from mnpo.storage.resume import resumable
 
 ROWS = 6
@@ -161,6 +166,44 @@ def test_a_gradient_that_is_not_finite_stops_training_before_it_reaches_the_weig
     with pytest.raises(Diverged, match="test: step 0: the gradient's norm is nan, on rows row "):
         optimise(model, Optimisation(batch_size=ROWS), losses, [1] * ROWS, 1, names=NAMES, seed=0, what="test")
     assert torch.equal(model.w.detach(), START)
+
+
+class Copies(TorchDispatchMode):
+    """The weights' copies in bfloat16, and how many of them are in memory at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self._copies = 0, list[StorageWeakRef]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and isinstance(args[0], Parameter) and out.dtype == torch.bfloat16:
+            self._copies = [c for c in self._copies if not c.expired()] + [StorageWeakRef(out.untyped_storage())]
+            self.most = max(self.most, len(self._copies))
+        return out
+
+
+def gradients(context: torch.autocast, counting: Copies) -> list[Tensor]:
+    """The losses of three texts and the gradients of a small Gemma-2 that computes its activations again."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "head_dim": 8}
+    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    config._attn_implementation = "eager"
+    module = prepared(Gemma2ForCausalLM(config).train(), Optimisation(gradient_checkpointing=True))
+    with context, counting:
+        loss = module([Encoded([2, 3, 4], [*range(5, 5 + n)]) for n in (9, 4, 7)])
+    loss.sum().backward()
+    return [loss.detach(), *(p.grad for p in module.parameters() if p.grad is not None)]
+
+
+def test_bfloat16_has_the_bits_of_a_cache_of_weights_and_not_its_memory() -> None:
+    asked = Optimisation(dtype="bfloat16")
+    ours, cached = Copies(), Copies()
+    got = gradients(precision(asked, Line()), ours)
+    expected = gradients(torch.autocast("cpu", dtype=torch.bfloat16), cached)
+    assert len(got) == len(expected) > 40
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert ours.most == 1 and cached.most == 4 * 7 + 1  # seven products in a layer, and the head
 
 
 def test_metrics_are_written_one_object_a_step(tmp_path: Path) -> None:

@@ -349,6 +349,14 @@ def test_a_wrapped_head_is_called_not_read(wrap: Any) -> None:
     assert relative(model.lm_head.weight.grad, gradient) < 1e-5
 
 
+def test_a_head_that_zero3_cut_and_that_is_more_than_its_weight_is_refused() -> None:
+    """Its calls would be as many as its chunks, each a collective."""
+    model = adapt(make("gemma2"))
+    model.lm_head.weight.ds_id = 0
+    with pytest.raises(ValueError, match=r"under ZeRO-3 .* an? Adapted, .* parallel: fsdp"):
+        response_logprobs(model, some_texts())
+
+
 def test_models_that_rescale_their_logits_are_refused() -> None:
     MODELS["cohere"] = ("Cohere", {"logit_scale": 0.5})
     with pytest.raises(ValueError, match="logit_scale"):

@@ -1,0 +1,125 @@
+"""One rank of tests/learning/test_uneven_ranks.py: by every engine, a training whose texts are not alike on the ranks.
+
+What it finds goes to `{directory}/{case}-{rank}.json`: each step's loss and gradient norm, together and alone (which
+every rank is for itself), and how far the weights are apart then, as a share of the way that they went.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from mnpo.config.training import Training
+from mnpo.learning import distributed
+from mnpo.learning.training import Trained, optimise, prepared
+from mnpo.ranks import barrier, leaving, process_group, rank
+from mnpo.storage.resume import resumable
+
+CHUNK = 4
+RESPONSES = (39, 30, 7, 6, 5, 3)
+"""Tokens. In micro-batches of 16, with the prompts: 39, 7, 5 on rank 0, and 30, 6 + 3, then nothing on rank 1."""
+CASES: dict[str, dict[str, Any]] = {
+    **{f"{way}-{head}": {"parallel": way} for way in ("ddp", "fsdp", "zero2", "zero3") for head in ("tied", "untied")},
+    "zero3-lora": {"parallel": "zero3", "lora": {"rank": 2, "alpha": 4}, "gradient_checkpointing": True},
+    "zero3-bfloat16": {"parallel": "zero3", "dtype": "bfloat16", "gradient_checkpointing": True},
+}
+settings_of = distributed._deepspeed_settings
+
+
+class Text(NamedTuple):
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+
+def as_if_large(optimisation: Any, stage: int) -> dict[str, Any]:
+    """DeepSpeed leaves weights below a size whole, as all of these are; here it cuts every one."""
+    cut = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    return {**settings_of(optimisation, stage), "zero_optimization": cut}
+
+
+def model(tied: bool) -> Gemma2ForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tied)
+    config._attn_implementation = "eager"
+    return Gemma2ForCausalLM(config).train()
+
+
+def losses(module: Any, rows: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    texts = [Text([2, 5 + r], [(7 * i + r) % 60 + 3 for i in range(RESPONSES[r])]) for r in rows]
+    return -module(texts, chunk_tokens=CHUNK, reduction="mean"), {}
+
+
+def trained(start: Gemma2ForCausalLM, optimisation: Training) -> Trained:
+    module = prepared(copy.deepcopy(start), optimisation)
+    return optimise(
+        module,
+        optimisation,
+        losses,
+        [2 + n for n in RESPONSES],
+        3,
+        names=[f"row {n}" for n in RESPONSES],
+        seed=1,
+        what="uneven",
+    )
+
+
+def alone(start: Gemma2ForCausalLM, optimisation: Training) -> Trained:
+    """The same by one process."""
+    group = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE")}
+    try:
+        return trained(start, optimisation)
+    finally:
+        os.environ.update(group)
+
+
+def compare(case: str, directory: Path) -> None:
+    schedule = {"schedule": "constant", "warmup": 0.0, "batch_size": len(RESPONSES), "micro_batch_tokens": 16}
+    optimisation = Training(learning_rate=1e-3, **schedule, **CASES[case])
+    start = model(tied=not case.endswith("untied"))
+    torch.manual_seed(1)
+    one = alone(start, optimisation)
+    torch.manual_seed(1)
+    two = trained(start, optimisation)
+    found: dict[str, Any] = {"one": one.history, "two": two.history}
+    if rank() == 0:
+        torch.manual_seed(1)
+        begun = prepared(copy.deepcopy(start), optimisation).state_dict()
+        ways = [torch.cat([w[n].flatten() for n in two.weights]) for w in (begun, one.weights, two.weights)]
+        found["apart"] = float((ways[2] - ways[1]).norm() / (ways[1] - ways[0]).norm())
+    (directory / f"{case}-{rank()}.json").write_text(json.dumps(found))
+
+
+def slow_save(directory: Path) -> None:
+    """Rank 0 is slow to make its output whole, and the other gets a signal meanwhile."""
+    output = directory / "slow"
+    process = directory / "process"
+    if rank() == 1:
+        process.write_text(str(os.getpid()))
+    barrier()
+    with resumable(output, "train", {}, [], directory=True) as (made, _):
+        if rank() == 0:
+            time.sleep(1)
+            os.kill(int(process.read_text()), signal.SIGTERM)
+            time.sleep(1)
+            (made.path / "weights").write_text("whole")
+    (directory / f"left-{rank()}.json").write_text(json.dumps((output / "manifest.json").exists()))
+
+
+with leaving(), process_group():
+    distributed._deepspeed_settings = as_if_large
+    asked = Path(sys.argv[1])
+    slow_save(asked)
+    for case in CASES:
+        compare(case, asked)
