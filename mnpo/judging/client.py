@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mnpo.config.oracles import Judge
+from mnpo.errors import BadInput
 from mnpo.judging.budget import Budget
 from mnpo.judging.endpoints import require_key
 from mnpo.judging.requests import Answer, Request, answer_key
@@ -15,6 +16,7 @@ from mnpo.judging.session import Session
 from mnpo.judging.store import Store
 
 T = TypeVar("T")
+DOZEN = 12  # replies that tell whether a judge can be read at all
 
 
 class Client:
@@ -51,17 +53,40 @@ class Client:
         """
         return self._ask(requests, 0)
 
-    def verdicts(self, requests: Sequence[Request], parse: Callable[[Answer], T | None]) -> list[T | None]:
-        """What `parse` reads in the answers; None after judge.reasks further answers in which it read nothing."""
-        found: list[T | None] = [None] * len(requests)
-        unread = list(range(len(requests)))
-        for attempt in range(self.judge.reasks + 1):
-            self.tally["reasked"] += len(unread) if attempt else 0
+    def verdicts(
+        self, requests: Sequence[Request], parse: Callable[[Answer], T | None], *, asker: str = "judge"
+    ) -> list[T | None]:
+        """What `parse` reads in the answers; None after judge.reasks further answers in which it read nothing.
+
+        Raises:
+            BadInput: `asker`'s first dozen replies are all unreadable: nothing is asked again, and nothing else asked.
+                Or as `ask` does.
+        """
+        answers = self._ask(requests[:DOZEN], 0)
+        found = [parse(answer) for answer in answers]
+        if len(found) == DOZEN and found.count(None) == DOZEN:
+            raise BadInput(
+                f"{asker}: none of {DOZEN} replies of the judge {self.judge.model} holds a verdict, the first dozen, "
+                f"such as {answers[0].text[:80]!r} (finish {answers[0].finish}); no question is asked again, and none "
+                f"of the other {len(requests) - DOZEN}. {self.mend}"
+            )
+        found += [parse(answer) for answer in self._ask(requests[DOZEN:], 0)]
+        unread = [i for i, verdict in enumerate(found) if verdict is None]
+        for attempt in range(1, self.judge.reasks + 1):
+            self.tally["reasked"] += len(unread)
             for i, answer in zip(unread, self._ask([requests[i] for i in unread], attempt), strict=True):
                 found[i] = parse(answer)
             unread = [i for i in unread if found[i] is None]
         self.tally["unparsable"] += len(unread)
         return found
+
+    @property
+    def mend(self) -> str:
+        """What a person does about replies that cannot be read."""
+        return (
+            f"Look at some in {self.store}, and mend the judge's endpoint, max_tokens or reasoning_effort; to ask the "
+            "same questions with the same settings again, move that file away"
+        )
 
     def _ask(self, requests: Sequence[Request], attempt: int) -> list[Answer]:
         keys = [answer_key(self.judge, request, attempt) for request in requests]
