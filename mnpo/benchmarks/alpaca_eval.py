@@ -93,6 +93,7 @@ def evaluate(
         "length_controlled": length_controlled,
         "protocol": protocol,
         "missing": len(asked) - len(items),
+        "refused": client.tally["refused"],
         "judgements": len(asked) - ties,
         "repeat": settings.repeat,
         "prompt_digest": judged_common.digest(template),

@@ -87,6 +87,7 @@ def evaluate(
         },
         "protocol": PROTOCOL.format(judge=judge.model),
         "missing": verdicts.count(None),
+        "refused": client.tally["refused"],
         "judgements": len(requests),
         "repeat": settings.repeat,
         "prompt_digest": judged_common.digest(system, template),

@@ -123,6 +123,7 @@ def evaluate(
         "judge": judge.model,
         "protocol": summary["protocol"].replace("{judge}", judge.model) + UNREADABLE,
         "missing": verdicts.count(None),
+        "refused": client.tally["refused"],
         "judgements": len(verdicts),
         "repeat": settings.repeat,
         "tally": client.tally,

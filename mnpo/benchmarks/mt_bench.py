@@ -76,6 +76,7 @@ def evaluate(
         "metrics": {**_means(asked, ratings), **judged_common.lengths(row for rows in given.values() for row in rows)},
         "protocol": PROTOCOL.format(judge=judge.model),
         "missing": len(tasks) - len(ratings),
+        "refused": client.tally["refused"],
         "judgements": len(tasks),
         "repeat": settings.repeat,
         "prompt_digest": judged_common.digest(*(part for name in PROMPTS.values() for part in prompts[name])),

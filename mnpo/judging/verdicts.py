@@ -39,14 +39,16 @@ def read_verdicts(
     Raises:
         BadInput: no verdict at all, or more are missing than judge.max_missing permits; or as Client.verdicts does.
     """
-    found, judge = client.verdicts(requests, parse, asker=asker), client.judge
+    refused, judge = client.tally["refused"], client.judge
+    found = client.verdicts(requests, parse, asker=asker)
+    refused = client.tally["refused"] - refused
     missing, asked = found.count(None), len(found)
     if asked and missing == asked:
         raise BadInput(f"{asker}: none of {asked} replies of the judge {judge.model} holds a verdict. {client.mend}")
     if asked and missing / asked > judge.max_missing:
         raise BadInput(
             f"{asker}: {missing} of {asked} verdicts of the judge {judge.model} are missing, more than its max_missing "
-            f"({judge.max_missing:g}) permits: a figure of the others would be one of other questions. {client.mend}; "
-            "or raise max_missing"
+            f"({judge.max_missing:g}) permits ({refused:.0f} refused by its endpoint, the others unreadable): a figure "
+            f"of what is left would be one of other questions. {client.mend}; or raise max_missing"
         )
     return found

@@ -158,6 +158,19 @@ def test_sixteen_empty_replies_cost_a_dozen_calls(tmp_path: Path, scripted: Any)
         assert server.requests == 12
 
 
+def test_one_refused_prompt_does_not_block_the_others(tmp_path: Path, scripted: Any) -> None:
+    """The first turn of the second question, of fourteen ratings."""
+    scripted(lambda prompt: "Rating: [[9]]")
+    limited = SETTINGS.model_copy(update={"limit": 7})
+    with loopback.serve(faults=["400@3"]) as server:
+        judge = Judge(model="rules", endpoint=server.url, reasks=2, concurrency=1)
+        for _ in range(2):
+            summary, items = mt_bench.evaluate(limited, own_answers(7), SHARED, judge, tmp_path / "store")
+            assert server.requests == 14
+            assert (summary["refused"], summary["missing"], summary["judgements"]) == (1, 1, 14)
+            assert summary["value"] == 9.0 and [item["weight"] for item in items] == [2.0, 1.0, *[2.0] * 5]
+
+
 def test_a_silent_judge_has_rated_nothing(tmp_path: Path, scripted: Any) -> None:
     scripted(lambda prompt: "I would rather not say.")
     with loopback.serve() as server, pytest.raises(BadInput, match="none of 4 replies of the judge rules holds a verd"):
