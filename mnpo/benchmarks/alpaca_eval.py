@@ -26,7 +26,7 @@ from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
 from mnpo.judging.requests import Answer, Request
-from mnpo.judging.verdicts import is_reasoning_model, judge_decoding, require_verdicts
+from mnpo.judging.verdicts import is_reasoning_model, judge_decoding, read_verdicts
 from mnpo.storage.artifacts import digest
 
 BENCHMARK = "alpaca-eval"
@@ -49,7 +49,7 @@ def evaluate(
     The value is the plain win rate. `length_controlled` says why that rate is missing where df_gamed.csv is.
 
     Raises:
-        BadInput: data or answers that do not fit, no verdict at all, or an endpoint that fails (see Client).
+        BadInput: data or answers that do not fit, too few verdicts (max_missing), or a failing endpoint (see Client).
     """
     asked = read_questions(BENCHMARK, data, settings.limit)
     given = {item_id: rows[0] for item_id, rows in judged_common.answered(BENCHMARK, asked, answers).items()}
@@ -60,8 +60,7 @@ def evaluate(
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
     annotations, template = _annotations(baseline, outputs, client, settings.repeat)
     preferences = [_preference(row) for row in annotations]
-    found = [p for p in preferences if p is not None]
-    require_verdicts(BENCHMARK, judge, len(found), len(asked))
+    ties = sum(given[q.item_id]["response"] == theirs["output"] for q, theirs in zip(asked, baseline, strict=True))
     rates, length_controlled = win_rates(annotations, data)
     items = [
         {
@@ -94,7 +93,8 @@ def evaluate(
         "length_controlled": length_controlled,
         "protocol": protocol,
         "missing": len(asked) - len(items),
-        "judgements": len(asked),
+        "refused": client.tally["refused"],
+        "judgements": len(asked) - ties,
         "repeat": settings.repeat,
         "prompt_digest": judged_common.digest(template),
         "tally": client.tally,
@@ -134,7 +134,7 @@ def _annotations(
 ) -> tuple[list[dict[str, Any]], str]:
     """The package's annotations in the order of `outputs`, and its prompt template.
 
-    A pair of equal outputs is a tie that the judge is not asked about.
+    A pair of equal outputs is a tie that the judge is not asked about: no verdict of its own.
     """
     with _package():
         from alpaca_eval.annotators import PairwiseAnnotator
@@ -200,7 +200,7 @@ def _completions(client: Client, repeat: int, config: Mapping[str, Any]) -> Call
             for number, prompt in enumerate(prompts)
         ]
         nothing: Any = _choice(None) if weighted else "?"
-        read = client.verdicts(requests, readable)
+        read = read_verdicts(client, BENCHMARK, requests, readable)
         return {config["completion_key"]: [nothing if completion is None else completion for completion in read]}
 
     return completions

@@ -20,7 +20,7 @@ from mnpo.config.reading import read_yaml
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
 from mnpo.judging.requests import Answer, Request
-from mnpo.judging.verdicts import judge_decoding, require_verdicts
+from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.seeds import derive
 from mnpo.storage.records import read_rows
 
@@ -42,7 +42,7 @@ def evaluate(
     """The policy's summary, and one row per question: the share of its battles won, with their number as weight.
 
     Raises:
-        BadInput: data or answers that do not fit, no verdict at all, or an endpoint that fails (see Client).
+        BadInput: data or answers that do not fit, too few verdicts (max_missing), or a failing endpoint (see Client).
     """
     asked = read_questions(BENCHMARK, data, settings.limit)
     given = {item_id: rows[0] for item_id, rows in judged_common.answered(BENCHMARK, asked, answers).items()}
@@ -60,9 +60,7 @@ def evaluate(
             messages = {"role": "system", "content": system}, {"role": "user", "content": content}
             requests.append(Request(name, messages, repeat=settings.repeat, **decoding))
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
-    verdicts = client.verdicts(requests, read_verdict)
-    read = sum(v is not None for v in verdicts)
-    require_verdicts(BENCHMARK, judge, read, len(requests))
+    verdicts = read_verdicts(client, BENCHMARK, requests, read_verdict)
 
     battles = {
         question.item_id: [*battles_of(first, as_a=False), *battles_of(second, as_a=True)]
@@ -88,7 +86,8 @@ def evaluate(
             **judged_common.lengths(given.values()),
         },
         "protocol": PROTOCOL.format(judge=judge.model),
-        "missing": len(requests) - read,
+        "missing": verdicts.count(None),
+        "refused": client.tally["refused"],
         "judgements": len(requests),
         "repeat": settings.repeat,
         "prompt_digest": judged_common.digest(system, template),

@@ -35,7 +35,7 @@ from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
 from mnpo.judging.requests import Request
-from mnpo.judging.verdicts import judge_decoding, require_verdicts
+from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.progress import say
 
 Replies = Callable[[Mapping[str, Sequence[str]]], Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -97,8 +97,8 @@ def evaluate(
     Here each answer of the judge is stored, a reply without a verdict is asked again, and then left out and counted.
 
     Raises:
-        BadInput: EvalScope is not in this environment, data or answers that do not fit, no verdict at all, or an
-            endpoint that fails (see Client).
+        BadInput: EvalScope is not in this environment, data or answers that do not fit, too few
+            verdicts (judge.max_missing), or an endpoint that fails (see Client).
     """
     chosen = BenchmarkSettings(limit=settings.limit)
     asked = read_questions(benchmark, data, settings.limit)
@@ -115,8 +115,7 @@ def evaluate(
             Request(f"{benchmark}, question {number}", _messages(question), repeat=settings.repeat, **decoding)
             for number, question in enumerate(wanted)
         ]
-        verdicts = client.verdicts(requests, VERDICT_READERS[benchmark])
-        require_verdicts(benchmark, judge, len(verdicts) - verdicts.count(None), len(verdicts))
+        verdicts = read_verdicts(client, benchmark, requests, VERDICT_READERS[benchmark])
         known = _Known(zip(wanted, (text or UNREAD for text in verdicts), strict=True))
         reviews = run_evalscope(benchmark, chosen, directory, "scored", said.__getitem__, known.__getitem__)
     summary, rows = _summary(settings.policy, benchmark, chosen, reviews, given)
@@ -124,6 +123,7 @@ def evaluate(
         "judge": judge.model,
         "protocol": summary["protocol"].replace("{judge}", judge.model) + UNREADABLE,
         "missing": verdicts.count(None),
+        "refused": client.tally["refused"],
         "judgements": len(verdicts),
         "repeat": settings.repeat,
         "tally": client.tally,

@@ -17,7 +17,7 @@ from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
 from mnpo.judging.requests import Answer, Request
-from mnpo.judging.verdicts import judge_decoding, require_verdicts
+from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.storage.records import read_rows
 
 BENCHMARK = "mt-bench"
@@ -41,7 +41,7 @@ def evaluate(
     """The policy's summary, and one row per question: the mean of its ratings, with how many there are as weight.
 
     Raises:
-        BadInput: data or answers that do not fit, no rating at all, or an endpoint that fails (see Client).
+        BadInput: data or answers that do not fit, too few ratings (max_missing), or a failing endpoint (see Client).
     """
     asked = read_questions(BENCHMARK, data, settings.limit)
     given = judged_common.answered(BENCHMARK, asked, answers)
@@ -60,10 +60,9 @@ def evaluate(
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
     ratings = {
         (q.item_id, turn): rating
-        for (q, turn), rating in zip(tasks, client.verdicts(requests, read_rating), strict=True)
+        for (q, turn), rating in zip(tasks, read_verdicts(client, BENCHMARK, requests, read_rating), strict=True)
         if rating is not None
     }
-    require_verdicts(BENCHMARK, judge, len(ratings), len(tasks))
     items = [_item(q, ratings, given[q.item_id]) for q in asked if {(q.item_id, 1), (q.item_id, 2)} & set(ratings)]
     value, error = judged_common.weighted_mean([item["value"] for item in items], [item["weight"] for item in items])
     summary = {
@@ -77,6 +76,7 @@ def evaluate(
         "metrics": {**_means(asked, ratings), **judged_common.lengths(row for rows in given.values() for row in rows)},
         "protocol": PROTOCOL.format(judge=judge.model),
         "missing": len(tasks) - len(ratings),
+        "refused": client.tally["refused"],
         "judgements": len(tasks),
         "repeat": settings.repeat,
         "prompt_digest": judged_common.digest(*(part for name in PROMPTS.values() for part in prompts[name])),

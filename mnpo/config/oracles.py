@@ -32,6 +32,10 @@ class Judge(Block):
     """Seconds that one request may take."""
     reasks: int = Field(2, ge=0)
     """Times that an unparsable verdict is asked again before it counts as missing."""
+    max_missing: float = Field(0.2, ge=0, lt=1)
+    """The largest share of missing verdicts, unparsable or refused, that a figure or a score is made of; beyond it,
+    none is. A fifth left out moves a win rate of 50 by up to 10 points either way: enough to notice that something is
+    broken, not a promise of precision."""
     price_input: float = Field(0.0, ge=0)
     """US dollars per million input tokens."""
     price_output: float = Field(0.0, ge=0)

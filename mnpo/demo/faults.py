@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 REFUSALS = {
     "400": "this model refuses what was asked of it",
+    "422": "the prompt is longer than the context",
     "401": "Incorrect API key provided: {authorization}",  # it echoes the key, as careless servers do
     "403": "no access to this model",
     "404": "there is no such model",

@@ -8,7 +8,18 @@ from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.requests import Answer
 
-TALLY = ("calls", "stored", "retried", "lost", "reasked", "unparsable", "input_tokens", "output_tokens", "cost")
+TALLY = (
+    "calls",
+    "stored",
+    "retried",
+    "lost",
+    "refused",
+    "reasked",
+    "unparsable",
+    "input_tokens",
+    "output_tokens",
+    "cost",
+)
 
 
 class BudgetSpent(BadInput):
@@ -22,6 +33,8 @@ class Budget:
         tally: what Client says of it.
         job_calls: of all answers that this job uses, paid for now or earlier.
         job_cost: the same, US$.
+        answered: the keys of those answers.
+        refused: the keys of the questions that the endpoint refuses; they cost nothing.
     """
 
     def __init__(self, judge: Judge) -> None:
@@ -34,12 +47,16 @@ class Budget:
         self.judge = judge
         self.tally: dict[str, float] = dict.fromkeys(TALLY, 0)
         self.job_calls, self.job_cost = 0, 0.0
-        self._counted: set[str] = set()  # keys of the answers in these two
+        self.answered: set[str] = set()
+        self.refused: set[str] = set()
 
     def count_found(self, key: str, answer: Answer) -> None:
         """Count an answer that was in the store."""
         self.tally["stored"] += 1
-        self._count(key, self.price(answer.input_tokens, answer.output_tokens))
+        if answer.refused:
+            self.refused.add(key)
+        else:
+            self._count(key, self.price(answer.input_tokens, answer.output_tokens))
 
     def count_paid(self, key: str, answer: Answer) -> None:
         """Count an answer that has just arrived."""
@@ -58,8 +75,8 @@ class Budget:
         self.job_cost += at_most
 
     def _count(self, key: str, cost: float) -> None:
-        if key not in self._counted:
-            self._counted.add(key)
+        if key not in self.answered:
+            self.answered.add(key)
             self.job_calls += 1
             self.job_cost += cost
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mnpo.config.oracles import Judge
+from mnpo.errors import BadInput
 from mnpo.judging.budget import Budget
 from mnpo.judging.endpoints import require_key
 from mnpo.judging.requests import Answer, Request, answer_key
@@ -15,6 +16,7 @@ from mnpo.judging.session import Session
 from mnpo.judging.store import Store
 
 T = TypeVar("T")
+DOZEN = 12  # replies that tell whether a judge can be read at all
 
 
 class Client:
@@ -24,9 +26,9 @@ class Client:
     for: a job that is restarted, by hand or by a scheduler, does not get its budget anew.
 
     `tally`: calls (sent, and not refused by an error status), stored (answers found in the store), retried, lost (calls
-    whose answer never arrived whole: they may have been billed), reasked (questions asked again for an unparsable
-    verdict), unparsable (verdicts that stayed so), input_tokens, output_tokens, cost (US$). What was found in the store
-    adds nothing to calls, tokens and cost.
+    whose answer never arrived whole: they may have been billed), refused (questions that the endpoint refuses: they are
+    left out), reasked (questions asked again for an unparsable verdict), unparsable (verdicts that stayed so),
+    input_tokens, output_tokens, cost (US$). What was found in the store adds nothing to calls, tokens and cost.
 
     A policy behind an API is asked in the same way: Judge(model=model.api, endpoint=model.endpoint, key=model.key).
     """
@@ -45,23 +47,55 @@ class Client:
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """An answer to each request, in their order; equal requests are asked once.
 
+        A question that the endpoint refuses (HTTP 400, 413, 422) has an empty answer, whose `refused` is true. It is
+        stored like any other, and not asked again.
+
         Raises:
             BudgetSpent: the next call could exceed the budget.
-            BadInput: the endpoint refuses, or gives no answer to some request after all tries.
+            BadInput: the endpoint refuses most questions, or refuses the key or the model, or gives no answer to some
+                request after all tries.
         """
         return self._ask(requests, 0)
 
-    def verdicts(self, requests: Sequence[Request], parse: Callable[[Answer], T | None]) -> list[T | None]:
-        """What `parse` reads in the answers; None after judge.reasks further answers in which it read nothing."""
-        found: list[T | None] = [None] * len(requests)
-        unread = list(range(len(requests)))
-        for attempt in range(self.judge.reasks + 1):
-            self.tally["reasked"] += len(unread) if attempt else 0
+    def verdicts(
+        self, requests: Sequence[Request], parse: Callable[[Answer], T | None], *, asker: str = "judge"
+    ) -> list[T | None]:
+        """What `parse` reads in the answers; None after judge.reasks further answers in which it read nothing.
+
+        Raises:
+            BadInput: `asker`'s first dozen replies are all unreadable: nothing is asked again, and nothing else asked.
+                Or as `ask` does.
+        """
+
+        def read(answer: Answer) -> T | None:
+            return None if answer.refused else parse(answer)
+
+        answers = self._ask(requests[:DOZEN], 0)
+        found = [read(answer) for answer in answers]
+        if len(found) == DOZEN and found.count(None) == DOZEN:
+            raise BadInput(
+                f"{asker}: none of {DOZEN} replies of the judge {self.judge.model} holds a verdict, the first dozen, "
+                f"such as {answers[0].text[:80]!r} (finish {answers[0].finish}); no question is asked again, and none "
+                f"of the other {len(requests) - DOZEN}. {self.mend}"
+            )
+        answers += self._ask(requests[DOZEN:], 0)
+        found += [read(answer) for answer in answers[DOZEN:]]
+        unread = [i for i, verdict in enumerate(found) if verdict is None and not answers[i].refused]
+        for attempt in range(1, self.judge.reasks + 1):
+            self.tally["reasked"] += len(unread)
             for i, answer in zip(unread, self._ask([requests[i] for i in unread], attempt), strict=True):
-                found[i] = parse(answer)
-            unread = [i for i in unread if found[i] is None]
+                answers[i], found[i] = answer, read(answer)
+            unread = [i for i in unread if found[i] is None and not answers[i].refused]
         self.tally["unparsable"] += len(unread)
         return found
+
+    @property
+    def mend(self) -> str:
+        """What a person does about replies that cannot be read."""
+        return (
+            f"Look at some in {self.store}, and mend the judge's endpoint, max_tokens or reasoning_effort; to ask the "
+            "same questions with the same settings again, move that file away"
+        )
 
     def _ask(self, requests: Sequence[Request], attempt: int) -> list[Answer]:
         keys = [answer_key(self.judge, request, attempt) for request in requests]
@@ -73,4 +107,6 @@ class Client:
             missing = {key: request for key, request in wanted.items() if key not in answers}
             if missing:
                 answers |= asyncio.run(Session(self.budget, store, missing, attempt, self.progress_name).run())
-        return [answers[key] for key in keys]
+        found = [answers[key] for key in keys]
+        self.tally["refused"] += sum(answer.refused for answer in found)
+        return found

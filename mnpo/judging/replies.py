@@ -15,15 +15,22 @@ from mnpo.judging.endpoints import scrubbed
 from mnpo.judging.requests import Answer, Request
 
 RETRIED = (408, 409, 425, 429)  # and 5xx
+QUESTION = (400, 413, 422)  # of one question: a content filter, or a context that is too long; of most: the settings
 LONGEST_RETRY_AFTER = 900.0  # seconds; who asks for a longer wait is left in peace until the next run
+SETTINGS_REFUSED = (
+    "check the judge's settings: reasoning models refuse temperature and log-probabilities, others refuse "
+    "reasoning_effort; max_tokens may be more than the model has"
+)
 
 
 class Trouble(Exception):
     """A call without an answer: why, whether it may have been billed, and how long the endpoint wants to be let be."""
 
-    def __init__(self, reason: str, *, billed: bool = False, wait: float | None = None, remedy: str = "") -> None:
+    def __init__(
+        self, reason: str, *, billed: bool = False, wait: float | None = None, remedy: str = "", status: int = 0
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.billed, self.wait = reason, billed, wait
+        self.reason, self.billed, self.wait, self.status = reason, billed, wait, status
         self.remedy = remedy  # for a person; when there is one, further tries are useless
 
 
@@ -70,13 +77,12 @@ def refusal(judge: Judge, key: str, status: int, headers: Mapping[str, str], tex
             return Trouble(f"{reason} (to be left alone for {wait:.0f} s)", remedy="run it again after that")
         return Trouble(reason, wait=wait)
     remedies = {
-        400: "check the judge's settings: reasoning models refuse temperature and log-probabilities, others refuse "
-        "reasoning_effort; a prompt may also be too long",
+        **dict.fromkeys(QUESTION, SETTINGS_REFUSED),
         401: f"check the key in the environment variable {judge.key}",
         403: f"check that the account of the key in {judge.key} may use this model",
         404: "check the judge's endpoint and model",
     }
-    return Trouble(reason, remedy=remedies.get(status, "check the judge's endpoint, model and settings"))
+    return Trouble(reason, remedy=remedies.get(status, "check the judge's endpoint, model and settings"), status=status)
 
 
 def _error_message(text: str) -> str:

@@ -13,6 +13,8 @@ from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.seeds import derive
 
+REFUSED = "refused"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -41,13 +43,20 @@ class Answer:
 
     text: str
     finish: str
-    """stop, length, content_filter, ..."""
+    """stop, length, content_filter, ...; `refused` where the endpoint refuses this question (REFUSED)."""
     logprobs: tuple[tuple[str, float], ...] | None
     """(token, log-probability in nats) of the FIRST token's alternatives, as the endpoint orders them; None where it
     gave none, asked or not."""
     input_tokens: int
     output_tokens: int
     """Reasoning included."""
+    reason: str = ""
+    """Why it was refused."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether there is no reply, and asking again is useless."""
+        return self.finish == REFUSED
 
 
 def wire_body(judge: Judge, request: Request, attempt: int) -> dict[str, Any]:

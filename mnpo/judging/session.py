@@ -10,14 +10,15 @@ from contextlib import suppress
 from mnpo.errors import BadInput
 from mnpo.judging.budget import Budget, BudgetSpent
 from mnpo.judging.endpoints import is_loopback, read_key, scrubbed
-from mnpo.judging.replies import Trouble, read_answer, refusal
-from mnpo.judging.requests import Answer, Request, wire_body
+from mnpo.judging.replies import QUESTION, SETTINGS_REFUSED, Trouble, read_answer, refusal
+from mnpo.judging.requests import REFUSED, Answer, Request, wire_body
 from mnpo.judging.store import Store
 from mnpo.progress import counter, say
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries, before jitter; doubled from try to try
 ANSWER_TOKENS = 4096  # what an answer without max_tokens is expected to cost at most, until a longer one is seen
 GIVE_UP = 3  # requests in a row that get no answer after all tries: then it is the endpoint
+MOST = 12  # refused questions that are most of those asked: then it is the settings
 
 
 class Session:
@@ -32,6 +33,8 @@ class Session:
         self.where = f"{self.judge.endpoint}, model {self.judge.model}"
         self.queue = iter(missing.items())
         self.answers: dict[str, Answer] = {}
+        self.refused: dict[str, Answer] = {}
+        self.first_refused = ""
         self.unanswered: list[str] = []
         self.unanswered_in_a_row = 0
         self.stopped: BadInput | None = None
@@ -57,6 +60,11 @@ class Session:
             self.create = connected.chat.completions.with_raw_response.create
             workers = min(self.judge.concurrency, len(self.missing))
             await asyncio.gather(*(self._work() for _ in range(workers)))
+        if self.refused and self._surplus_of_refusals() > 0:
+            self.stopped = self.stopped or self._most_refused()
+        else:
+            for key, answer in self.refused.items():
+                self.store.add(key, self.missing[key], self.judge, answer)
         if self.stopped is not None:
             raise self.stopped
         if self.unanswered:
@@ -98,6 +106,8 @@ class Session:
             if trouble.billed:
                 self.budget.count_lost(self.reserved[key])
             await self._settle(key)
+            if trouble.status in QUESTION:
+                return await self._refuse(key, request, trouble)
             if trouble.remedy:
                 await self._stop(BadInput(f"{self.where}: {request.name}: {trouble.reason}; {trouble.remedy}"))
                 return None
@@ -109,6 +119,29 @@ class Session:
         if self.unanswered_in_a_row == GIVE_UP:
             await self._stop(self._no_answers())
         return None
+
+    async def _refuse(self, key: str, request: Request, trouble: Trouble) -> Answer:
+        """An answer in the place of the one that the endpoint refuses; all stops when it refuses most.
+
+        It is stored when the session ends: where most are refused, it is the settings, and to be asked again.
+        """
+        self.first_refused = self.first_refused or f"{request.name}: {trouble.reason}"
+        self.refused[key] = Answer("", REFUSED, None, 0, 0, trouble.reason)
+        self.budget.refused.add(key)
+        if len(self.refused) >= MOST and self._surplus_of_refusals() > len(self.reserved):
+            await self._stop(self._most_refused())
+        return self.refused[key]
+
+    def _surplus_of_refusals(self) -> int:
+        """How many more of the job's questions are refused than answered."""
+        return len(self.budget.refused) - len(self.budget.answered)
+
+    def _most_refused(self) -> BadInput:
+        refused = len(self.budget.refused)
+        return BadInput(
+            f"{self.where}: {self.first_refused}; {refused} of {refused + len(self.budget.answered)} questions are "
+            f"refused, so it is not the question: {SETTINGS_REFUSED}"
+        )
 
     def _no_answers(self) -> BadInput:
         return BadInput(

@@ -1,11 +1,16 @@
-"""What whoever asks for verdicts does: set the judge's decoding, and stop when no reply can be read."""
+"""What whoever asks for verdicts does: set the judge's decoding, and stop when too few replies can be read."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
+from mnpo.judging.client import Client
+from mnpo.judging.requests import Answer, Request
+
+T = TypeVar("T")
 
 
 def is_reasoning_model(judge: Judge) -> bool:
@@ -26,10 +31,24 @@ def judge_decoding(judge: Judge, temperature: float, max_tokens: int) -> dict[st
     }
 
 
-def require_verdicts(benchmark: str, judge: Judge, verdicts: int, asked: int) -> None:
-    """Stop when no verdict at all could be read. Raises BadInput."""
-    if asked and not verdicts:
+def read_verdicts(
+    client: Client, asker: str, requests: Sequence[Request], parse: Callable[[Answer], T | None]
+) -> list[T | None]:
+    """What the judge answers, as `parse` reads it; None where that is nothing. The one way to a figure's verdicts.
+
+    Raises:
+        BadInput: no verdict at all, or more are missing than judge.max_missing permits; or as Client.verdicts does.
+    """
+    refused, judge = client.tally["refused"], client.judge
+    found = client.verdicts(requests, parse, asker=asker)
+    refused = client.tally["refused"] - refused
+    missing, asked = found.count(None), len(found)
+    if asked and missing == asked:
+        raise BadInput(f"{asker}: none of {asked} replies of the judge {judge.model} holds a verdict. {client.mend}")
+    if asked and missing / asked > judge.max_missing:
         raise BadInput(
-            f"{benchmark}: none of {asked} replies of the judge {judge.model} holds a verdict; look at some in the "
-            "store of its answers, and mend its endpoint, max_tokens or reasoning_effort"
+            f"{asker}: {missing} of {asked} verdicts of the judge {judge.model} are missing, more than its max_missing "
+            f"({judge.max_missing:g}) permits ({refused:.0f} refused by its endpoint, the others unreadable): a figure "
+            f"of what is left would be one of other questions. {client.mend}; or raise max_missing"
         )
+    return found

@@ -14,7 +14,7 @@ from mnpo.config.sources import Model
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
 from mnpo.judging.requests import Answer, Request
-from mnpo.judging.verdicts import judge_decoding, require_verdicts
+from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.oracles import Kept, Oracle
 from mnpo.oracles.pairs import Game, Pairwise
 from mnpo.storage.resume import Journal
@@ -51,14 +51,12 @@ class LanguageJudge(Pairwise):
         """1, 1/2 or 0 by the verdict; None where none could be read after the judge's reasks.
 
         Raises:
-            BadInput: no verdict at all, a spent budget, an endpoint that fails.
+            BadInput: too few verdicts (judge.max_missing), a spent budget, an endpoint that fails.
             Interrupted: a signal asked the journal's session to stop.
         """
         with nullcontext() if self.journal is None else self.journal.elsewhere():
-            found = self.client.verdicts([self._request(game) for game in games], verdict)
-        judge = self.client.judge
-        require_verdicts(f"oracle {judge.model}", judge, sum(v is not None for v in found), len(games))
-        return found
+            requests = [self._request(game) for game in games]
+            return read_verdicts(self.client, f"oracle {self.client.judge.model}", requests, verdict)
 
     def facts(self) -> dict[str, Any]:
         """Calls, tokens and cost, and how the games went."""

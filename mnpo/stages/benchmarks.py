@@ -15,6 +15,7 @@ import pandas as pd
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import Block, Ordered
 from mnpo.tables.files import NOT_RUN, PROTOCOL, write
+from mnpo.tables.notes import missing_note
 
 ENVIRONMENT = "eval"
 
@@ -64,7 +65,7 @@ def _notes(settings: Settings, name: str, results: Mapping[tuple[str, str], dict
     protocols = _protocols(settings, of)
     for policy, label in settings.labels.items():
         if (result := of[policy]) and result["missing"]:
-            yield f"{title}, {label}: {result['missing']} verdicts, ratings or checks missing, not counted."
+            yield f"{title}, {label}: {missing_note(result['missing'], result.get('refused', 0))}"
     for protocol, labels in protocols.items():
         where = f", {', '.join(labels)}" if len(protocols) > 1 else ""
         yield f"{title}{where}: {protocol}."

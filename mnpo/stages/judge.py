@@ -55,7 +55,7 @@ def run(settings: Settings, answers: Path, data: Path, store: Path, output: Path
         summary, verdicts = evaluate(settings.judged, rows, data, judge, store)
         write(ITEMS, verdicts, made_items.path)
         made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        made.facts = made_items.facts = {k: summary[k] for k in ("items", "missing", "tally")}
+        made.facts = made_items.facts = {k: summary[k] for k in ("items", "missing", "refused", "tally")}
 
 
 @contextmanager

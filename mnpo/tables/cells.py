@@ -29,6 +29,8 @@ class Cell:
     items: int | None = None
     missing: int | None = None
     """Items without a verdict, rating or check, over all seeds and repeats."""
+    refused: float = 0
+    """Of these, the judge's questions that its endpoint refused."""
     seeds: int = 0
     seeds_spread: float | None = None
     repeats: int = 0
@@ -109,6 +111,7 @@ class View:
         cell.stderr = None if None in errors else _mean([e for e in errors if e is not None])
         cell.items = max(r.summary["items"] for r in results)
         cell.missing = sum(r.summary["missing"] for r in results)
+        cell.refused = sum(r.summary.get("refused", 0) for r in results)
         cell.seeds, cell.seeds_spread = len(means), statistics.spread(means)
         cell.repeats = max(len(judgings) for judgings in measured)
         cell.repeats_spread = _mean(spreads) if spreads else None

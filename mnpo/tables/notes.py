@@ -34,6 +34,12 @@ def footnotes(view: View, gaps: pd.DataFrame) -> list[str]:
     return notes
 
 
+def missing_note(missing: int, refused: float) -> str:
+    """What is left out of a figure, and how much of it a judge's endpoint refused to answer."""
+    by_endpoint = f" ({refused:.0f} of them refused by the judge's endpoint)" if refused else ""
+    return f"{missing} verdicts, ratings or checks missing{by_endpoint}, not counted."
+
+
 def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
     """Protocols of a column, its missing items, and evaluations without its metric."""
     protocols: dict[str, list[str]] = {}
@@ -46,7 +52,7 @@ def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
             if result.metric(column) is None:
                 yield f"{column.heading}, {row.key}: {result.path.name} does not report {column.metric}."
         if cell.missing:
-            yield f"{column.heading}, {row.key}: {cell.missing} verdicts, ratings or checks missing, not counted."
+            yield f"{column.heading}, {row.key}: {missing_note(cell.missing, cell.refused)}"
         wanted = len(view.policies.get(row.key, []))
         if 0 < cell.seeds < wanted:
             yield f"{column.heading}, {row.key}: {cell.seeds} of {wanted} seeds have run."

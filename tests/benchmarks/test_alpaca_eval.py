@@ -190,7 +190,8 @@ def test_a_written_verdict_is_the_name_alone(tmp_path: Path, scripted: Any, text
         return verdicts.Reply(text if second else "m")
 
     scripted(script)
-    summary, items, requests = first_items({"reasoning_effort": "low", "reasks": 1}, tmp_path, 12)
+    judge = {"reasoning_effort": "low", "reasks": 1, "max_missing": 0.9}
+    summary, items, requests = first_items(judge, tmp_path, 12)
     shown_second = set(seconds)
     assert 0 < len(shown_second) < 12
     assert {i["item_id"]: i["value"] for i in items if i["item_id"] in shown_second} == (
@@ -201,7 +202,8 @@ def test_a_written_verdict_is_the_name_alone(tmp_path: Path, scripted: Any, text
 
 
 def test_missing_verdicts_are_left_out_and_counted(tmp_path: Path) -> None:
-    summary, items, requests = first_items({"reasks": 0}, tmp_path, 20, faults=["unparsable@3-7"])
+    silent = {"reasks": 0, "max_missing": 0.3}
+    summary, items, requests = first_items(silent, tmp_path, 20, faults=["unparsable@3-7"])
     assert (requests, summary["missing"], summary["items"], len(items)) == (20, 5, 15, 15)
     assert summary["value"] == pytest.approx(100 * fmean(item["value"] for item in items), rel=1e-12)
     mended, _, requests = first_items({"reasks": 1}, tmp_path / "again", 20, faults=["unparsable@3-7"])
@@ -227,7 +229,26 @@ def test_equal_outputs_are_a_tie_that_nobody_is_asked_about(tmp_path: Path) -> N
         summary, items = alpaca_eval.evaluate(limited, rows, SHARED, judge, tmp_path / "store")
         assert server.requests == 1
     assert [item["value"] for item in items[:3]] == [0.5, 0.5, 0.5] and items[3]["value"] != 0.5
-    assert summary["metrics"]["n_draws"] == 3
+    assert summary["metrics"]["n_draws"] == 3 and (summary["judgements"], summary["missing"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [("unparsable%1", "none of 3 replies"), ("unparsable%2", "1 of 3 verdicts of the judge rules are missing")],
+)
+def test_ties_that_nobody_was_asked_about_are_no_verdicts(tmp_path: Path, faults: str, message: str) -> None:
+    """Three pairs of equal outputs, and three that are not: a judge that says nothing has not said 50.00."""
+    theirs = baseline()[:6]
+    rows = [
+        {"item_id": str(n), "turn": 1, "prompt": row["instruction"], "response": row["output"], "tokens": 1}
+        for n, row in enumerate(theirs)
+    ]
+    for row in rows[3:]:
+        row["response"] = f"Nothing, {row['item_id']} times."
+    with loopback.serve(faults=[faults]) as server, pytest.raises(BadInput, match=f"alpaca-eval: {message}"):
+        judge = Judge(model="rules", endpoint=server.url, reasks=0, concurrency=1)
+        limited = SETTINGS.model_copy(update={"limit": 6})
+        alpaca_eval.evaluate(limited, rows, SHARED, judge, tmp_path / "store")
 
 
 # ---------------------------------------------------------------------------------------------------- length-controlled

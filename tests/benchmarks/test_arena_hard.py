@@ -82,7 +82,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], 
 def play(directory: Path, count: int, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     data, rows = tiny(directory, count)
     with loopback.serve() as server:
-        judge = Judge(model="rules", endpoint=server.url, reasks=0)
+        judge = Judge(model="rules", endpoint=server.url, reasks=0, max_missing=0.3)
         settings = SETTINGS.model_copy(update=changes)
         return arena_hard.evaluate(settings, rows, data, judge, directory / "store")
 

@@ -125,7 +125,7 @@ def test_missing_ratings_are_left_out_and_counted_never_guessed(tmp_path: Path, 
 
     scripted(script)
     with loopback.serve() as server:
-        judge = Judge(model="rules", endpoint=server.url, reasks=1)
+        judge = Judge(model="rules", endpoint=server.url, reasks=1, max_missing=0.5)
         summary, items = mt_bench.evaluate(
             SETTINGS.model_copy(update={"limit": 3}), own_answers(3), SHARED, judge, tmp_path / "store"
         )
@@ -134,6 +134,41 @@ def test_missing_ratings_are_left_out_and_counted_never_guessed(tmp_path: Path, 
     assert (summary["missing"], summary["judgements"], summary["items"]) == (3, 6, 2)
     assert [(i["item_id"], i["value"], i["weight"]) for i in items] == [("81", 9.0, 1.0), ("83", 6.5, 2.0)]
     assert summary["tally"]["unparsable"] == 3 and summary["tally"]["reasked"] == 3
+
+
+def test_more_missing_ratings_than_max_missing_give_no_figure(tmp_path: Path, scripted: Any) -> None:
+    """Three of six: the figure of the other three, 22 / 3, would be one of other questions."""
+    scripted(lambda prompt: "No." if "Answer 81.2" in prompt or "Answer 82" in prompt else "Rating: [[9]]")
+    limited = SETTINGS.model_copy(update={"limit": 3})
+    with (
+        loopback.serve() as server,
+        pytest.raises(BadInput, match=r"mt-bench: 3 of 6 verdicts .* are missing, more than its max_missing \(0.4\)"),
+    ):
+        judge = Judge(model="rules", endpoint=server.url, reasks=0, max_missing=0.4)
+        mt_bench.evaluate(limited, own_answers(3), SHARED, judge, tmp_path / "store")
+
+
+def test_sixteen_empty_replies_cost_a_dozen_calls(tmp_path: Path, scripted: Any) -> None:
+    scripted(lambda prompt: "")
+    limited = SETTINGS.model_copy(update={"limit": 8})
+    with loopback.serve() as server:
+        judge = Judge(model="rules", endpoint=server.url, reasks=2)
+        with pytest.raises(BadInput, match="mt-bench: none of 12 replies .* holds a verdict, .* no question is asked "):
+            mt_bench.evaluate(limited, own_answers(8), SHARED, judge, tmp_path / "store")
+        assert server.requests == 12
+
+
+def test_one_refused_prompt_does_not_block_the_others(tmp_path: Path, scripted: Any) -> None:
+    """The first turn of the second question, of fourteen ratings."""
+    scripted(lambda prompt: "Rating: [[9]]")
+    limited = SETTINGS.model_copy(update={"limit": 7})
+    with loopback.serve(faults=["400@3"]) as server:
+        judge = Judge(model="rules", endpoint=server.url, reasks=2, concurrency=1)
+        for _ in range(2):
+            summary, items = mt_bench.evaluate(limited, own_answers(7), SHARED, judge, tmp_path / "store")
+            assert server.requests == 14
+            assert (summary["refused"], summary["missing"], summary["judgements"]) == (1, 1, 14)
+            assert summary["value"] == 9.0 and [item["weight"] for item in items] == [2.0, 1.0, *[2.0] * 5]
 
 
 def test_a_silent_judge_has_rated_nothing(tmp_path: Path, scripted: Any) -> None:

@@ -55,7 +55,6 @@ def test_an_endpoint_that_wants_to_be_left_alone_for_hours_is(client: Callable[.
 @pytest.mark.parametrize(
     ("fault", "remedy"),
     [
-        ("400", "check the judge's settings"),
         ("401", "check the key in the environment variable JUDGE_KEY"),
         ("403", "the account of the key in JUDGE_KEY may use this model"),
         ("404", "check the judge's endpoint and model"),
@@ -69,6 +68,45 @@ def test_what_no_further_try_can_mend_stops_at_once(client: Callable[..., Client
         assert server.requests == 3
     assert f"{server.url}, model demo: {WORDS[2]}: HTTP 4" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["400", "422"])
+def test_a_refused_question_is_stored_left_out_and_not_asked_again(
+    client: Callable[..., Client], store: Path, fault: str
+) -> None:
+    """The third of fourteen; then the same from the store."""
+    words = WORDS[:14]
+    with serve(faults=[f"{fault}@3"]) as server:
+        asking = client(server, concurrency=1, max_calls=13)
+        answers = asking.ask(asked(*words))
+        assert server.requests == 14 and stored(store) == sorted(words)
+        again = client(server, max_calls=13)
+        assert again.ask(asked(*words)) == answers
+        assert server.requests == 14
+    assert texts(answers) == [*expected(*words[:2]), "", *expected(*words[3:])]
+    assert answers[2].refused and answers[2].reason.startswith(f"HTTP {fault}: ")
+    assert (asking.tally["refused"], asking.tally["calls"], asking.tally["input_tokens"]) == (1, 13, 13 * 4)
+    assert (again.tally["refused"], again.tally["stored"], again.tally["calls"]) == (1, 14, 0)
+
+
+def test_a_refused_question_has_no_verdict_and_is_not_reasked(client: Callable[..., Client]) -> None:
+    with serve(faults=["400@3", "unparsable@4"]) as server:
+        asking = client(server, concurrency=1, reasks=2)
+        found = asking.verdicts(asked(*WORDS[:14]), lambda answer: answer.text if " " in answer.text else None)
+        assert server.requests == 14  # "I would rather not say." is read here
+    assert found[2] is None and found.count(None) == 1
+    assert (asking.tally["refused"], asking.tally["reasked"], asking.tally["unparsable"]) == (1, 0, 0)
+
+
+def test_where_most_questions_are_refused_it_is_the_settings(client: Callable[..., Client], store: Path) -> None:
+    with serve(faults=["400@2-99"]) as server:
+        with pytest.raises(BadInput, match=r"HTTP 400: .*; 12 of 13 questions are refused, .* settings") as caught:
+            client(server, concurrency=1).ask(asked(*WORDS))
+        assert server.requests == 13
+    assert f"{server.url}, model demo: {WORDS[1]}: " in str(caught.value) and "\n" not in str(caught.value)
+    assert stored(store) == [WORDS[0]]
+    with serve(faults=["400@1"]) as server, pytest.raises(BadInput, match="1 of 1 questions are refused"):
+        client(server).ask(asked("cat"))
 
 
 def test_answers_under_way_are_stored_when_all_stops(client: Callable[..., Client], store: Path) -> None:

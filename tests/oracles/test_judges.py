@@ -55,12 +55,29 @@ def test_a_judges_verdicts_become_preferences(tmp_path: Path) -> None:
 def test_an_unreadable_verdict_is_asked_again_and_then_left_out(tmp_path: Path) -> None:
     """One game of p2 stays without a verdict at the second asking; its other order decides."""
     with serve(faults=["unparsable@1", "unparsable@3"]) as server:
-        judge = {"llm": Oracle(kind="judge", judge=Judge(model="demo", endpoint=server.url, reasks=1, concurrency=1))}
+        judge = {
+            "llm": Oracle(
+                kind="judge", judge=Judge(model="demo", endpoint=server.url, reasks=1, concurrency=1, max_missing=0.5)
+            )
+        }
         oracle = load("llm", judge, {}, Kept(tmp_path / "store.sqlite"))
         (judgement,) = oracle.judge(QUESTIONS[1:])
     assert judgement.preferences == [[0.5, 1.0], [0.0, 0.5]]
     facts = oracle.facts()
     assert facts["games_without_a_verdict"] == 1 and facts["tally"]["unparsable"] == 1
+
+
+def test_more_missing_verdicts_than_max_missing_stop_the_stage(tmp_path: Path) -> None:
+    """One game of two, which the default of a fifth does not permit."""
+    with (
+        serve(faults=["unparsable@1"]) as server,
+        pytest.raises(
+            BadInput, match=r"oracle demo: 1 of 2 verdicts .* are missing, more than its max_missing \(0.2\)"
+        ),
+    ):
+        judge = Judge(model="demo", endpoint=server.url, reasks=0, concurrency=1)
+        oracle = load("llm", {"llm": Oracle(kind="judge", judge=judge)}, {}, Kept(tmp_path / "store.sqlite"))
+        oracle.judge(QUESTIONS[1:])
 
 
 def test_a_judge_that_never_says_a_verdict_stops_the_stage(tmp_path: Path) -> None:
