@@ -18,6 +18,7 @@ from mnpo.benchmarks.questions import data_file, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.config.reading import read_yaml
 from mnpo.errors import BadInput
+from mnpo.judging import prompts
 from mnpo.judging.client import Client
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, require_verdicts
@@ -56,9 +57,8 @@ def evaluate(
         pair = baseline[question.item_id], given[question.item_id]["response"]
         for game, (a, b) in enumerate((pair, pair[::-1]), 1):
             name = f"{BENCHMARK} {question.item_id}, game {game}"
-            content = judged_common.filled(template, name, _fields(question.turns[0], a, b))
-            messages = {"role": "system", "content": system}, {"role": "user", "content": content}
-            requests.append(Request(name, messages, repeat=settings.repeat, **decoding))
+            user = prompts.filled(template, name, _fields(question.turns[0], a, b))
+            requests.append(Request(name, prompts.chat(system, user), repeat=settings.repeat, **decoding))
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
     verdicts = client.verdicts(requests, read_verdict)
     read = sum(v is not None for v in verdicts)

@@ -34,6 +34,7 @@ from mnpo.config.evaluation import Benchmark, BenchmarkSettings
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
+from mnpo.judging.prompts import chat
 from mnpo.judging.requests import Request
 from mnpo.judging.verdicts import judge_decoding, require_verdicts
 from mnpo.progress import say
@@ -112,7 +113,7 @@ def evaluate(
         wanted.sort()  # EvalScope's order is that of its threads
         decoding = judge_decoding(judge, temperature=0.0, max_tokens=1024)  # EvalScope's own
         requests = [
-            Request(f"{benchmark}, question {number}", _messages(question), repeat=settings.repeat, **decoding)
+            Request(f"{benchmark}, question {number}", chat(*question), repeat=settings.repeat, **decoding)
             for number, question in enumerate(wanted)
         ]
         verdicts = client.verdicts(requests, VERDICT_READERS[benchmark])
@@ -149,12 +150,6 @@ def _noting(asked: list[Any], reply: str) -> Callable[[Any], str]:
 
     seen: set[Any] = set()
     return answer
-
-
-def _messages(prompt: JudgePrompt) -> tuple[dict[str, str], ...]:
-    system, user = prompt
-    first = ({"role": "system", "content": system},) if system else ()
-    return (*first, {"role": "user", "content": user})
 
 
 def _summary(

@@ -56,16 +56,6 @@ def answered(
     return matched
 
 
-def filled(template: str, where: str, fields: Mapping[str, str]) -> str:
-    """The judge's prompt. Raises BadInput for a template with other placeholders."""
-    try:
-        return template.format(**fields)
-    except (KeyError, IndexError, ValueError) as error:
-        raise BadInput(
-            f"{where}: the judge's prompt template cannot be filled in ({error}); what is known is {', '.join(fields)}"
-        ) from None
-
-
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
     """Mean of `values`, and its standard error over items; 0 for a single item.
 

@@ -16,6 +16,7 @@ from mnpo.benchmarks.questions import Question, data_file, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
+from mnpo.judging.prompts import Turn, chat, filled
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, require_verdicts
 from mnpo.storage.records import read_rows
@@ -99,7 +100,7 @@ def _messages(
     responses: Sequence[str],
     prompts: Mapping[str, tuple[str, str]],
     references: Mapping[str, Sequence[str]],
-) -> tuple[dict[str, str], ...]:
+) -> tuple[Turn, ...]:
     needed = question.category in WITH_REFERENCE
     if needed and question.item_id not in references:
         raise BadInput(
@@ -112,8 +113,7 @@ def _messages(
         fields |= {f"question_{n}": question.turns[n - 1], f"answer_{n}": responses[n - 1]}
         if needed:
             fields[f"ref_answer_{n}"] = references[question.item_id][n - 1]
-    content = judged_common.filled(template, f"{BENCHMARK} {question.item_id}, turn {turn}", fields)
-    return {"role": "system", "content": system}, {"role": "user", "content": content}
+    return chat(system, filled(template, f"{BENCHMARK} {question.item_id}, turn {turn}", fields))
 
 
 def _prompts(data: Path) -> dict[str, tuple[str, str]]:

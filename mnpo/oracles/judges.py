@@ -13,6 +13,7 @@ from mnpo.config.oracles import Oracle as OracleSettings
 from mnpo.config.sources import Model
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
+from mnpo.judging.prompts import chat, filled
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, require_verdicts
 from mnpo.oracles import Kept, Oracle
@@ -66,10 +67,9 @@ class LanguageJudge(Pairwise):
 
     def _request(self, game: Game) -> Request:
         a, b = game.shown
-        shown = SHOWN.format(prompt=game.question.prompt, a=a, b=b)
-        messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": shown})
         name = f"{game.question.name}, {game.first} against {game.second}"
-        return Request(name, messages, **judge_decoding(self.client.judge, 0.0, MOST_TOKENS))
+        shown = filled(SHOWN, name, {"prompt": game.question.prompt, "a": a, "b": b})
+        return Request(name, chat(SYSTEM, shown), **judge_decoding(self.client.judge, 0.0, MOST_TOKENS))
 
 
 def verdict(answer: Answer) -> float | None:
