@@ -6,7 +6,6 @@ Questions, baseline answers and the judge's prompts are data: github lmarena/are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mnpo.config.reading import read_yaml
 from mnpo.errors import BadInput
 from mnpo.judging import prompts
 from mnpo.judging.client import Client
+from mnpo.judging.labels import find, labels
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, require_verdicts
 from mnpo.seeds import derive
@@ -28,11 +28,13 @@ from mnpo.storage.records import read_rows
 BENCHMARK = "arena-hard"
 BASELINE = "gpt-4-0314"
 WINS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}  # of the answer shown as A
+LABEL = r"([AB<>=]+)"
 DECISIVE = 3  # battles that a `>>` counts
 RESAMPLES = 100
 PROTOCOL = (
     f"Win rate against {BASELINE}, judged by {{judge}} in two games a question with positions swapped; a decisive "
-    f"verdict counts {DECISIVE} battles, a tie half a win, an unreadable one drops its game; no style control; the "
+    f"verdict counts {DECISIVE} battles, a tie half a win, an unreadable one, or one that a reply cut "
+    f"at its length only mentions, drops its game; no style control; the "
     f"interval is the 2.5 and 97.5 percentiles of {RESAMPLES} bootstraps over battles."
 )
 
@@ -98,10 +100,14 @@ def evaluate(
 
 
 def read_verdict(answer: Answer) -> str | None:
-    """The verdict that a reply gives in double brackets; None without one, or when it gives different ones."""
-    found = set(re.findall(r"\[\[([AB<>=]+)\]\]", answer.text))
+    """The verdict that a reply gives in double brackets; None without one, or when it gives different ones.
+
+    So does the benchmark's own reader. A reply that was cut has to state its verdict too (see labels.stated): what it
+    has only mentioned by then need not be how it would have ended.
+    """
+    found = set(find(answer.text, LABEL))
     verdict = found.pop() if len(found) == 1 else None
-    return verdict if verdict in WINS else None
+    return verdict if verdict in WINS and verdict in labels(answer, LABEL, "verdict") else None
 
 
 def battles_of(verdict: str | None, *, as_a: bool) -> list[float]:

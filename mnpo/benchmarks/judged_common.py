@@ -11,6 +11,7 @@ from pydantic import Field
 
 from mnpo.benchmarks.questions import Question
 from mnpo.config.blocks import Block
+from mnpo.config.evaluation import RatingReading
 from mnpo.errors import BadInput
 
 
@@ -24,6 +25,8 @@ class Settings(Block):
     """The first so many questions only."""
     repeat: int = Field(1, ge=1)
     """Which of several judgements of the same answers."""
+    ratings: RatingReading = "stated"
+    """How MT-Bench's are read."""
     seed: int = 0
 
 

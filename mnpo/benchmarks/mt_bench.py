@@ -13,9 +13,11 @@ from typing import Any
 
 from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.questions import Question, data_file, read_questions
+from mnpo.config.evaluation import RatingReading
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
+from mnpo.judging.labels import is_cut, labels, stated
 from mnpo.judging.prompts import Turn, chat, filled
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, require_verdicts
@@ -30,16 +32,25 @@ PROMPTS = {  # (with a reference, turn) -> name in judge_prompts.jsonl
     (True, 1): "single-math-v1",
     (True, 2): "single-math-v1-multi-turn",
 }
+NUMBER = r"(\d+(?:\.\d+)?)"
 PROTOCOL = (
     "Mean of all ratings of both turns, each answer rated alone from 1 to 10 by {judge}, with reference answers for "
-    "math, reasoning and coding; a reply without a rating in [1, 10] is asked again, then left out and counted."
+    "math, reasoning and coding; {reading}; a reply without a rating in [1, 10] is asked again, then left out and "
+    "counted."
 )
+READINGS: dict[RatingReading, str] = {
+    "stated": "a reply's last rating in double brackets counts, else one in single brackets that it states as its "
+    "rating; a reply that was cut has to state one in double brackets",
+    "fastchat": "as FastChat reads, a reply's first number in double brackets counts, else its first in single ones",
+}
 
 
 def evaluate(
     settings: judged_common.Settings, answers: Iterable[Mapping[str, Any]], data: Path, judge: Judge, store: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The policy's summary, and one row per question: the mean of its ratings, with how many there are as weight.
+
+    `read_otherwise`: replies of the judge in which the reading that was not chosen finds another rating, or none.
 
     Raises:
         BadInput: data or answers that do not fit, no rating at all, or an endpoint that fails (see Client).
@@ -59,9 +70,10 @@ def evaluate(
         for q, turn in tasks
     ]
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
+    reading = Reading(settings.ratings)
     ratings = {
         (q.item_id, turn): rating
-        for (q, turn), rating in zip(tasks, client.verdicts(requests, read_rating), strict=True)
+        for (q, turn), rating in zip(tasks, client.verdicts(requests, reading), strict=True)
         if rating is not None
     }
     require_verdicts(BENCHMARK, judge, len(ratings), len(tasks))
@@ -76,7 +88,8 @@ def evaluate(
         "metric": "rating",
         "items": len(items),
         "metrics": {**_means(asked, ratings), **judged_common.lengths(row for rows in given.values() for row in rows)},
-        "protocol": PROTOCOL.format(judge=judge.model),
+        "protocol": PROTOCOL.format(judge=judge.model, reading=READINGS[settings.ratings]),
+        "read_otherwise": reading.otherwise,
         "missing": len(tasks) - len(ratings),
         "judgements": len(tasks),
         "repeat": settings.repeat,
@@ -87,11 +100,39 @@ def evaluate(
 
 
 def read_rating(answer: Answer) -> float | None:
-    """The first [[n]] of a reply, else its first [n]; None without one, or when it is outside of 1 to 10."""
-    number = r"(\d+(?:\.\d+)?)"
-    found = re.search(rf"\[\[{number}\]\]", answer.text) or re.search(rf"\[{number}\]", answer.text)
-    rating = float(found.group(1)) if found else None
+    """The last [[n]] of a reply, else the last [n] that it states as its rating (see labels.stated).
+
+    A reply that was cut has to state a [[n]] too. None without a rating, or when it is outside of 1 to 10.
+    """
+    found = labels(answer, NUMBER, "rating")
+    if not found and not is_cut(answer):
+        found = stated(answer.text, rf"\[{NUMBER}\]", "rating")
+    return _in_range(found[-1] if found else None)
+
+
+def read_as_fastchat(answer: Answer) -> float | None:
+    """FastChat's reading: the first [[n]] of a reply, else its first [n], be it in code; None outside of 1 to 10."""
+    found = re.search(rf"\[\[{NUMBER}\]\]", answer.text) or re.search(rf"\[{NUMBER}\]", answer.text)
+    return _in_range(found.group(1) if found else None)
+
+
+def _in_range(number: str | None) -> float | None:
+    rating = None if number is None else float(number)
     return rating if rating is not None and 1 <= rating <= 10 else None
+
+
+class Reading:
+    """Reads a reply as the setting says, and counts the replies that the other reading takes otherwise."""
+
+    def __init__(self, ratings: RatingReading) -> None:
+        self.by_fastchat = ratings == "fastchat"
+        self.otherwise = 0
+
+    def __call__(self, answer: Answer) -> float | None:
+        """The rating; None without one."""
+        stated, fastchat = read_rating(answer), read_as_fastchat(answer)
+        self.otherwise += stated != fastchat
+        return fastchat if self.by_fastchat else stated
 
 
 def _messages(

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import Block, Ordered
-from mnpo.tables.files import NOT_RUN, PROTOCOL, write
+from mnpo.tables.files import NOT_RUN, PROTOCOL, READ_OTHERWISE, write
 
 ENVIRONMENT = "eval"
 
@@ -65,6 +65,8 @@ def _notes(settings: Settings, name: str, results: Mapping[tuple[str, str], dict
     for policy, label in settings.labels.items():
         if (result := of[policy]) and result["missing"]:
             yield f"{title}, {label}: {result['missing']} verdicts, ratings or checks missing, not counted."
+        if (result := of[policy]) and (otherwise := result.get("read_otherwise")):
+            yield f"{title}, {label}: {otherwise} {READ_OTHERWISE}."
     for protocol, labels in protocols.items():
         where = f", {', '.join(labels)}" if len(protocols) > 1 else ""
         yield f"{title}{where}: {protocol}."
