@@ -41,7 +41,10 @@ from mnpo.progress import say
 
 Replies = Callable[[Mapping[str, Sequence[str]]], Mapping[str, Sequence[Mapping[str, Any]]]]
 """Prompts by benchmark -> the policy's replies, each with `response` and `tokens`."""
-UNREADABLE = "; a reply without a verdict is asked again, then left out"
+UNREADABLE = (
+    "; EvalScope takes the first letter or label of any reply, but here one that is not as asked is asked again, then "
+    "left out"
+)
 
 
 class Settings(Block):
@@ -94,8 +97,9 @@ def evaluate(
 ) -> tuple[Row, list[Row]]:
     """The policy's summary on a benchmark that asks a judge, and its per-item rows.
 
-    EvalScope makes nothing of a call that failed, and reads a lost game or a wrong answer in a reply without a verdict.
-    Here each answer of the judge is stored, a reply without a verdict is asked again, and then left out and counted.
+    EvalScope makes nothing of a call that failed, and reads a lost game or a wrong answer in a reply without a verdict,
+    or whatever letter of it looks like one. Here each answer of the judge is stored, a reply without a verdict as asked
+    for is asked again, and then left out and counted.
 
     Raises:
         BadInput: EvalScope is not in this environment, data or answers that do not fit, no verdict at all, or an
