@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from mnpo.benchmarks.questions import QUESTION_FILES, data_file, read_json, read
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
+from mnpo.judging.prompts import Turn, filled_turns
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import is_reasoning_model, judge_decoding, read_verdicts
 from mnpo.storage.artifacts import digest
@@ -144,6 +146,7 @@ def _annotations(
         annotator = PairwiseAnnotator(
             annotators_config=directory, caching_path=None, fn_completions=_completions(client, repeat, config)
         )
+        _build_turns_first(annotator, template)
         annotations = annotator.annotate_head2head(outputs_1=baseline, outputs_2=outputs, chunksize=None)
     if [row["instruction"] for row in annotations] != [row["instruction"] for row in outputs]:
         raise BadInput(f"{BENCHMARK}: an instruction stands twice; the package cannot tell such questions apart")
@@ -172,9 +175,25 @@ def _annotator(judge: Judge) -> tuple[dict[str, Any], str]:
     return config, path.read_text(encoding="utf-8")
 
 
+def _build_turns_first(annotator: Any, template: str) -> None:
+    """Have the package ask with turns. Its own prompts are texts, filled in place by place, each place also in what
+    was filled in before; whoever splits such a text into turns splits the answers too."""
+    from alpaca_eval import utils
+
+    turns = utils.prompt_to_chatml(template.strip())
+    fields = re.findall(r"\{([^ \s{}]+)\}", template)
+
+    def make_prompts(pairs: Any) -> tuple[list[Any], Any]:
+        shown = [{field: str(pair[field]) for field in fields} for pair in pairs.to_dict(orient="records")]
+        return [filled_turns(turns, pair) for pair in shown], pairs.copy()
+
+    for single in annotator.annotators.values():
+        single._make_prompts = make_prompts
+
+
 def _completions(client: Client, repeat: int, config: Mapping[str, Any]) -> Callable[..., dict[str, list[Any]]]:
     """What the package calls for completions: our client, which asks again where the package would read nothing."""
-    from alpaca_eval import completion_parsers, utils
+    from alpaca_eval import completion_parsers
 
     parser = getattr(completion_parsers, config["fn_completion_parser"])
     weighted = config["completion_key"] == "completions_all"
@@ -188,16 +207,16 @@ def _completions(client: Client, repeat: int, config: Mapping[str, Any]) -> Call
             return None
         return completion if len(verdicts) == 1 and 1 <= verdicts[0] <= 2 else None
 
-    def completions(prompts: Sequence[str]) -> dict[str, list[Any]]:
+    def completions(prompts: Sequence[tuple[Turn, ...]]) -> dict[str, list[Any]]:
         requests = [
             Request(
                 f"{BENCHMARK}, pair {number}",
-                tuple(utils.prompt_to_chatml(prompt.strip())),
+                turns,
                 logprobs=ALTERNATIVES if weighted else 0,
                 repeat=repeat,
                 **decoding,
             )
-            for number, prompt in enumerate(prompts)
+            for number, turns in enumerate(prompts)
         ]
         nothing: Any = _choice(None) if weighted else "?"
         read = read_verdicts(client, BENCHMARK, requests, readable)

@@ -6,7 +6,6 @@ Questions, baseline answers and the judge's prompts are data: github lmarena/are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from mnpo.benchmarks.questions import data_file, read_questions
 from mnpo.config.oracles import Judge
 from mnpo.config.reading import read_yaml
 from mnpo.errors import BadInput
+from mnpo.judging import prompts
 from mnpo.judging.client import Client
+from mnpo.judging.labels import find, labels
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.seeds import derive
@@ -27,11 +28,13 @@ from mnpo.storage.records import read_rows
 BENCHMARK = "arena-hard"
 BASELINE = "gpt-4-0314"
 WINS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}  # of the answer shown as A
+LABEL = r"([AB<>=]+)"
 DECISIVE = 3  # battles that a `>>` counts
 RESAMPLES = 100
 PROTOCOL = (
     f"Win rate against {BASELINE}, judged by {{judge}} in two games a question with positions swapped; a decisive "
-    f"verdict counts {DECISIVE} battles, a tie half a win, an unreadable one drops its game; no style control; the "
+    f"verdict counts {DECISIVE} battles, a tie half a win, an unreadable one, or one that a reply cut "
+    f"at its length only mentions, drops its game; no style control; the "
     f"interval is the 2.5 and 97.5 percentiles of {RESAMPLES} bootstraps over battles."
 )
 
@@ -56,9 +59,8 @@ def evaluate(
         pair = baseline[question.item_id], given[question.item_id]["response"]
         for game, (a, b) in enumerate((pair, pair[::-1]), 1):
             name = f"{BENCHMARK} {question.item_id}, game {game}"
-            content = judged_common.filled(template, name, _fields(question.turns[0], a, b))
-            messages = {"role": "system", "content": system}, {"role": "user", "content": content}
-            requests.append(Request(name, messages, repeat=settings.repeat, **decoding))
+            user = prompts.filled(template, name, _fields(question.turns[0], a, b))
+            requests.append(Request(name, prompts.chat(system, user), repeat=settings.repeat, **decoding))
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
     verdicts = read_verdicts(client, BENCHMARK, requests, read_verdict)
 
@@ -97,10 +99,14 @@ def evaluate(
 
 
 def read_verdict(answer: Answer) -> str | None:
-    """The verdict that a reply gives in double brackets; None without one, or when it gives different ones."""
-    found = set(re.findall(r"\[\[([AB<>=]+)\]\]", answer.text))
+    """The verdict that a reply gives in double brackets; None without one, or when it gives different ones.
+
+    So does the benchmark's own reader. A reply that was cut has to state its verdict too (see labels.stated): what it
+    has only mentioned by then need not be how it would have ended.
+    """
+    found = set(find(answer.text, LABEL))
     verdict = found.pop() if len(found) == 1 else None
-    return verdict if verdict in WINS else None
+    return verdict if verdict in WINS and verdict in labels(answer, LABEL, "verdict") else None
 
 
 def battles_of(verdict: str | None, *, as_a: bool) -> list[float]:

@@ -34,13 +34,17 @@ from mnpo.config.evaluation import Benchmark, BenchmarkSettings
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
+from mnpo.judging.prompts import chat
 from mnpo.judging.requests import Request
 from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.progress import say
 
 Replies = Callable[[Mapping[str, Sequence[str]]], Mapping[str, Sequence[Mapping[str, Any]]]]
 """Prompts by benchmark -> the policy's replies, each with `response` and `tokens`."""
-UNREADABLE = "; a reply without a verdict is asked again, then left out"
+UNREADABLE = (
+    "; EvalScope takes the first letter or label of any reply, but here one that is not as asked is asked again, then "
+    "left out"
+)
 
 
 class Settings(Block):
@@ -93,8 +97,9 @@ def evaluate(
 ) -> tuple[Row, list[Row]]:
     """The policy's summary on a benchmark that asks a judge, and its per-item rows.
 
-    EvalScope makes nothing of a call that failed, and reads a lost game or a wrong answer in a reply without a verdict.
-    Here each answer of the judge is stored, a reply without a verdict is asked again, and then left out and counted.
+    EvalScope makes nothing of a call that failed, and reads a lost game or a wrong answer in a reply without a verdict,
+    or whatever letter of it looks like one. Here each answer of the judge is stored, a reply without a verdict as asked
+    for is asked again, and then left out and counted.
 
     Raises:
         BadInput: EvalScope is not in this environment, data or answers that do not fit, too few
@@ -112,7 +117,7 @@ def evaluate(
         wanted.sort()  # EvalScope's order is that of its threads
         decoding = judge_decoding(judge, temperature=0.0, max_tokens=1024)  # EvalScope's own
         requests = [
-            Request(f"{benchmark}, question {number}", _messages(question), repeat=settings.repeat, **decoding)
+            Request(f"{benchmark}, question {number}", chat(*question), repeat=settings.repeat, **decoding)
             for number, question in enumerate(wanted)
         ]
         verdicts = read_verdicts(client, benchmark, requests, VERDICT_READERS[benchmark])
@@ -149,12 +154,6 @@ def _noting(asked: list[Any], reply: str) -> Callable[[Any], str]:
 
     seen: set[Any] = set()
     return answer
-
-
-def _messages(prompt: JudgePrompt) -> tuple[dict[str, str], ...]:
-    system, user = prompt
-    first = ({"role": "system", "content": system},) if system else ()
-    return (*first, {"role": "user", "content": user})
 
 
 def _summary(

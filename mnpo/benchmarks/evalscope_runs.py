@@ -12,6 +12,7 @@ from mnpo.benchmarks import sandbox
 from mnpo.benchmarks.evalscope_tasks import TASKS, JudgePrompt, Row
 from mnpo.config.evaluation import BenchmarkSettings
 from mnpo.errors import BadInput
+from mnpo.judging.prompts import replaced
 from mnpo.storage.records import read_rows
 
 
@@ -83,6 +84,11 @@ def _judge(reply: Callable[[JudgePrompt], str] | None) -> Any:
         def judge(self, prompt: str = "", system_prompt: str | None = None, messages: Any = None) -> str:
             assert reply is not None and messages is None
             return reply((system_prompt, prompt))
+
+        def build_prompt(self, pred: str, gold: str, question: str | None = None) -> str:
+            """As its own, which looks for `{gold}` in the answer too."""
+            asked = "Not provided" if question is None else question
+            return replaced(self.prompt_template, {"question": asked, "pred": pred, "gold": gold})
 
     return Judged
 

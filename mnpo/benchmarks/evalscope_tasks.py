@@ -47,16 +47,16 @@ def _problem(row: Row) -> Row:
 TASKS: dict[str, Task] = {
     "alpaca-eval": Task(
         "alpaca_eval",
-        "share of outputs that {judge} prefers to the baseline's, which is always shown first: the first m or M of the "
-        "reply decides, and there is no length control",
+        "share of outputs that {judge} prefers to the baseline's, which is always shown first: the reply is m or M "
+        "alone, and there is no length control",
         "alpaca_eval_gpt4_baseline",
         split="eval",
         metric="win_rate",
     ),
     "arena-hard": Task(
         "arena_hard",
-        "win rate against gpt-4-0314, judged by {judge} in two games a question with positions swapped; the first "
-        "verdict of a reply counts, a decisive one three battles, and there is no style control",
+        "win rate against gpt-4-0314, judged by {judge} in two games a question with positions swapped; a reply has "
+        "one verdict, a decisive one counts three battles, and there is no style control",
         split="test",
         metric="win_rate",
     ),
@@ -70,7 +70,8 @@ TASKS: dict[str, Task] = {
     "gsm8k": Task("gsm8k", "the last number of the reply, examples in one turn", "main", shots=4),
     "minerva": Task(
         "minerva_math",
-        "{judge} says of each reply whether it is right, by the reference solution; the 272 problems of OpenCourseWare",
+        "{judge} says of each reply whether it is right, by the reference solution, in A or B alone; the 272 problems "
+        "of OpenCourseWare",
         convert=_problem,
         split="train",
     ),
@@ -87,21 +88,25 @@ TASKS: dict[str, Task] = {
 }
 
 
-def _found(pattern: str) -> Callable[[Answer], str | None]:
-    return lambda answer: answer.text if re.search(pattern, answer.text) else None
+def _alone(verdict: str) -> Callable[[Answer], str | None]:
+    """Reads a reply that is a verdict and no more, be there blanks or marks around it."""
+    return lambda answer: answer.text if re.fullmatch(rf"\W*(?:{verdict})\W*", answer.text) else None
 
 
 def _verdict(answer: Answer) -> str | None:
-    found = re.findall(r"\[\[([AB<>=]+)\]\]", answer.text)
-    return answer.text if found and found[0] in arena_hard.WINS else None
+    return answer.text if arena_hard.read_verdict(answer) else None
 
 
 VERDICT_READERS: dict[str, Callable[[Answer], str | None]] = {
-    "alpaca-eval": _found("m|M"),
+    "alpaca-eval": _alone("m|M"),
     "arena-hard": _verdict,
-    "minerva": _found("A|B"),
+    "minerva": _alone(r"A(?:\W+CORRECT)?|B(?:\W+INCORRECT)?"),
 }
-"""Those that ask a judge -> its reply, where EvalScope reads a verdict in it."""
+"""Those that ask a judge -> its reply, where it is what EvalScope's prompt asks for.
+
+EvalScope itself searches any reply for the first letter or label: the A of "Answer: B", the m of "I'm sorry". In a
+reply that is as asked, that is the verdict.
+"""
 UNREAD = "..."  # stands for a reply without a verdict, in which no adapter reads one
 NEUTRAL = "m [[A=B]]"  # a reply that every adapter can read, for whoever only listens to what it asks
 

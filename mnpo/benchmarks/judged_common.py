@@ -11,6 +11,7 @@ from pydantic import Field
 
 from mnpo.benchmarks.questions import Question
 from mnpo.config.blocks import Block
+from mnpo.config.evaluation import RatingReading
 from mnpo.errors import BadInput
 
 
@@ -24,6 +25,8 @@ class Settings(Block):
     """The first so many questions only."""
     repeat: int = Field(1, ge=1)
     """Which of several judgements of the same answers."""
+    ratings: RatingReading = "stated"
+    """How MT-Bench's are read."""
     seed: int = 0
 
 
@@ -54,16 +57,6 @@ def answered(
             "judge with the data and the limit that they were made with"
         )
     return matched
-
-
-def filled(template: str, where: str, fields: Mapping[str, str]) -> str:
-    """The judge's prompt. Raises BadInput for a template with other placeholders."""
-    try:
-        return template.format(**fields)
-    except (KeyError, IndexError, ValueError) as error:
-        raise BadInput(
-            f"{where}: the judge's prompt template cannot be filled in ({error}); what is known is {', '.join(fields)}"
-        ) from None
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:

@@ -13,9 +13,12 @@ from typing import Any
 
 from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.questions import Question, data_file, read_questions
+from mnpo.config.evaluation import RatingReading
 from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
+from mnpo.judging.labels import is_cut, labels, stated
+from mnpo.judging.prompts import Turn, chat, filled
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.storage.records import read_rows
@@ -29,16 +32,25 @@ PROMPTS = {  # (with a reference, turn) -> name in judge_prompts.jsonl
     (True, 1): "single-math-v1",
     (True, 2): "single-math-v1-multi-turn",
 }
+NUMBER = r"(\d+(?:\.\d+)?)"
 PROTOCOL = (
     "Mean of all ratings of both turns, each answer rated alone from 1 to 10 by {judge}, with reference answers for "
-    "math, reasoning and coding; a reply without a rating in [1, 10] is asked again, then left out and counted."
+    "math, reasoning and coding; {reading}; a reply without a rating in [1, 10] is asked again, then left out and "
+    "counted."
 )
+READINGS: dict[RatingReading, str] = {
+    "stated": "a reply's last rating in double brackets counts, else one in single brackets that it states as its "
+    "rating; a reply that was cut has to state one in double brackets",
+    "fastchat": "as FastChat reads, a reply's first number in double brackets counts, else its first in single ones",
+}
 
 
 def evaluate(
     settings: judged_common.Settings, answers: Iterable[Mapping[str, Any]], data: Path, judge: Judge, store: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The policy's summary, and one row per question: the mean of its ratings, with how many there are as weight.
+
+    `read_otherwise`: replies of the judge in which the reading that was not chosen finds another rating, or none.
 
     Raises:
         BadInput: data or answers that do not fit, too few ratings (max_missing), or a failing endpoint (see Client).
@@ -58,9 +70,10 @@ def evaluate(
         for q, turn in tasks
     ]
     client = Client(judge, store, progress_name=f"judge {BENCHMARK}, {settings.policy}")
+    reading = Reading(settings.ratings)
     ratings = {
         (q.item_id, turn): rating
-        for (q, turn), rating in zip(tasks, read_verdicts(client, BENCHMARK, requests, read_rating), strict=True)
+        for (q, turn), rating in zip(tasks, read_verdicts(client, BENCHMARK, requests, reading), strict=True)
         if rating is not None
     }
     items = [_item(q, ratings, given[q.item_id]) for q in asked if {(q.item_id, 1), (q.item_id, 2)} & set(ratings)]
@@ -74,7 +87,8 @@ def evaluate(
         "metric": "rating",
         "items": len(items),
         "metrics": {**_means(asked, ratings), **judged_common.lengths(row for rows in given.values() for row in rows)},
-        "protocol": PROTOCOL.format(judge=judge.model),
+        "protocol": PROTOCOL.format(judge=judge.model, reading=READINGS[settings.ratings]),
+        "read_otherwise": reading.otherwise,
         "missing": len(tasks) - len(ratings),
         "refused": client.tally["refused"],
         "judgements": len(tasks),
@@ -86,11 +100,39 @@ def evaluate(
 
 
 def read_rating(answer: Answer) -> float | None:
-    """The first [[n]] of a reply, else its first [n]; None without one, or when it is outside of 1 to 10."""
-    number = r"(\d+(?:\.\d+)?)"
-    found = re.search(rf"\[\[{number}\]\]", answer.text) or re.search(rf"\[{number}\]", answer.text)
-    rating = float(found.group(1)) if found else None
+    """The last [[n]] of a reply, else the last [n] that it states as its rating (see labels.stated).
+
+    A reply that was cut has to state a [[n]] too. None without a rating, or when it is outside of 1 to 10.
+    """
+    found = labels(answer, NUMBER, "rating")
+    if not found and not is_cut(answer):
+        found = stated(answer.text, rf"\[{NUMBER}\]", "rating")
+    return _in_range(found[-1] if found else None)
+
+
+def read_as_fastchat(answer: Answer) -> float | None:
+    """FastChat's reading: the first [[n]] of a reply, else its first [n], be it in code; None outside of 1 to 10."""
+    found = re.search(rf"\[\[{NUMBER}\]\]", answer.text) or re.search(rf"\[{NUMBER}\]", answer.text)
+    return _in_range(found.group(1) if found else None)
+
+
+def _in_range(number: str | None) -> float | None:
+    rating = None if number is None else float(number)
     return rating if rating is not None and 1 <= rating <= 10 else None
+
+
+class Reading:
+    """Reads a reply as the setting says, and counts the replies that the other reading takes otherwise."""
+
+    def __init__(self, ratings: RatingReading) -> None:
+        self.by_fastchat = ratings == "fastchat"
+        self.otherwise = 0
+
+    def __call__(self, answer: Answer) -> float | None:
+        """The rating; None without one."""
+        stated, fastchat = read_rating(answer), read_as_fastchat(answer)
+        self.otherwise += stated != fastchat
+        return fastchat if self.by_fastchat else stated
 
 
 def _messages(
@@ -99,7 +141,7 @@ def _messages(
     responses: Sequence[str],
     prompts: Mapping[str, tuple[str, str]],
     references: Mapping[str, Sequence[str]],
-) -> tuple[dict[str, str], ...]:
+) -> tuple[Turn, ...]:
     needed = question.category in WITH_REFERENCE
     if needed and question.item_id not in references:
         raise BadInput(
@@ -112,8 +154,7 @@ def _messages(
         fields |= {f"question_{n}": question.turns[n - 1], f"answer_{n}": responses[n - 1]}
         if needed:
             fields[f"ref_answer_{n}"] = references[question.item_id][n - 1]
-    content = judged_common.filled(template, f"{BENCHMARK} {question.item_id}, turn {turn}", fields)
-    return {"role": "system", "content": system}, {"role": "user", "content": content}
+    return chat(system, filled(template, f"{BENCHMARK} {question.item_id}, turn {turn}", fields))
 
 
 def _prompts(data: Path) -> dict[str, tuple[str, str]]:

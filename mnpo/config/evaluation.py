@@ -15,6 +15,8 @@ Benchmark = Literal[
 ]  # fmt: skip
 EvaluationProtocol = Literal["harness", "evalscope"]
 """Whose prompts and scores: those of a benchmark's own package, or of EvalScope, the paper's harness."""
+RatingReading = Literal["stated", "fastchat"]
+"""Which number in a judge's reply is its rating."""
 JUDGED: dict[EvaluationProtocol, tuple[Benchmark, ...]] = {
     "harness": ("alpaca-eval", "arena-hard", "mt-bench"),
     "evalscope": ("alpaca-eval", "arena-hard", "minerva"),
@@ -40,6 +42,9 @@ class Evaluation(Block):
     protocol: EvaluationProtocol | dict[Benchmark, EvaluationProtocol] = "harness"
     """`harness`: a benchmark's own package (lm-eval, alpaca_eval, ...). `evalscope`: the paper's harness, for all but
     MT-Bench, which it does not have. Or one for each benchmark, `harness` where none is given."""
+    ratings: RatingReading = "stated"
+    """How MT-Bench's ratings are read. `stated`: the last in double brackets, never a number that a reply only mentions
+    before it is cut. `fastchat`: as FastChat reads, the first, be it quoted or an index in code."""
     judges: list[Name] = []
     """Who judges AlpacaEval 2, Arena-Hard, MT-Bench and EvalScope's Minerva-Math, entries of the block `judges`. Tables
     2 to 6 show the first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +12,8 @@ from mnpo.config.oracles import Oracle as OracleSettings
 from mnpo.config.sources import Model
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
+from mnpo.judging.labels import labels
+from mnpo.judging.prompts import chat, filled
 from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.oracles import Kept, Oracle
@@ -29,7 +30,7 @@ SHOWN = (
     "<|User Prompt|>\n{prompt}\n\n<|The Start of Assistant A's Answer|>\n{a}\n<|The End of Assistant A's Answer|>\n\n"
     "<|The Start of Assistant B's Answer|>\n{b}\n<|The End of Assistant B's Answer|>"
 )
-VERDICT = re.compile(r"\[\[([AB])(>{1,2}|=)([AB])\]\]")
+LABEL = r"(A>{1,2}B|B>{1,2}A|A=B|B=A)"
 MOST_TOKENS = 1024  # of a verdict and its reasons
 
 
@@ -64,18 +65,17 @@ class LanguageJudge(Pairwise):
 
     def _request(self, game: Game) -> Request:
         a, b = game.shown
-        shown = SHOWN.format(prompt=game.question.prompt, a=a, b=b)
-        messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": shown})
         name = f"{game.question.name}, {game.first} against {game.second}"
-        return Request(name, messages, **judge_decoding(self.client.judge, 0.0, MOST_TOKENS))
+        shown = filled(SHOWN, name, {"prompt": game.question.prompt, "a": a, "b": b})
+        return Request(name, chat(SYSTEM, shown), **judge_decoding(self.client.judge, 0.0, MOST_TOKENS))
 
 
 def verdict(answer: Answer) -> float | None:
-    """P(A is better) of a judge's last verdict; None where there is none."""
-    for better, sign, worse in reversed(VERDICT.findall(answer.text)):
-        if better != worse:
-            return 0.5 if sign == "=" else float(better == "A")
-    return None
+    """P(A is better) of a judge's last verdict; None where there is none, or a reply that was cut states none."""
+    found = labels(answer, LABEL, "verdict")
+    if not found:
+        return None
+    return 0.5 if "=" in found[-1] else float(found[-1].startswith("A"))
 
 
 def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mapping[str, Model], kept: Kept) -> Oracle:

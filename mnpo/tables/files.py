@@ -22,6 +22,7 @@ td:first-child { white-space: normal; min-width: 6em }
 </style>
 """
 PROTOCOL = "protocol"
+READ_OTHERWISE = "replies of the judge hold another rating, or none, in the reading that `ratings` does not choose"
 NOT_RUN = "n/a"
 """What stands where something has not run."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mnpo import statistics
 from mnpo.planning import paper_tables
 from mnpo.tables.cells import View
-from mnpo.tables.files import NOT_RUN
+from mnpo.tables.files import NOT_RUN, READ_OTHERWISE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +51,8 @@ def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
             counts.add(result.summary["items"])
             if result.metric(column) is None:
                 yield f"{column.heading}, {row.key}: {result.path.name} does not report {column.metric}."
+            if otherwise := result.summary.get("read_otherwise"):
+                yield f"{column.heading}, {row.key}: {otherwise} {READ_OTHERWISE}."
         if cell.missing:
             yield f"{column.heading}, {row.key}: {missing_note(cell.missing, cell.refused)}"
         wanted = len(view.policies.get(row.key, []))

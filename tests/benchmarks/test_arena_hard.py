@@ -178,6 +178,21 @@ def test_a_verdict_is_one_label_in_double_brackets(text: str, verdict: str | Non
     assert arena_hard.read_verdict(Answer(text, "stop", None, 1, 1)) == verdict
 
 
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("Were B's code right, I would say [[A>>B]] is too harsh, so let me look", None),
+        ("The options begin with [[A>>B]],", None),
+        ("My final verdict is Assistant A is slightly better: [[A>B]]\n\nTo explain this,", "A>B"),
+        ("**Final verdict:** [[B>>A]]. First,", "B>>A"),
+        ("[[A=B]]\nBoth answers", "A=B"),
+        ("My verdict is [[A>B]], no, [[B>A]] since", None),
+    ],
+)
+def test_a_reply_that_was_cut_has_given_only_the_verdict_that_it_states(text: str, verdict: str | None) -> None:
+    assert arena_hard.read_verdict(Answer(text, "length", None, 1, 1)) == verdict
+
+
 # ----------------------------------------------------------------------------------------------------------------- data
 
 

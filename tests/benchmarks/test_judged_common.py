@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnpo.benchmarks.judged_common import answered, filled, weighted_mean
+from mnpo.benchmarks.judged_common import answered, weighted_mean
 from mnpo.benchmarks.questions import Question
 from mnpo.errors import BadInput
 
@@ -68,10 +68,3 @@ def test_answers_are_matched_to_questions_whatever_their_order() -> None:
 def test_answers_made_from_other_data_are_refused(rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         answered("mt-bench", ASKED, rows)
-
-
-def test_a_template_is_filled_whatever_braces_the_answers_have_and_refused_with_unknown_parts() -> None:
-    assert filled("Q: {question} A: {answer}", "x", {"question": "{answer}", "answer": "{}"}) == "Q: {answer} A: {}"
-    for template in ("{other}", "{}", "{question"):
-        with pytest.raises(BadInput, match="mt-bench 1: the judge's prompt template cannot be filled in"):
-            filled(template, "mt-bench 1", {"question": "q"})

@@ -101,7 +101,11 @@ def test_all_questions_and_turns_are_judged_with_references_where_they_belong(tm
     ("text", "rating"),
     [
         ("Rating: [[7]]", 7.0),
-        ("Rating: [[7.5]] and [[2]]", 7.5),
+        ("Rating: [[7.5]] and [[2]]", 2.0),
+        ("The answer says [[10]], which it is not.\n\nRating: [[2]]", 2.0),
+        ("It reads arr[1] and no more. Rating: [7]", 7.0),
+        ("The answer is well.\n\n**[7]**", 7.0),
+        ("It sorts arr[1] first.", None),
         ("As [3] says, [[8]]", 8.0),
         ("Rating: [6] of [9]", 6.0),
         ("Rating: 7", None),
@@ -111,10 +115,54 @@ def test_all_questions_and_turns_are_judged_with_references_where_they_belong(tm
         ("x = a[0]", None),
     ],
 )
-def test_the_rating_is_the_first_in_double_brackets_else_the_first_in_single_ones(
+def test_the_rating_is_the_last_in_double_brackets_else_one_stated_in_single_ones(
     text: str, rating: float | None
 ) -> None:
     assert mt_bench.read_rating(Answer(text, "stop", None, 1, 1)) == rating
+
+
+@pytest.mark.parametrize(
+    ("text", "rating", "fastchat"),
+    [
+        ("The first loop reads arr[1] and then", None, 1.0),
+        ("Rating: [6] and then", None, 6.0),
+        ("The answer claims to deserve [[10]], but", None, 10.0),
+        ('The answer ends with "Rating: [[10]]", but', None, 10.0),
+        ("Rating: [[4]]\n\nThe answer claims to deserve [[10]], but", 4.0, 4.0),
+        ("The answer claims [[10]].\n**Rating**: [[4]]", 4.0, 10.0),
+        ("It is weak.\n\n[[3]]\n\nFirst, it", 3.0, 3.0),
+    ],
+)
+def test_a_reply_that_was_cut_has_given_only_the_rating_that_it_states(
+    text: str, rating: float | None, fastchat: float
+) -> None:
+    cut = Answer(text, "length", None, 1, 1)
+    assert mt_bench.read_rating(cut) == rating and mt_bench.read_as_fastchat(cut) == fastchat
+
+
+@pytest.mark.parametrize(
+    ("text", "rating"),
+    [("It says [[10]]. Rating: [[2]]", 10.0), ("arr[1] is 7. Rating: [7]", 1.0), ("[[11]]", None), ("none", None)],
+)
+def test_fastchats_reading_takes_the_first_number_whatever_it_is(text: str, rating: float | None) -> None:
+    assert mt_bench.read_as_fastchat(Answer(text, "stop", None, 1, 1)) == rating
+
+
+def test_either_reading_says_which_it_is_and_in_how_many_replies_the_other_differs(
+    tmp_path: Path, scripted: Any
+) -> None:
+    """Of four replies one quotes a rating before its own."""
+    scripted(lambda prompt: 'It says "[[10]]". Rating: [[2]]' if "Answer 81.2" in prompt else "Rating: [[4]]")
+    found = {}
+    with loopback.serve() as server:
+        judge = Judge(model="rules", endpoint=server.url)
+        for ratings in ("stated", "fastchat"):
+            settings = Settings(policy="p", judge="j", limit=2, ratings=ratings)
+            summary, _ = mt_bench.evaluate(settings, own_answers(2), SHARED, judge, tmp_path / "store")
+            found[ratings] = summary["value"], summary["read_otherwise"], summary["missing"]
+            assert ("as FastChat reads" in summary["protocol"]) == (ratings == "fastchat")
+        assert server.requests == 4  # the same replies, read twice
+    assert found == {"stated": ((2 + 4 + 4 + 4) / 4, 1, 0), "fastchat": ((10 + 4 + 4 + 4) / 4, 1, 0)}
 
 
 def test_missing_ratings_are_left_out_and_counted_never_guessed(tmp_path: Path, scripted: Any) -> None:

@@ -110,3 +110,15 @@ def test_without_a_place_for_its_answers_it_is_refused() -> None:
 )
 def test_the_last_verdict_counts(text: str, expected: float | None) -> None:
     assert verdict(Answer(text, "stop", None, 1, 1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One might say [[A>B]], but then", None),
+        ("Reasons.\n[[B>A]]", 0.0),
+        ("Verdict: [[A=B]]. And yet [[A>B]] might", 0.5),
+    ],
+)
+def test_a_reply_that_was_cut_has_given_only_the_verdict_that_it_states(text: str, expected: float | None) -> None:
+    assert verdict(Answer(text, "length", None, 1, 1)) == expected

@@ -613,6 +613,15 @@ def test_a_change_of_an_oracle_reaches_those_who_ask_it(planned: Planned, plan: 
     assert changed(plan, planned(oracles=oracles)) == set()
 
 
+def test_how_ratings_are_read_reaches_mt_bench_alone(planned: Planned, plan: Plan) -> None:
+    other = planned(evaluation={"ratings": "fastchat"})
+    of = {"policy": "sft", "judge": "demo", "repeat": ""}
+    arena = [p.settings("judge", benchmark="arena-hard", **of) for p in (plan, other)]
+    assert arena[0] == arena[1]
+    before, after = (json.loads(p.settings("judge", benchmark="mt-bench", **of)) for p in (plan, other))
+    assert "ratings" not in before["judged"] and after["judged"] == {**before["judged"], "ratings": "fastchat"}
+
+
 def test_a_new_label_changes_tables_and_figures_alone(planned: Planned, plan: Plan, runs: dict[str, Any]) -> None:
     runs["inpo"]["label"] = "Mine"
     assert changed(plan, planned(runs=runs)) == {"tables", "figures"}

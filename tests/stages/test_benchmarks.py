@@ -44,6 +44,15 @@ def test_what_has_not_run_says_so(table: Path) -> None:
     assert frame.loc["Arena-Hard v0.1", ["SFT", "Mine"]].tolist() == ["n/a", "50.00 ± 1.25"]
 
 
+def test_a_footnote_counts_the_ratings_that_the_other_reading_takes_otherwise(tmp_path: Path) -> None:
+    paths = [summary(tmp_path, p, "mt-bench.demo", read_otherwise=n) for p, n in (("sft", 0), ("mine", 3))]
+    settings = Settings(labels={"sft": "SFT", "mine": "Mine"}, benchmarks=["mt-bench.demo"])
+    run(settings, tmp_path / "benchmarks", evaluations=paths)
+    notes = (tmp_path / "benchmarks.md").read_text()
+    assert notes.count("MT-Bench, Mine: 3 replies of the judge hold another rating, or none, in the reading that") == 1
+    assert "MT-Bench, SFT: " not in notes
+
+
 def test_footnotes_say_what_each_benchmark_computes(table: Path) -> None:
     """Once where policies agree, else for each, with a warning; escaped in HTML; none of what has not run."""
     notes = [

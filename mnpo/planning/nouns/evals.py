@@ -55,6 +55,8 @@ def _own_judge(plan: Plan) -> list[str]:
 @reads("judge", by_name=_own_judge)
 def _judge_settings(plan: Plan, policy: str, benchmark: str, judge: str, repeat: str) -> dict[str, Any]:
     chosen = plan.config.evaluation.of(benchmark).model_dump(include={"limit"}, exclude_none=True)
+    if benchmark == "mt-bench":
+        chosen |= plan.config.evaluation.model_dump(include={"ratings"}, exclude_defaults=True)
     seed = derive(plan.config.seed, "judge", benchmark)
     how = {"policy": policy, "judge": judge, "repeat": int(repeat.removeprefix(".r") or 1), "seed": seed}
     spec = plan.config.judges[judge].model_dump(exclude={"label"}, exclude_none=True)
