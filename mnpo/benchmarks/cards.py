@@ -144,7 +144,8 @@ CARDS: dict[str, Card] = {
             prompt_tokens=60,
             generated_tokens=350,
             max_new_tokens=1280,
-            protocol="share of prompts whose instructions are all followed, strictly (the harness's first of four)",
+            protocol="share of prompts whose instructions are all followed, strictly (the harness's first of four), "
+            "languages by langdetect with a fixed seed",
             paper="the same measure, in its own copy of the checks",
         ),
         _choices(

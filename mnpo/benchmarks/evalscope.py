@@ -15,7 +15,7 @@ from typing import Any
 
 from mnpo.benchmarks import arena_hard, judged_common, sandbox
 from mnpo.benchmarks.cards import CARDS
-from mnpo.benchmarks.data import find_punkt
+from mnpo.benchmarks.data import prepare_ifeval
 from mnpo.benchmarks.evalscope_runs import run_evalscope
 from mnpo.benchmarks.evalscope_tasks import (
     NEUTRAL,
@@ -68,7 +68,7 @@ def results(settings: Settings, data: Mapping[str, Path], replies: Replies, scra
             known = ", ".join(name for name in TASKS if name not in VERDICT_READERS)
             raise BadInput(f"{benchmark}: no data, or not one that EvalScope scores without a judge; these are {known}")
         if benchmark == "ifeval":
-            find_punkt(data)
+            prepare_ifeval(data)
         if benchmark == "humaneval":
             sandbox.check_sandbox()
         directory = write_dataset(benchmark, chosen, data[benchmark], scratch / benchmark)

@@ -60,7 +60,11 @@ TASKS: dict[str, Task] = {
         split="test",
         metric="win_rate",
     ),
-    "ifeval": Task("ifeval", "share of prompts whose instructions are all followed, strictly; its copy of the checks"),
+    "ifeval": Task(
+        "ifeval",
+        "share of prompts whose instructions are all followed, strictly; its copy of the checks, "
+        "languages by langdetect with a fixed seed",
+    ),
     "gpqa": Task("gpqa_diamond", "the letter of a choice after steps, choices shuffled"),
     "mmlu": Task("mmlu", "the letter of a choice after steps, examples in one turn", "all", shots=5),
     "arc": Task("arc", "the letter of a choice, ARC-Easy and ARC-Challenge together", "ARC-Challenge"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mnpo.benchmarks.cards import Card
-from mnpo.benchmarks.data import FORMATS, find_punkt, split_files, subjects
+from mnpo.benchmarks.data import FORMATS, prepare_ifeval, split_files, subjects
 from mnpo.benchmarks.sandbox import Outcome, check_sandbox, score_humaneval
 from mnpo.config.evaluation import BenchmarkSettings
 from mnpo.errors import BadInput
@@ -35,7 +35,7 @@ def write_tasks(card: Card, chosen: BenchmarkSettings, data: Mapping[str, Path],
         raise BadInput(f"{card.name}: {shots} shots asked for, and it has no examples to show; leave shots at 0")
     scratch.mkdir(parents=True)
     if card.name == "ifeval":
-        find_punkt(data)
+        prepare_ifeval(data)
     if card.name == "humaneval":
         check_sandbox()
     tasks = {}
