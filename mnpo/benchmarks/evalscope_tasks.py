@@ -71,7 +71,13 @@ TASKS: dict[str, Task] = {
     "hellaswag": Task("hellaswag", "the letter of an ending"),
     "truthfulqa": Task("truthful_qa", "the letter of the one true answer (mc1), choices shuffled", "multiple_choice"),
     "winogrande": Task("winogrande", "the letter of an option"),
-    "gsm8k": Task("gsm8k", "the last number of the reply, examples in one turn", "main", shots=4),
+    "gsm8k": Task(
+        "gsm8k",
+        "the last number of the reply, examples in one turn; compared as text, $1,234.00 is not 1234 (by value: "
+        "acc_mended in the metrics)",
+        "main",
+        shots=4,
+    ),
     "minerva": Task(
         "minerva_math",
         "{judge} says of each reply whether it is right, by the reference solution; the 272 problems of OpenCourseWare",
