@@ -10,7 +10,6 @@ from pydantic import Field
 
 from mnpo.benchmarks.questions import Question
 from mnpo.config.blocks import Block
-from mnpo.config.oracles import Judge
 from mnpo.config.sampling import Decoding, Sampling
 from mnpo.config.sources import Model
 from mnpo.config.text import Text
@@ -202,17 +201,14 @@ def of_api(
     from mnpo.judging.client import Client
     from mnpo.judging.requests import Request
 
-    assert model.api is not None
-    endpoint = Judge(model=model.api, endpoint=model.endpoint, key=model.key)
-    client = Client(endpoint, store, progress_name=f"answer {settings.benchmark}, {settings.policy}")
+    client = Client(model.as_judge(), store, progress_name=f"answer {settings.benchmark}, {settings.policy}")
 
     def answer(conversations: Sequence[Asked], decoding: Decoding) -> list[Given]:
         requests = [
             Request(
                 f"{settings.benchmark} {c.item_id}, turn {c.turn}",
                 tuple(c.messages),
-                max_tokens=decoding.max_new_tokens,
-                temperature=decoding.temperature,
+                **model.decoding(decoding.temperature, decoding.max_new_tokens),  # type: ignore[arg-type]
             )
             for c in conversations
         ]

@@ -144,7 +144,8 @@ CARDS: dict[str, Card] = {
             prompt_tokens=60,
             generated_tokens=350,
             max_new_tokens=1280,
-            protocol="share of prompts whose instructions are all followed, strictly (the harness's first of four)",
+            protocol="share of prompts whose instructions are all followed, strictly (the harness's first of four), "
+            "languages by langdetect with a fixed seed",
             paper="the same measure, in its own copy of the checks",
         ),
         _choices(
@@ -246,7 +247,8 @@ CARDS: dict[str, Card] = {
             prompt_tokens=900,
             generated_tokens=150,
             max_new_tokens=1024,
-            protocol="the last number of the reply, examples as turns of the chat",
+            protocol="the last number of the reply, examples as turns of the chat; compared as text, $1,234.00 is not "
+            "1234 (by value: exact_match,mended in the metrics)",
             paper="four examples in one turn; asks for steps and a last line ANSWER:, and reads the last number",
         ),
         _generated(
@@ -294,7 +296,8 @@ CARDS: dict[str, Card] = {
             prompt_tokens=350,
             generated_tokens=200,
             max_new_tokens=1024,
-            protocol="one greedy completion that the prompt begins, its tests run in a sandbox",
+            protocol="one greedy completion that the prompt begins, its tests run in a sandbox; a reply that opens "
+            "with a code fence is an empty program (its code run: pass@1_mended in the metrics)",
             paper="the whole function is asked for and read from the reply's first code block",
         ),
     )

@@ -15,6 +15,8 @@ FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "cs
 """Ending -> what the library datasets calls it."""
 NLTK = "nltk"
 """The entry of `data` that holds NLTK's punkt_tab (nltk_data/tokenizers/punkt_tab), which IFEval needs."""
+LANGDETECT_SEED = 0
+"""Without one, langdetect guesses the language of the same text differently from call to call."""
 
 
 def split_files(card: Card, directory: Path, name: str, subject: str = "") -> list[Path]:
@@ -55,7 +57,19 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(stream))
 
 
-def find_punkt(data: Mapping[str, Path]) -> None:
+def prepare_ifeval(data: Mapping[str, Path]) -> None:
+    """What IFEval's checks need: NLTK's sentence model, and a language detector that says the same every time.
+
+    Raises:
+        BadInput: no sentence model.
+    """
+    from langdetect import DetectorFactory
+
+    _find_punkt(data)
+    DetectorFactory.seed = LANGDETECT_SEED
+
+
+def _find_punkt(data: Mapping[str, Path]) -> None:
     """Let NLTK find its sentence model, which IFEval would otherwise try to download. Raises BadInput."""
     import nltk
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mnpo.benchmarks import arena_hard, judged_common, sandbox
 from mnpo.benchmarks.cards import CARDS
-from mnpo.benchmarks.data import find_punkt
+from mnpo.benchmarks.data import prepare_ifeval
 from mnpo.benchmarks.evalscope_runs import run_evalscope
 from mnpo.benchmarks.evalscope_tasks import (
     NEUTRAL,
@@ -27,6 +27,7 @@ from mnpo.benchmarks.evalscope_tasks import (
     shots_of,
     write_dataset,
 )
+from mnpo.benchmarks.mended import last_number
 from mnpo.benchmarks.questions import read_questions
 from mnpo.benchmarks.result_cache import Results
 from mnpo.config.blocks import Block
@@ -72,7 +73,7 @@ def results(settings: Settings, data: Mapping[str, Path], replies: Replies, scra
             known = ", ".join(name for name in TASKS if name not in VERDICT_READERS)
             raise BadInput(f"{benchmark}: no data, or not one that EvalScope scores without a judge; these are {known}")
         if benchmark == "ifeval":
-            find_punkt(data)
+            prepare_ifeval(data)
         if benchmark == "humaneval":
             sandbox.check_sandbox()
         directory = write_dataset(benchmark, chosen, data[benchmark], scratch / benchmark)
@@ -184,7 +185,7 @@ def _summary(
         "metric": metric,
         "items": len(rows),
         "missing": len(reviews) - len(rows),
-        "metrics": _means(reviews) | judged_common.lengths(given),
+        "metrics": _means(reviews) | _mended(benchmark, reviews) | judged_common.lengths(given),
         "protocol": f"{task.protocol} (EvalScope {version('evalscope')}, {shots} shots, chat template){changed}",
         "shots": shots,
     }
@@ -212,6 +213,15 @@ def _item(benchmark: str, review: Row, tokens: Mapping[str, int]) -> Row | None:
         "response": score["prediction"],
         "tokens": tokens[score["prediction"]],
     }
+
+
+def _mended(benchmark: str, reviews: Sequence[Row]) -> dict[str, float]:
+    """Beside its scores, those that its faults do not touch."""
+    if benchmark != "gsm8k":
+        return {}
+    pairs = [(review["sample_score"]["score"]["prediction"], review["target"]) for review in reviews]
+    right = [last_number(reply) == last_number(target) for reply, target in pairs]
+    return {"acc_mended": sum(right) / len(right)}
 
 
 def _means(reviews: Sequence[Row]) -> dict[str, float]:

@@ -60,14 +60,24 @@ TASKS: dict[str, Task] = {
         split="test",
         metric="win_rate",
     ),
-    "ifeval": Task("ifeval", "share of prompts whose instructions are all followed, strictly; its copy of the checks"),
+    "ifeval": Task(
+        "ifeval",
+        "share of prompts whose instructions are all followed, strictly; its copy of the checks, "
+        "languages by langdetect with a fixed seed",
+    ),
     "gpqa": Task("gpqa_diamond", "the letter of a choice after steps, choices shuffled"),
     "mmlu": Task("mmlu", "the letter of a choice after steps, examples in one turn", "all", shots=5),
     "arc": Task("arc", "the letter of a choice, ARC-Easy and ARC-Challenge together", "ARC-Challenge"),
     "hellaswag": Task("hellaswag", "the letter of an ending"),
     "truthfulqa": Task("truthful_qa", "the letter of the one true answer (mc1), choices shuffled", "multiple_choice"),
     "winogrande": Task("winogrande", "the letter of an option"),
-    "gsm8k": Task("gsm8k", "the last number of the reply, examples in one turn", "main", shots=4),
+    "gsm8k": Task(
+        "gsm8k",
+        "the last number of the reply, examples in one turn; compared as text, $1,234.00 is not 1234 (by value: "
+        "acc_mended in the metrics)",
+        "main",
+        shots=4,
+    ),
     "minerva": Task(
         "minerva_math",
         "{judge} says of each reply whether it is right, by the reference solution, in A or B alone; the 272 problems "

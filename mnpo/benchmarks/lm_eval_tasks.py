@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mnpo.benchmarks import mended
 from mnpo.benchmarks.cards import Card
-from mnpo.benchmarks.data import FORMATS, find_punkt, split_files, subjects
+from mnpo.benchmarks.data import FORMATS, prepare_ifeval, split_files, subjects
 from mnpo.benchmarks.sandbox import Outcome, check_sandbox, score_humaneval
 from mnpo.config.evaluation import BenchmarkSettings
 from mnpo.errors import BadInput
 from mnpo.storage.records import read_rows
+
+FENCE = "\n```\n"
+"""Ends a reply to HumanEval."""
 
 
 def write_tasks(card: Card, chosen: BenchmarkSettings, data: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
@@ -35,7 +39,7 @@ def write_tasks(card: Card, chosen: BenchmarkSettings, data: Mapping[str, Path],
         raise BadInput(f"{card.name}: {shots} shots asked for, and it has no examples to show; leave shots at 0")
     scratch.mkdir(parents=True)
     if card.name == "ifeval":
-        find_punkt(data)
+        prepare_ifeval(data)
     if card.name == "humaneval":
         check_sandbox()
     tasks = {}
@@ -64,8 +68,14 @@ def _definition(
         task = {k: v for k, v in content.items() if k not in ("metric_list", "filter_list")} | {
             "filter_list": [{"name": "create_test", "filter": [_function("custom", filter_fn=run_programs)]}],
             "process_results": _Function(passed),
-            "metric_list": [{"metric": "pass@1", "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": [
+                {"metric": name, "aggregation": "mean", "higher_is_better": True}
+                for name in ("pass@1", "pass@1_mended")
+            ],
         }
+    if card.name == "gsm8k":
+        by_value = [_function("custom", filter_fn=mended.last_numbers), {"function": "take_first"}]
+        task["filter_list"] = [*content["filter_list"], {"name": "mended", "filter": by_value}]
     task |= {
         "task": f"{card.name}_{subject}" if subject else card.name,
         "dataset_path": formats.pop(),
@@ -84,6 +94,8 @@ def _definition(
     if card.max_new_tokens:
         limit = chosen.max_new_tokens or card.max_new_tokens
         task["generation_kwargs"] = {**content["generation_kwargs"], "max_gen_toks": limit}
+    if card.name == "humaneval":
+        task["generation_kwargs"]["until"] = [FENCE]  # the stock ones, applied later, cut off fenced code
     _check_columns(card, task)
     return task
 
@@ -166,11 +178,17 @@ def _dumper() -> Any:
 
 
 def run_programs(replies: Sequence[Sequence[str]], problems: Sequence[Mapping[str, Any]]) -> list[list[Outcome]]:
-    """lm-eval's filter: every reply up to its closing fence, run in the sandbox after its prompt."""
-    completions = [reply[0].split("```")[0] for reply in replies]
-    return [[outcome] for outcome in score_humaneval(problems, completions)]
+    """lm-eval's filter: each reply's stock completion, run in the sandbox after its prompt, and its mended one."""
+    stock = [mended.stock_completion(reply[0]) for reply in replies]
+    whole = [mended.completion(reply[0]) for reply in replies]
+    differing = [i for i, completion in enumerate(whole) if completion != stock[i]]
+    outcomes = score_humaneval(problems, stock)
+    others = score_humaneval([problems[i] for i in differing], [whole[i] for i in differing]) if differing else []
+    other = dict(zip(differing, others, strict=True))
+    return [[outcome, other.get(i, outcome)] for i, outcome in enumerate(outcomes)]
 
 
 def passed(problem: Mapping[str, Any], outcomes: Sequence[Sequence[Outcome]]) -> dict[str, float]:
-    """lm-eval's metric: whether the one program passed."""
-    return {"pass@1": float(outcomes[0][0].passed)}
+    """lm-eval's metrics: whether the stock program passed, and whether the mended one did."""
+    stock, whole = outcomes[0]
+    return {"pass@1": float(stock.passed), "pass@1_mended": float(whole.passed)}

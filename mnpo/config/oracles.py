@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from mnpo.config.blocks import Block, Name, Number, Positive
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high"]
+TokenField = Literal["max_tokens", "max_completion_tokens"]
+
 
 class Judge(Block):
     """A model behind an OpenAI-compatible endpoint that judges answers."""
@@ -19,10 +22,12 @@ class Judge(Block):
     """`demo`: the demo's own judge, which the stage starts on this machine."""
     key: str = "OPENAI_API_KEY"
     """The NAME of the environment variable that holds the key."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     temperature: float | None = Field(None, ge=0)
     """None leaves it to the endpoint (reasoning models refuse it)."""
     max_tokens: int | None = Field(None, ge=1)
+    token_field: TokenField | None = None
+    """What the endpoint calls that limit; None: `max_completion_tokens` for OpenAI's and with a reasoning_effort."""
     seed: int | None = None
     concurrency: int = Field(8, ge=1)
     """Requests in flight at most."""

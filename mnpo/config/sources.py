@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mnpo.config.blocks import Block, Name, Positive
+from mnpo.config.oracles import Judge, ReasoningEffort, TokenField
 
 
 class Prompts(Block):
@@ -113,6 +114,10 @@ class Dataset(Source):
         return [*super().origins(), "demo"]
 
 
+ASKED = ("reasoning_effort", "temperature", "max_tokens", "token_field", "timeout")
+"""Keys of a model that say how its endpoint is asked."""
+
+
 class Model(Source):
     """A language or reward model: pinned files, a directory, random weights, or an endpoint."""
 
@@ -126,6 +131,17 @@ class Model(Source):
     """Of `api`."""
     key: str = "OPENAI_API_KEY"
     """Of `api`: the NAME of the environment variable that holds the key."""
+    reasoning_effort: ReasoningEffort | None = None
+    """Of `api`. A model that reasons is left to itself, as judges are: sent no temperature, and no limit but its own
+    `max_tokens`."""
+    temperature: Annotated[float, Field(ge=0)] | Literal["endpoint"] | None = None
+    """Of `api`: in the place of the benchmark's. `endpoint` sends none (some models refuse it)."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Of `api`: in the place of the benchmark's limit; reasoning counts."""
+    token_field: TokenField | None = None
+    """Of `api`: as for judges."""
+    timeout: Positive | None = None
+    """Of `api`: seconds that one request may take; None: as for judges."""
     parameters: Positive | None = None
     """Billions, for the plan."""
     label: str | None = None
@@ -134,6 +150,31 @@ class Model(Source):
     def origins(self) -> list[str]:
         """A model can also be made from nothing, or be somebody else's."""
         return [*super().origins(), "architecture", "api"]
+
+    @model_validator(mode="after")
+    def _asked(self) -> Model:
+        if self.api is None and (given := [key for key in ASKED if getattr(self, key) is not None]):
+            raise ValueError(f"{given[0]} is for a model behind an endpoint (api)")
+        return self
+
+    def as_judge(self) -> Judge:
+        """A model behind an endpoint, as our client asks it."""
+        assert self.api is not None
+        how = {key: getattr(self, key) for key in ("reasoning_effort", "token_field", "timeout")}
+        given = {key: value for key, value in how.items() if value is not None}
+        return Judge(model=self.api, endpoint=self.endpoint, key=self.key, **given)
+
+    def decoding(self, temperature: float, max_tokens: int) -> dict[str, float | int]:
+        """What a request says for a benchmark's decoding; what it leaves out is left to the endpoint."""
+        reasons = self.reasoning_effort not in (None, "none")
+        usual: dict[str, float | int] = {} if reasons else {"temperature": temperature, "max_tokens": max_tokens}
+        if self.temperature is not None:
+            usual.pop("temperature", None)
+        if isinstance(self.temperature, float):
+            usual["temperature"] = self.temperature
+        if self.max_tokens is not None:
+            usual["max_tokens"] = self.max_tokens
+        return usual
 
 
 def directories(models: Iterable[Model]) -> list[Path]:

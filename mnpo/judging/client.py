@@ -30,7 +30,7 @@ class Client:
     left out), reasked (questions asked again for an unparsable verdict), unparsable (verdicts that stayed so),
     input_tokens, output_tokens, cost (US$). What was found in the store adds nothing to calls, tokens and cost.
 
-    A policy behind an API is asked in the same way: Judge(model=model.api, endpoint=model.endpoint, key=model.key).
+    A policy behind an API is asked in the same way: see Model.as_judge.
     """
 
     def __init__(self, judge: Judge, store: Path, *, progress_name: str = "judge") -> None:

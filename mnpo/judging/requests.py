@@ -63,7 +63,8 @@ def wire_body(judge: Judge, request: Request, attempt: int) -> dict[str, Any]:
     """The request on the wire; what is None is left to the endpoint."""
     settings = answer_settings(judge, request, attempt)
     openai_own = urlsplit(judge.endpoint).hostname == "api.openai.com"
-    limit = "max_completion_tokens" if openai_own or judge.reasoning_effort else "max_tokens"
+    usual = "max_completion_tokens" if openai_own or judge.reasoning_effort else "max_tokens"
+    limit = judge.token_field or usual
     optional = {
         "reasoning_effort": settings["reasoning_effort"],
         "temperature": settings["temperature"],

@@ -38,8 +38,7 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
             members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
             judges |= {name: asked for name, asked in members.items() if asked is not None}
         elif rule == "answer" and not plan.policies.has_files(of["policy"]):
-            model = plan.config.models[of["policy"]]
-            judges[of["policy"]] = Judge(model=model.api or "", endpoint=model.endpoint, key=model.key)
+            judges[of["policy"]] = plan.config.models[of["policy"]].as_judge()
     requirements: list[Callable[[], None]] = [
         partial(hub.require_pinned, fetched, plan.lock, allow_floating=plan.config.floating),
         partial(hub.require_token, fetched, plan.files.cache, plan.lock),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 
 from mnpo.benchmarks.answers import Asked, Given, Settings, converse, of_api, of_policy
 from mnpo.benchmarks.questions import Question
+from mnpo.config.reading import load
 from mnpo.config.sampling import Decoding
 from mnpo.config.sources import Model
 from mnpo.demo.judge import serve
 from mnpo.errors import BadInput
 from mnpo.models.checkpoints import load_model, load_tokenizer
+from mnpo.planning.plan import Plan
+from mnpo.planning.settings import settings_of
 from mnpo.storage.records import ANSWERS, check
 from tests.helpers.templated import TEMPLATES, policy_with
 
@@ -165,3 +169,44 @@ def test_a_model_behind_an_endpoint_is_asked_each_turn_once_and_never_again(tmp_
     check(ANSWERS, pd.DataFrame(rows), "rows")
     assert rows[1]["response"] == "I think that this is about say and it and"  # the last question, in ten tokens
     assert (rows[1]["tokens"], rows[1]["finish"]) == (10, "length") and facts["cut_responses"] == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "sent"),
+    [
+        ({}, {"temperature": 0.0, "max_tokens": 10}),
+        ({"reasoning_effort": "medium"}, {"reasoning_effort": "medium"}),  # refuses a temperature, thinks in its limit
+        (
+            {"reasoning_effort": "low", "max_tokens": 99},
+            {"reasoning_effort": "low", "max_completion_tokens": 99},
+        ),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "temperature": 0.0, "max_completion_tokens": 10}),
+        ({"temperature": "endpoint"}, {"max_tokens": 10}),
+        ({"temperature": 1, "max_tokens": 50}, {"temperature": 1.0, "max_tokens": 50}),
+        ({"token_field": "max_completion_tokens"}, {"temperature": 0.0, "max_completion_tokens": 10}),
+    ],
+)
+def test_a_model_behind_an_endpoint_is_asked_as_its_settings_say(
+    how: dict[str, Any], sent: dict[str, Any], tmp_path: Path
+) -> None:
+    with serve() as server:
+        model = Model.model_validate({"api": "someone", "endpoint": server.url, **how})
+        of_api(settings(), model, tmp_path / "store.sqlite", [MATH])
+        (first, _) = (exchange.asked for exchange in server.exchanges)
+    assert {k: v for k, v in first.items() if k not in ("model", "messages")} == sent
+
+
+def test_how_an_endpoint_is_asked_is_for_models_behind_one() -> None:
+    with pytest.raises(ValueError, match="reasoning_effort is for a model behind an endpoint"):
+        Model.model_validate({"hub": "a/b", "reasoning_effort": "low"})
+
+
+def test_the_papers_gpt_5_is_sent_no_temperature(root: Path) -> None:
+    plan = Plan(load(root / "config.yaml", {"evaluation": {"models": ["gpt-5", "claude-sonnet-4"]}}))
+    endpoints = [
+        json.loads(settings_of(plan, "answer", policy=policy, benchmark="mt-bench"))["endpoint"]
+        for policy in ("gpt-5", "claude-sonnet-4")
+    ]
+    asked = Model.model_validate(endpoints[0])
+    assert asked.decoding(0.0, 1024) == {} and asked.as_judge().reasoning_effort == "medium"
+    assert endpoints[1].keys() == {"api", "endpoint", "key"}  # what is not set reruns nothing

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mnpo.benchmarks import lm_eval
+from mnpo.benchmarks import lm_eval, mended
 from mnpo.benchmarks.cards import CARDS
 from mnpo.benchmarks.lm_eval import Settings
 from mnpo.benchmarks.lm_eval_model import Watched, load_policy
@@ -439,7 +439,80 @@ def test_humaneval_runs_each_reply_up_to_its_fence(data: dict[str, Path]) -> Non
     right = [[f"{p['canonical_solution']}\n```\nThat is it."] for p in problems]
     assert [o[0].passed for o in run_programs(right, problems)] == [True] * len(problems)
     for problem, outcome in zip(problems, run_programs([["None"]] * len(problems), problems), strict=True):
-        assert passed(problem, [outcome]) == {"pass@1": 0.0}
+        assert passed(problem, [outcome]) == {"pass@1": 0.0, "pass@1_mended": 0.0}
+
+
+@pytest.fixture
+def replied(sft_policy: Path, data: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., lm_eval.Result]:
+    """A benchmark's result when the policy says to its n-th item what a script says of it."""
+    from lm_eval.models.huggingface import HFLM
+
+    def measure(name: str, script: Callable[[int, dict[str, Any]], str]) -> lm_eval.Result:
+        def said(model: Any, requests: Sequence[Any], **_: Any) -> list[str]:
+            texts = [script(n, request.doc) for n, request in enumerate(requests)]
+            stops = [request.args[1]["until"] for request in requests]
+            return [
+                min((t.split(stop)[0] for stop in (*s, "<eos>")), key=len) for t, s in zip(texts, stops, strict=True)
+            ]
+
+        monkeypatch.setattr(HFLM, "generate_until", said)
+        return lm_eval.evaluate(settings(name), sft_policy, data)[name]
+
+    return measure
+
+
+def test_gsm8k_offers_the_last_number_by_its_value(replied: Callable[..., lm_eval.Result]) -> None:
+    def script(n: int, problem: dict[str, Any]) -> str:
+        right = problem["answer"].split("####")[1].strip()
+        return f"So it is {right}" if n % 4 == 0 else f"So it is ${right}.00." if n % 4 < 3 else "3.00 of 4.50"
+
+    summary, rows = replied("gsm8k", script)
+    assert summary["items"] == 8 and summary["value"] == 25  # stock
+    assert summary["metrics"]["exact_match,mended"] == 0.75
+    assert "exact_match,mended in the metrics" in summary["protocol"]
+
+
+def test_humaneval_offers_the_code_of_a_reply_that_opens_with_a_fence(
+    replied: Callable[..., lm_eval.Result], data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mnpo.storage.records import read_rows
+
+    (file,) = data["humaneval"].rglob("*.parquet")
+    for row in (rows := read_rows(file)):  # in the form of the benchmark's own
+        row["prompt"] = row["prompt"].replace(": return ", ':\n    """What its name says."""\n')
+        row["canonical_solution"] = f"    return {row['canonical_solution']}\n"
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setitem(data, "humaneval", tmp_path)
+
+    def script(n: int, problem: dict[str, Any]) -> str:
+        body = problem["canonical_solution"]
+        whole = f"from math import pi\n\ndef helper():\n    pass\n\n{problem['prompt']}{body}"
+        return [body, f"```python\n{whole}\n```\nDone.", f"```\n{body}```", "```python\nnothing"][n % 4]
+
+    summary, rows = replied("humaneval", script)
+    share = {k: sum(n % 4 in right for n in range(len(rows))) / len(rows) for k, right in ((1, {0}), (2, {0, 1, 2}))}
+    assert summary["value"] == 100 * share[1] and summary["metrics"]["pass@1_mended,create_test"] == share[2]
+    assert "pass@1_mended in the metrics" in summary["protocol"]
+
+
+def test_the_stops_of_humaneval_are_lm_evals() -> None:
+    import lm_eval as package
+    import yaml
+
+    stock = Path(package.__file__).parent / "tasks/humaneval/humaneval.yaml"
+    text = stock.read_text(encoding="utf-8").replace("!function ", "")
+    assert tuple(yaml.safe_load(text)["generation_kwargs"]["until"]) == mended.STOPS
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("It costs $1,234.00", "1234"), ("1,234.", "1234"), ("-$5.50 or so", "-5.5"), ("so 42...", "42"), ("none", ""),
+        ("0.00", "0"), ("#### 12,000", "12000"), ("$.50", "0.5"),
+    ],
+)  # fmt: skip
+def test_the_last_number_is_read_by_its_value(text: str, number: str) -> None:
+    assert mended.last_number(text) == number
 
 
 def test_a_watched_model_is_the_model_for_everything_else(sft_policy: Path) -> None:

@@ -84,6 +84,19 @@ def test_a_policy_that_knows_the_answers_scores_all(data: dict[str, Path], tmp_p
     assert summary["value"] == 100 and summary["stderr"] == 0 and {row["tokens"] for row in items} == {3}
 
 
+def test_a_number_is_offered_by_its_value_too(data: dict[str, Path], tmp_path: Path) -> None:
+    rows = read_rows(next(data["gsm8k"].rglob("test*")))
+    right = {row["question"]: row["answer"].split("####")[1].strip() for row in rows}
+
+    def replies(asked: Sequence[str]) -> list[dict[str, Any]]:
+        known = [next(a for q, a in right.items() if q in prompt) for prompt in asked]
+        return [{"response": f"ANSWER: ${answer}.00", "tokens": 3} for answer in known]
+
+    settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"gsm8k": {"shots": 0}}})
+    ((_, summary, _),) = results(settings, data, of_each(replies), tmp_path)
+    assert summary["value"] == 0 and summary["metrics"]["acc_mended"] == 1
+
+
 def test_arc_is_both_of_its_sets_where_both_are_there(data: dict[str, Path], tmp_path: Path) -> None:
     both = tmp_path / "both"
     shutil.copytree(data["arc"] / "ARC-Challenge", both / "ARC-Easy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mnpo.config.blocks import DEMO, REFERENCE
+from mnpo.config.sources import ASKED
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.registry import Work, reads, work
 from mnpo.seeds import derive
@@ -35,7 +36,8 @@ def _evalscope_settings(plan: Plan, policy: str) -> dict[str, Any]:
 @reads("answer")
 def _answer_settings(plan: Plan, policy: str, benchmark: str) -> dict[str, Any]:
     model = plan.config.models.get(policy)
-    endpoint = model.model_dump(include={"api", "endpoint", "key"}) if model and model.api else None
+    keys = {"api", "endpoint", "key", *ASKED}
+    endpoint = model.model_dump(include=keys, exclude_none=True) if model and model.api else None
     chosen = plan.config.evaluation.of(benchmark).model_dump(include={"limit", "max_new_tokens"}, exclude_none=True)
     how = _measuring(plan, policy, "backend", "batch_size", "dtype", "max_length")
     seed = derive(plan.config.seed, "answer", benchmark)
