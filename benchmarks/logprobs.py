@@ -27,7 +27,8 @@ import transformers
 from torch import Tensor
 
 from benchmarks import baseline
-from mnpo.models.logprobs import response_logprobs, token_logprobs
+from mnpo.models.head import token_logprobs
+from mnpo.models.logprobs import response_logprobs
 
 MIB = 2**20
 

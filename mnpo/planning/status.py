@@ -251,16 +251,14 @@ def _jobs(piece: Work) -> list[Job]:
 
 
 def _gpus(plan: Plan, stage: str) -> int:
-    needs = plan.config.resources.of(stage)
-    return needs.gpus
+    return plan.config.resources.of(stage).gpus
 
 
 def _whole(plan: Plan, job: Job) -> bool:
     """Whether a job's outputs are there, but for a policy that is not kept."""
     passing = job.stage == "train" and job.what in plan.policies.passing
-    return all(
-        os.path.exists(output) for output in job.outputs if not (passing and output == plan.files.policy(job.what))
-    )
+    gone = plan.files.policy(job.what) if passing else None
+    return all(os.path.exists(output) for output in job.outputs if output != gone)
 
 
 def _manifest(job: Job) -> tuple[float, float]:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from mnpo.models import logprobs
-from mnpo.models.logprobs import ResponseLogprobs, response_logprobs, score_texts, token_logprobs
+from mnpo.models import head as head_module
+from mnpo.models.head import token_logprobs
+from mnpo.models.logprobs import ResponseLogprobs, response_logprobs, score_texts
 from mnpo.models.packing import PASS, Row, batches, share_width, shared_rows
 
 VOCAB = 97
@@ -306,8 +307,8 @@ def test_no_tensor_holds_every_tokens_logits() -> None:
         token_logprobs(hidden, head.weight, targets, softcap=30.0, chunk_tokens=20, chunk_vocab=100).sum().backward()
     assert ours.elements == 20 * 100
     with Largest() as fallback:
-        for part in logprobs._slices(n, chunk):
-            logprobs._through_head(head, hidden[part], targets[part], 30.0).sum().backward()
+        for part in head_module._slices(n, chunk):
+            head_module._through_head(head, hidden[part], targets[part], 30.0).sum().backward()
     assert fallback.elements == vocab * max(width, chunk)
     with Largest() as usual:
         head(hidden).log_softmax(-1).gather(1, targets[:, None]).sum().backward()
