@@ -83,8 +83,8 @@ def rules() -> Iterator[tuple[str, str]]:
     """The command that each rule of the workflow calls, and the rule's text."""
     for file in (ROOT / "workflow" / "rules").glob("*.smk"):
         for rule in re.split(r"^rule ", file.read_text(), flags=re.M)[1:]:
-            if command := re.search(r"-m mnpo --log \{log\} (\S+)", rule):
-                yield command[1].replace("{params.command}", "judge"), rule
+            if command := re.search(r"-m mnpo --log \{log:q\} (\S+)", rule):
+                yield command[1].replace("{params.command:q}", "judge"), rule
 
 
 def test_the_options_that_a_rule_gives_are_its_commands() -> None:

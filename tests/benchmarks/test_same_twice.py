@@ -40,7 +40,7 @@ def reply(request):
     text = {text}
     return Answer(text, "stop", (("m", -0.1 - chance), ("M", -1.1 + chance)), 1, 1)
 
-Client.verdicts = lambda self, requests, parse: [parse(reply(request)) for request in requests]
+Client.verdicts = lambda self, requests, parse, asker: [parse(reply(request)) for request in requests]
 asked = read_questions({name!r}, here / {name!r})
 answers = [
     dict(item_id=q.item_id, turn=n, category=q.category, prompt=p, response=p[:9 + i], tokens=3, finish="stop")

@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], str, list[str]]] = {
         [f"{RESULTS}/evals/dpo.1/heldout.json, {RESULTS}/evals/dpo.1/heldout.parquet is among its inputs now"],
     ),
     "another command of a rule": (
-        edit("workflow/rules/pairs.smk", " --output {output}", "  --output {output}"),
+        edit("workflow/rules/pairs.smk", " --output {output:q}", "  --output {output:q}"),
         f"{RESULTS}/pairs/sft/part1/overall.parquet",
         ["pair sft part1 overall: the command of rule pair changed"],
     ),
