@@ -104,8 +104,8 @@ def test_a_pairs_head_sees_its_response_tokens_only(
     chain: dict[str, Path], text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest_of: Callable[..., Any]
 ) -> None:
     """And the decoder each prompt once, and a response's last token never: it is predicted, not read."""
-    rows, project = [], logps_module()._project
-    monkeypatch.setattr(logps_module(), "_project", lambda m, h, *a: (rows.append(len(h)), project(m, h, *a))[1])
+    rows, project = [], logps_module().project
+    monkeypatch.setattr(logps_module(), "project", lambda m, h, *a: (rows.append(len(h)), project(m, h, *a))[1])
     logps.run(logps.Settings(form={}, text=text), chain["policy"], chain["pairs"], tmp_path / "logps")
     chat = Chat(checkpoints.load_tokenizer(chain["policy"]), text)
     pairs = [
