@@ -27,12 +27,11 @@ def load_policy(
     if backend == "vllm":
         if find_spec("vllm") is None:
             raise BadInput("evaluation.backend: vllm is not installed here; use its environment, or transformers")
-        import torch
-        from lm_eval.models.vllm_causallms import VLLM
-
         from mnpo.samplers.vllm import without_compiler
 
         without_compiler()
+        import torch
+        from lm_eval.models.vllm_causallms import VLLM
 
         return VLLM(
             pretrained=str(policy),
