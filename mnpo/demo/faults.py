@@ -26,9 +26,12 @@ KINDS = (
     "reset",  # the connection, by RST
     "hang",  # no answer at all
     "drip",  # an answer byte by byte, DRIP seconds each
+    "307",  # sent on to the server's `elsewhere`
+    "flood",  # blanks without end: FLOOD bytes
     "unparsable",  # a text without a verdict
 )
 DRIP = 0.2
+FLOOD = 2**26
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from mnpo.demo.faults import DRIP, REFUSALS, Fault
+from mnpo.demo.faults import DRIP, FLOOD, REFUSALS, Fault
 from mnpo.demo.verdicts import Reply, reply
 
 
@@ -60,6 +60,7 @@ class Loopback(ThreadingHTTPServer):
         self.delay, self.retry_after = delay, retry_after
         self.exchanges: list[Exchange] = []
         self.under_way = self.peak = 0
+        self.elsewhere = "http://127.0.0.1:9/v1/chat/completions"  # where a 307 points
         self.lock, self.closing = threading.Lock(), threading.Event()
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -147,6 +148,10 @@ class _Handler(BaseHTTPRequestHandler):
             status = 429 if fault == "quota" else int(fault[:3])
             code = "insufficient_quota" if fault == "quota" else fault
             self._refuse(status, REFUSALS[fault].format(authorization=authorization), code, headers)
+        elif fault == "307":
+            self._send(307, {}, headers={"Location": self.server.elsewhere})
+        elif fault == "flood":
+            self._flood()
         elif fault == "schema":
             self._send(200, {"object": "list", "data": []})
         elif fault == "hang":
@@ -182,6 +187,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(half if fault in ("truncated", "cut") else body)
             self.wfile.flush()
         self.close_connection = self.close_connection or fault == "cut"
+
+    def _flood(self) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        for _ in range(FLOOD // 2**16):
+            self.wfile.write(b" " * 2**16)
 
     def _drip(self, body: bytes) -> None:
         for byte in body:

@@ -69,6 +69,12 @@ def refusal(judge: Judge, key: str, status: int, headers: Mapping[str, str], tex
     """Why an error status gave no answer. `text`, the body, may echo `key`."""
     said = scrubbed(_error_message(text), key)
     reason = f"HTTP {status}: {said[:300]}" if said else f"HTTP {status}"
+    if 300 <= status < 400:
+        elsewhere = scrubbed(headers.get("location", "an address that it does not name"), key)
+        return Trouble(
+            f"HTTP {status}: it sends its questions on to {elsewhere[:200]}",
+            remedy="no question was sent there: if that is the judge, make it the judge's endpoint",
+        )
     if "insufficient_quota" in text:
         return Trouble(reason, remedy=f"give the account of the key in {judge.key} more quota")
     if status in RETRIED or status >= 500:

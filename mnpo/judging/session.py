@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from mnpo.errors import BadInput
 from mnpo.judging.budget import Budget, BudgetSpent
-from mnpo.judging.endpoints import is_loopback, read_key, scrubbed
+from mnpo.judging.endpoints import read_key, scrubbed
 from mnpo.judging.replies import QUESTION, SETTINGS_REFUSED, Trouble, read_answer, refusal
 from mnpo.judging.requests import REFUSED, Answer, Request, wire_body
 from mnpo.judging.store import Store
@@ -17,6 +17,8 @@ from mnpo.progress import counter, say
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries, before jitter; doubled from try to try
 ANSWER_TOKENS = 4096  # what an answer without max_tokens is expected to cost at most, until a longer one is seen
+CLAIM_SLACK = 30.0  # seconds beyond the time-out of a call, after which its claim is void
+CLAIM_POLL = 0.2  # seconds between looks at a question that another process asks
 GIVE_UP = 3  # requests in a row that get no answer after all tries: then it is the endpoint
 MOST = 12  # refused questions that are most of those asked: then it is the settings
 
@@ -49,13 +51,14 @@ class Session:
         """The answers by key. Raises BadInput when some are missing; those that arrived are stored."""
         import openai
 
-        network = openai.DefaultAsyncHttpxClient(trust_env=not is_loopback(self.judge))  # no proxy on the way home
+        from mnpo.judging.network import connect
+
         async with openai.AsyncOpenAI(
             api_key=self.key,
             base_url=self.judge.endpoint,
             timeout=self.judge.timeout,
             max_retries=0,  # one policy for retries: this module's
-            http_client=network,
+            http_client=connect(self.judge),
         ) as connected:
             self.create = connected.chat.completions.with_raw_response.create
             workers = min(self.judge.concurrency, len(self.missing))
@@ -91,11 +94,15 @@ class Session:
             await self._its_turn()
             if not await self._reserve(key, request):
                 return None
+            if (found := await self._claim(key)) is not None or self.stopped is not None:
+                await self._settle(key)
+                return found
             self.budget.tally["retried"] += 1 if failures else 0
             try:
                 answer = await self._call(request)
             except Trouble as error:
                 trouble = error
+                self.store.release(key)
             else:
                 stored = self.store.add(key, request, self.judge, answer)
                 self.budget.count_paid(key, answer)
@@ -161,6 +168,15 @@ class Session:
             self.troubles.add(kind)
             say(f"{self.progress_name}: {trouble.reason}; trying again in {max(wait, trouble.wait or 0):.1f} s")
         await self._until(lambda: False, wait)
+
+    async def _claim(self, key: str) -> Answer | None:
+        """Have a question to oneself; or wait for the process that has it, and return the answer that it got."""
+        while self.stopped is None and not self.store.claim(key, self.judge.timeout + CLAIM_SLACK):
+            if (answer := self.store.find(key)) is not None:
+                self.budget.count_found(key, answer)
+                return answer
+            await self._until(lambda: False, CLAIM_POLL)
+        return None
 
     async def _its_turn(self) -> None:
         while (wait := self.not_before - asyncio.get_running_loop().time()) > 0 and self.stopped is None:
@@ -233,6 +249,8 @@ class Session:
         except (TimeoutError, openai.APITimeoutError):
             raise Trouble(f"no answer within {self.judge.timeout:g} s", billed=True) from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, Trouble):
+                raise error.__cause__ from None
             cause = type(error.__cause__).__name__
             raise Trouble(f"the connection failed ({cause})", billed=cause != "ConnectError") from None
         return read_answer(text, request)

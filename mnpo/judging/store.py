@@ -1,11 +1,15 @@
-"""The store of answers: SQLite, an answer on the disk before anyone uses it."""
+"""The store of answers: SQLite, an answer on the disk before anyone uses it, and who is asking for which."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import sqlite3
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,12 +21,18 @@ BUSY = 60.0  # seconds to wait for another process that writes to the store
 
 
 class Store:
-    """Answers by key, each on the disk before `add` returns. Several processes of one machine may share it."""
+    """Answers by key, each on the disk before `add` returns. Several processes of one machine may share it.
+
+    A process claims a question before it asks, so that nobody else pays for it meanwhile. A claim is void when its time
+    is up, or its process is no more.
+    """
 
     APPLICATION = 0x6D6E706F  # "mnpo" in the file's header: this is no other program's database
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.owner = f"{_place()} {os.getpid()} {uuid.uuid4().hex}"
+        self.claimed: set[str] = set()
 
     def __enter__(self) -> Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +46,9 @@ class Store:
         return self
 
     def __exit__(self, *error: object) -> None:
+        with suppress(sqlite3.Error):  # it may be the store that has failed; then claims end by themselves
+            for key in self.claimed:
+                self._forget(key)
         self.database.close()
 
     def _prepare(self) -> None:
@@ -44,6 +57,9 @@ class Store:
             if not self._is_ours():  # nor has another process made it just now
                 self._make()
             self.database.execute("COMMIT")
+        self.database.execute(
+            "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) STRICT"
+        )
         self.database.execute("PRAGMA journal_mode = WAL")
         self.database.execute("PRAGMA synchronous = FULL")
 
@@ -77,11 +93,42 @@ class Store:
     def add(self, key: str, request: Request, judge: Judge, answer: Answer) -> Answer:
         """Store an answer; returns the one that is stored, which is an earlier one when two processes asked at once."""
         with self._usable():
+            self.database.execute("BEGIN IMMEDIATE")
             self.database.execute(
                 "INSERT INTO answers (key, name, model, answer) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (key, request.name, judge.model, json.dumps(asdict(answer))),
             )
+            self._forget(key)
+            self.database.execute("COMMIT")
+        self.claimed.discard(key)
         return self.find(key) or answer
+
+    def claim(self, key: str, seconds: float) -> bool:
+        """Have `key` to oneself for so long; False when there is an answer, or somebody else has it."""
+        with self._usable():
+            row = self.database.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
+            if row is not None and _has_gone(row[0]):
+                self.database.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, row[0]))
+            now = time.time()
+            made = self.database.execute(
+                "INSERT INTO claims (key, owner, until) SELECT ?1, ?2, ?3 "
+                "WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = ?1) "
+                "ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until = excluded.until "
+                "WHERE claims.until < ?4",
+                (key, self.owner, now + seconds, now),
+            )
+        if made.rowcount == 1:
+            self.claimed.add(key)
+        return made.rowcount == 1
+
+    def release(self, key: str) -> None:
+        """Let others ask: there was no answer."""
+        with self._usable():
+            self._forget(key)
+        self.claimed.discard(key)
+
+    def _forget(self, key: str) -> None:
+        self.database.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, self.owner))
 
     def count(self) -> int:
         """How many answers there are."""
@@ -103,6 +150,27 @@ class Store:
                 f"{self.path}: not a readable store of answers ({reason}); it is left as it is: put a copy in its "
                 f"place, or move it away (its answers are then asked, and paid for, again)"
             ) from None
+
+
+def _place() -> str:
+    """Where process ids are told apart: the machine, and its namespace of them."""
+    with suppress(OSError):
+        return f"{platform.node()}/{os.readlink('/proc/self/ns/pid')}".replace(" ", "-")
+    return platform.node().replace(" ", "-")
+
+
+def _has_gone(owner: str) -> bool:
+    """Whether a claim's process was here, and is no more."""
+    place, process, _ = owner.split()
+    if place != _place():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _loaded(text: str) -> Answer:

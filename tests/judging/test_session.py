@@ -109,6 +109,22 @@ def test_where_most_questions_are_refused_it_is_the_settings(client: Callable[..
         client(server).ask(asked("cat"))
 
 
+def test_a_redirect_to_another_server_is_refused_and_said(client: Callable[..., Client]) -> None:
+    with serve(faults=["307%1"]) as server, serve() as other:
+        server.elsewhere = other.url + "/chat/completions"
+        with pytest.raises(BadInput, match=f"HTTP 307: it sends its questions on to {other.url}/.*; no question was"):
+            client(server, concurrency=1).ask(asked(*WORDS))
+        assert (server.requests, other.requests) == (1, 0)
+
+
+def test_a_reply_without_end_is_refused(client: Callable[..., Client]) -> None:
+    with serve(faults=["flood@2"]) as server:
+        asking = client(server, concurrency=1)
+        with pytest.raises(BadInput, match="dog: a reply of more than 16 MiB, which is refused; check that"):
+            asking.ask(asked("cat", "dog"))
+        assert server.requests == 2 and asking.tally["lost"] == 1
+
+
 def test_answers_under_way_are_stored_when_all_stops(client: Callable[..., Client], store: Path) -> None:
     with serve(faults=["401@2"], delay=0.2) as server:
         with pytest.raises(BadInput, match="HTTP 401"):

@@ -36,6 +36,15 @@ requests = [Request(f"r{i:03}", ({"role": "user", "content": f"Question {i:03}"}
 print(json.dumps({"texts": [answer.text for answer in client.ask(requests)], **client.tally}))
 """
 
+CLAIMING = """
+import os, sys
+from pathlib import Path
+from mnpo.judging.store import Store
+with Store(Path(sys.argv[1])) as store:
+    assert store.claim("killed", 600) and not store.claim("left", 600)
+    os.kill(os.getpid(), 9)
+"""
+
 
 def start(server: Loopback, store: Path, requests: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM, server.url, str(store), str(requests)]
@@ -80,6 +89,7 @@ def test_two_processes_share_a_store(store: Path) -> None:
         )
         assert sum(result["calls"] for result in results) == server.requests
         assert [result["calls"] + result["stored"] for result in results] == [60, 60]
+        assert server.requests == 60  # each question is paid for once
         assert finish(start(server, store, 60))["calls"] == 0
 
 
@@ -100,6 +110,26 @@ def test_what_another_process_has_stored_meanwhile_is_not_paid_for(
         monkeypatch.setattr("mnpo.demo.judge.reply", reply)
         assert texts(asking.ask([cat, dog])) == ["cat cat", "from elsewhere"]
         assert (server.requests, asking.tally["calls"], asking.tally["stored"]) == (1, 1, 1)
+
+
+def test_a_claim_keeps_others_from_a_question_until_it_is_answered_released_or_void(store: Path) -> None:
+    judge, (request,) = Judge(model="demo"), asked("cat")
+    with Store(store) as here, Store(store) as there:
+        assert here.claim("answered", 60) and not there.claim("answered", 60)
+        here.add("answered", request, judge, Answer("one", "stop", None, 1, 2))
+        assert not there.claim("answered", 60) and there.find("answered") is not None
+        assert here.claim("released", 60) and not there.claim("released", 60)
+        here.release("released")
+        assert there.claim("released", 60)
+        assert here.claim("void", -1) and there.claim("void", 60) and not here.claim("void", 60)
+        here.release("void")  # which is another's now
+        assert not here.claim("void", 60)
+        assert here.claim("left", 60)
+    with Store(store) as again:
+        assert again.claim("left", 60) and again.claim("void", 60)
+        dead = subprocess.run([sys.executable, "-c", CLAIMING, str(store)], check=False)
+        assert dead.returncode == -signal.SIGKILL
+        assert again.claim("killed", 60)
 
 
 def test_of_two_answers_to_one_request_the_first_is_everybodys(store: Path) -> None:
