@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import warm
 
 ROOT = Path(__file__).parents[2]
 DEMO = "configs/demo.yaml"
@@ -16,10 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 def snakemake(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "all", "--nolock", *options]
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=300
-    )
+    options = ("--dry-run", "--quiet", "all", "--nolock", *options)
+    return warm.run("snakemake", *options, cwd=ROOT, environment=os.environ | environment)
 
 
 @pytest.mark.parametrize("profile", [[], ["--profile", "profiles/demo"]], ids=["alone", "with a profile"])

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +23,7 @@ from mnpo.planning.evaluate import configure
 from mnpo.planning.plan import Plan
 from mnpo.storage.artifacts import digest
 from mnpo.storage.records import ITEMS, read
+from tests.helpers import warm
 from tests.helpers.checkouts import ODD
 
 JUDGED = ("alpaca-eval", "arena-hard", "mt-bench")
@@ -79,6 +79,12 @@ def test_what_is_no_policy_or_no_benchmark_is_refused_and_leaves_nothing(
     assert not list(here.rglob("config.yaml")) and not (here / "results/mine").exists()
 
 
+def evaluate(root: Path, policy: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`mnpo evaluate` by few.yaml."""
+    command = ["mnpo", "evaluate", "--policy", str(policy), "--config", "few.yaml", *options, "--", "--quiet"]
+    return warm.run(*command, environment=os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"})
+
+
 @pytest.mark.slow
 def test_all_fourteen_numbers_of_a_policy_from_elsewhere(
     here: Path, tmp_path: Path, random_policy: Path, root: Path
@@ -93,14 +99,7 @@ def test_all_fourteen_numbers_of_a_policy_from_elsewhere(
         "evaluation": {"settings": {name: {"limit": 2, "max_new_tokens": 4} for name in CARDS}},
     }
     (here / "few.yaml").write_text(yaml.safe_dump(changes))
-    result = subprocess.run(
-        [sys.executable, "-m", "mnpo", "evaluate", "--policy", str(copy), "--config", "few.yaml", "--", "--quiet"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env=os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
-    )
+    result = evaluate(root, copy)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     results = here / "results/elsewhere"
     table = pd.read_csv(results / "tables/benchmarks.csv").set_index(["benchmark", "metric"])
@@ -129,17 +128,6 @@ def test_a_policy_that_changed_under_its_name_is_measured_again(
     (here / "few.yaml").write_text(yaml.safe_dump(changes))
     policy = shutil.copytree(random_policy, tmp_path / "elsewhere")
 
-    def evaluate() -> subprocess.CompletedProcess[str]:
-        options = ["--policy", str(policy), "--config", "few.yaml", "--benchmarks", "arc", "--", "--quiet"]
-        return subprocess.run(
-            [sys.executable, "-m", "mnpo", "evaluate", *options],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-            env=os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
-        )
-
     def measured() -> str:
         facts = json.loads((here / "results/elsewhere/evals/elsewhere/arc.json.manifest.json").read_text())
         return str(facts["inputs"][str(policy)])
@@ -150,15 +138,19 @@ def test_a_policy_that_changed_under_its_name_is_measured_again(
         os.utime(policy / "model.safetensors", ns=(10**18, 10**18))
         os.utime(policy, ns=(own.st_atime_ns, own.st_mtime_ns))
 
-    assert (result := evaluate()).returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert (result := evaluate(root, policy, "--benchmarks", "arc")).returncode == 0, (
+        result.stdout[-3000:] + result.stderr[-3000:]
+    )
     before = measured()
     replace(sft_policy / "model.safetensors")
-    assert (result := evaluate()).returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert (result := evaluate(root, policy, "--benchmarks", "arc")).returncode == 0, (
+        result.stdout[-3000:] + result.stderr[-3000:]
+    )
     assert measured() == digest(policy) != before
 
     # A manifest that was copied along says what the weights were, and is not believed.
     shutil.copy(sft_policy / "manifest.json", policy)
     replace(random_policy / "model.safetensors")
-    result = evaluate()
+    result = evaluate(root, policy, "--benchmarks", "arc")
     assert result.returncode != 0
     assert "elsewhere: damaged or edited after it was made" in result.stdout + result.stderr

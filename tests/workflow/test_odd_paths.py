@@ -7,12 +7,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.helpers import warm
 from tests.helpers.checkouts import ODD, ROOT, Checkout
 
 CLUSTER = {
@@ -35,15 +35,9 @@ def commands(checkout: Path, config: str, *targets: str) -> list[list[str]]:
     places = {
         name: str(checkout / place) for name, place in (("MNPO_CLUSTER", "cluster.yaml"), ("MNPO_CACHE", "cache"))
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "-p", "--forceall", "--configfile", config, "--", *targets],
-        cwd=checkout,
-        env=os.environ | {"PYTHONPATH": str(checkout), **places},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    options = ["-n", "-p", "--forceall", "--configfile", config, "--", *targets]
+    environment = os.environ | {"PYTHONPATH": str(checkout), **places}
+    done = warm.run("snakemake", *options, cwd=checkout, environment=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = re.findall(r"^(?:Shell command: *)?((?:exec|snakemake) .*)$", done.stdout, re.M)
     # JSON writes an umlaut in ASCII, and a checkout's path is what the two differ in.
