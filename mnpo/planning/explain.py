@@ -18,9 +18,9 @@ from typing import Any
 
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
-from mnpo.oracles import modules
 from mnpo.planning import job_graph
 from mnpo.planning.plan import Plan
+from mnpo.planning.settings import modules_of
 from mnpo.planning.status import marks
 from mnpo.storage import artifacts, code_digests, external, hub
 
@@ -80,7 +80,7 @@ def ask(file: str | Path, config: Path) -> Answer:
     causes = [
         Cause(job.rule.name, _name(job, names), changes, tuple(_name(j, names) for j in _way(dag, job, maker)))
         for job in sorted(running, key=lambda job: str(job.output[0]))
-        if (changes := tuple(_changes(dag, job)))
+        if (changes := tuple(_changes(plan, dag, job)))
     ]
     record = dag.workflow.persistence.metadata(maker.output[0])
     return Answer(
@@ -185,7 +185,7 @@ def _name(job: Any, names: Mapping[str, tuple[str, str]]) -> str:
 # ----------------------------------------------------------------------------------------------- what changed, in words
 
 
-def _changes(dag: Any, job: Any) -> Iterator[str]:
+def _changes(plan: Plan, dag: Any, job: Any) -> Iterator[str]:
     """What makes a job run, its inputs' being made again aside."""
     reason, records = dag.reason(job), dag.workflow.persistence
     begun = [file for file in job.output if str(file) in marks()]
@@ -203,14 +203,14 @@ def _changes(dag: Any, job: Any) -> Iterator[str]:
         for file in sorted(reason.updated_input - reason.updated_input_run):
             yield _newer(file, dag, records.metadata(job.output[0]))
     if records.has_metadata(job) and not records.has_outdated_metadata(job):
-        yield from _recorded_changes(records, job)
+        yield from _recorded_changes(plan, records, job)
 
 
-def _recorded_changes(records: Any, job: Any) -> Iterator[str]:
+def _recorded_changes(plan: Plan, records: Any, job: Any) -> Iterator[str]:
     """How a job's settings, code, set of inputs and command differ from those recorded for its outputs."""
     changed = records.params_changed(job)
     if changed:
-        yield from _differences(changed.only_old, changed.only_new, job)
+        yield from _differences(plan, changed.only_old, changed.only_new, job)
     if any(records.input_changed(job)):
         old, new = set(records.input(job.output[0]) or ()), {str(file) for file in job.input}
         if new - old:
@@ -235,7 +235,7 @@ def _newer(file: Any, dag: Any, record: Any) -> str:
     return f"{file} has another content"
 
 
-def _differences(old: Iterable[str], new: Iterable[str], job: Any) -> Iterator[str]:
+def _differences(plan: Plan, old: Iterable[str], new: Iterable[str], job: Any) -> Iterator[str]:
     """Recorded and present parameters, each as its repr: settings key by key, digests of code as files, external
     directories file by file."""
     before, now = ([_parameter(text) for text in sorted(texts)] for texts in (old, new))
@@ -243,9 +243,9 @@ def _differences(old: Iterable[str], new: Iterable[str], job: Any) -> Iterator[s
         was, is_ = ([value for of, value in side if of == kind] for side in (before, now))
         if kind == "settings":
             for a, b in zip(was, is_, strict=False):
-                yield from _settings(a, b, job)
+                yield from _settings(plan, a, b, job)
         elif kind == "code" and (was or is_):
-            yield _code(job)
+            yield _code(plan, job)
         elif kind == "external":
             yield from _external(was[0] if was else None, is_[0] if is_ else {})
         elif was or is_:
@@ -266,10 +266,10 @@ def _parameter(text: str) -> tuple[str, Any]:
     return "other", value
 
 
-def _settings(old: Mapping[str, Any], new: Mapping[str, Any], job: Any) -> Iterator[str]:
+def _settings(plan: Plan, old: Mapping[str, Any], new: Mapping[str, Any], job: Any) -> Iterator[str]:
     for key, was, is_ in _keys(old, new):
         if key == "code":
-            yield _code(job)
+            yield _code(plan, job)
         elif was is _ABSENT:
             yield f"{key} is {_shown(is_)} and was not set"
         elif is_ is _ABSENT:
@@ -302,20 +302,13 @@ def _keys(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
         yield path, old, new
 
 
-def _code(job: Any) -> str:
+def _code(plan: Plan, job: Any) -> str:
     """That a stage's code changed, with the files if git knows them."""
     stage = STAGES.get(job.rule.name, job.rule.name)
     commit = (artifacts.manifest(str(job.output[0])).get("git_commit") or "").removesuffix("-dirty")
-    files = _changed_files(commit, _modules(stage, job)) if commit else []
+    oracles = json.loads(getattr(job.params, "settings", "{}")).get("oracles", {})
+    files = _changed_files(commit, modules_of(plan, stage, oracles)) if commit else []
     return f"the code of {stage} changed" + (f" ({_listed(files)}, since commit {commit[:7]})" if files else "")
-
-
-def _modules(stage: str, job: Any) -> list[str]:
-    """The modules that a stage starts from, as `Plan.code` has them, give or take the demo's."""
-    settings = json.loads(getattr(job.params, "settings", "{}"))
-    kinds = {spec["kind"] for spec in settings.get("oracles", {}).values()}
-    demo = {"prompts": "mnpo.demo.world", "judge": "mnpo.demo.judge", "sft": "mnpo.demo.model"}
-    return [f"mnpo.stages.{stage}", *modules(kinds), *([demo[stage]] if stage in demo else [])]
 
 
 def _changed_files(commit: str, modules: Iterable[str]) -> list[str]:

@@ -28,7 +28,7 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
     judges: dict[str, Judge] = {}
     on_gpus = False
     for rule, of in jobs:
-        on_gpus |= plan.config.resources.of(rule).gpus > 0
+        on_gpus |= plan.config.resources.of(rule.removesuffix("_passing")).gpus > 0
         if rule == "download":
             fetched |= plan.files.downloads(plan.files.cached(of["kind"], of["repository"], of["revision"]))
         elif rule == "judge":

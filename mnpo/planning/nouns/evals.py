@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @reads("harness")
 def _harness_settings(plan: Plan, policy: str) -> dict[str, Any]:
-    how = _measuring(plan, policy, "backend", "batch_size", "dtype", "max_length")
+    how = _measuring(plan, policy)
     chosen = {b: plan.config.evaluation.of(b).model_dump(exclude_none=True) for b in plan.measurements.harness}
     return {"harness": {**how, "benchmarks": chosen}, "code": plan.code("harness")}
 
 
 @reads("evalscope", by_name=lambda plan: ["mnpo.stages.answer"])  # which it runs
 def _evalscope_settings(plan: Plan, policy: str) -> dict[str, Any]:
-    how = _measuring(plan, policy, "backend", "batch_size", "dtype", "max_length")
+    how = _measuring(plan, policy)
     chosen = {b: plan.config.evaluation.of(b).model_dump(exclude_none=True) for b in plan.measurements.evalscope}
     answer = {**how, "seed": derive(plan.config.seed, "answer", "evalscope")}
     return {
@@ -39,15 +39,15 @@ def _answer_settings(plan: Plan, policy: str, benchmark: str) -> dict[str, Any]:
     keys = {"api", "endpoint", "key", *ASKED}
     endpoint = model.model_dump(include=keys, exclude_none=True) if model and model.api else None
     chosen = plan.config.evaluation.of(benchmark).model_dump(include={"limit", "max_new_tokens"}, exclude_none=True)
-    how = _measuring(plan, policy, "backend", "batch_size", "dtype", "max_length")
+    how = _measuring(plan, policy)
     seed = derive(plan.config.seed, "answer", benchmark)
     return {"asked": {**how, "benchmark": benchmark, "seed": seed, **chosen}, "endpoint": endpoint}
 
 
-def _measuring(plan: Plan, policy: str, *keys: str) -> dict[str, Any]:
+def _measuring(plan: Plan, policy: str) -> dict[str, Any]:
     """How a benchmark runs a policy."""
-    how = plan.config.evaluation.model_dump(include=set(keys), exclude_none=True)
-    return {"policy": policy, **how}
+    keys = {"backend", "batch_size", "dtype", "max_length"}
+    return {"policy": policy, **plan.config.evaluation.model_dump(include=keys, exclude_none=True)}
 
 
 def _own_judge(plan: Plan) -> list[str]:

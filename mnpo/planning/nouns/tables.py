@@ -1,4 +1,4 @@
-"""Stages that make tables and figures: everything that is printed: what each reads, and its work."""
+"""Stages that make tables and figures, everything that is printed: what each reads, and its work."""
 
 from __future__ import annotations
 
@@ -13,38 +13,43 @@ if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
 
 
+def _labels(plan: Plan, policies: list[str]) -> list[list[str]]:
+    return [[policy, plan.policies.label(policy)] for policy in policies]
+
+
+def _intervals(plan: Plan, stage: str) -> dict[str, Any]:
+    """How a stage draws the intervals of its figures."""
+    evaluation = plan.config.evaluation
+    how = {"bootstrap": evaluation.bootstrap, "confidence": evaluation.confidence}
+    return {**how, "seed": derive(plan.config.seed, stage)}
+
+
 @reads("compare")
 def _compare_settings(plan: Plan, table: str) -> dict[str, Any]:
     return {
         "table": table,
         "rows": [[row, policies] for row, policies in plan.targets.rows(table).items()],
         "judges": [list(names) for names in plan.targets.judges(table).items()],
-        "bootstrap": plan.config.evaluation.bootstrap,
-        "confidence": plan.config.evaluation.confidence,
-        "seed": derive(plan.config.seed, "compare"),
-    }
+    } | _intervals(plan, "compare")
 
 
 @reads("tabulate")
 def _tabulate_settings(plan: Plan) -> dict[str, Any]:
     evaluation = plan.config.evaluation
     return {
-        "labels": [[p, plan.policies.label(p)] for p in plan.policies.evaluated],
+        "labels": _labels(plan, plan.policies.evaluated),
         "win_against": plan.config.tables.win_against,
         "oracle": evaluation.oracle,
         "scores": evaluation.scores,
         "accuracy": evaluation.accuracy,
-        "bootstrap": evaluation.bootstrap,
-        "confidence": evaluation.confidence,
-        "seed": derive(plan.config.seed, "tabulate"),
-    }
+    } | _intervals(plan, "tabulate")
 
 
 @reads("players")
 def _players_settings(plan: Plan) -> dict[str, Any]:
     evaluation = plan.config.evaluation
     return {
-        "labels": [[p, plan.policies.label(p)] for p in plan.policies.evaluated],
+        "labels": _labels(plan, plan.policies.evaluated),
         "players": [
             [
                 policy,
@@ -56,25 +61,18 @@ def _players_settings(plan: Plan) -> dict[str, Any]:
             for policy in plan.policies.lasts
         ],
         "scores": list(dict.fromkeys([evaluation.oracle, *evaluation.scores])),
-        "bootstrap": evaluation.bootstrap,
-        "confidence": evaluation.confidence,
-        "seed": derive(plan.config.seed, "players"),
-    }
+    } | _intervals(plan, "players")
 
 
 @reads("exploitability")
 def _exploitability_settings(plan: Plan) -> dict[str, Any]:
-    evaluation = plan.config.evaluation
     return {
         "exploited": [
             [p, {"label": plan.policies.label(p), "oracle": oracle, "exploiters": plan.policies.exploiters[p]}]
             for p, oracle in plan.policies.exploited.items()
         ],
         "shards": plan.files.shards,
-        "bootstrap": evaluation.bootstrap,
-        "confidence": evaluation.confidence,
-        "seed": derive(plan.config.seed, "exploitability"),
-    }
+    } | _intervals(plan, "exploitability")
 
 
 @reads("preferences")
@@ -85,7 +83,7 @@ def _preferences_settings(plan: Plan) -> dict[str, Any]:
 @reads("benchmarks")
 def _benchmarks_settings(plan: Plan) -> dict[str, Any]:
     return {
-        "labels": [[p, plan.policies.label(p)] for p in plan.policies.finals],
+        "labels": _labels(plan, plan.policies.finals),
         "benchmarks": list(plan.measurements.measured),
     }
 
@@ -96,13 +94,9 @@ def _plot_settings(plan: Plan) -> dict[str, Any]:
         return [[run, [p for p in policies if p.rpartition(".")[0] == run]] for run in plan.config.runs]
 
     return {
-        "labels": [[p, plan.policies.label(p)] for p in plan.policies.evaluated],
-        "runs": [
-            [run, [p for p in plan.policies.evaluated if p.rpartition(".")[0] == run]] for run in plan.config.runs
-        ],
-        "trainings": [
-            [run, [p for p in plan.policies.whole if p.rpartition(".")[0] == run]] for run in plan.config.runs
-        ],
+        "labels": _labels(plan, plan.policies.evaluated),
+        "runs": of_runs(plan.policies.evaluated),
+        "trainings": of_runs(plan.policies.whole),
         "run_labels": {run: plan.policies.run_label(run) for run in plan.config.runs},
         "oracle": plan.config.evaluation.oracle,
         "scores": list(dict.fromkeys([plan.config.evaluation.oracle, *plan.config.evaluation.scores])),
@@ -129,12 +123,10 @@ def _tables_work(plan: Plan) -> list[Work]:
 
 
 def _exploitability_work(plan: Plan) -> list[Work]:
+    if not plan.policies.exploited:
+        return []
     outputs = tuple(plan.targets.of("exploitability"))
-    return (
-        [Work("exploitability", "exploitability", outputs, tuple(plan.targets.exploit_scores))]
-        if plan.policies.exploited
-        else []
-    )
+    return [Work("exploitability", "exploitability", outputs, tuple(plan.targets.exploit_scores))]
 
 
 def _preference_files(plan: Plan) -> list[str]:
