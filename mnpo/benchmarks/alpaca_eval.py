@@ -23,12 +23,12 @@ import yaml
 from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.cards import CARDS
 from mnpo.benchmarks.questions import QUESTION_FILES, data_file, read_json, read_questions
-from mnpo.config.oracles import Judge
+from mnpo.config.oracles import Judge, is_reasoning
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
 from mnpo.judging.prompts import Turn, filled_turns
 from mnpo.judging.requests import Answer, Request
-from mnpo.judging.verdicts import is_reasoning_model, judge_decoding, read_verdicts
+from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.storage.artifacts import digest
 
 BENCHMARK = "alpaca-eval"
@@ -79,7 +79,7 @@ def evaluate(
         baseline=baseline[0]["generator"],
         version=version("alpaca_eval"),
         judge=judge.model,
-        verdict=NAMED if is_reasoning_model(judge) else WEIGHED,
+        verdict=NAMED if is_reasoning(judge.reasoning_effort) else WEIGHED,
         length_controlled=length_controlled,
         differs=CARDS[BENCHMARK].differs,
     )
@@ -164,7 +164,7 @@ def _annotator(judge: Judge) -> tuple[dict[str, Any], str]:
     path = EVALUATORS_CONFIG_DIR / stock["prompt_template"]
     config = {key: value for key, value in stock.items() if key not in ("fn_completions", "completions_kwargs")}
     config["prompt_template"] = str(path)
-    if is_reasoning_model(judge):
+    if is_reasoning(judge.reasoning_effort):
         first, second = stock["completion_parser_kwargs"]["denominator_tokens"]
         names = {n: rf"\A\W*{name}\W*\Z" for n, name in enumerate((first, second), 1)}
         config |= {

@@ -12,6 +12,11 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high"]
 TokenField = Literal["max_tokens", "max_completion_tokens"]
 
 
+def is_reasoning(effort: ReasoningEffort | None) -> bool:
+    """Whether a model of this effort refuses a temperature, and gives no log-probabilities."""
+    return effort not in (None, "none")
+
+
 class Judge(Block):
     """A model behind an OpenAI-compatible endpoint that judges answers."""
 

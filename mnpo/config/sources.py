@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mnpo.config.blocks import Block, Name, Positive
-from mnpo.config.oracles import Judge, ReasoningEffort, TokenField
+from mnpo.config.oracles import Judge, ReasoningEffort, TokenField, is_reasoning
 
 
 class Prompts(Block):
@@ -166,8 +166,8 @@ class Model(Source):
 
     def decoding(self, temperature: float, max_tokens: int) -> dict[str, float | int]:
         """What a request says for a benchmark's decoding; what it leaves out is left to the endpoint."""
-        reasons = self.reasoning_effort not in (None, "none")
-        usual: dict[str, float | int] = {} if reasons else {"temperature": temperature, "max_tokens": max_tokens}
+        left = is_reasoning(self.reasoning_effort)
+        usual: dict[str, float | int] = {} if left else {"temperature": temperature, "max_tokens": max_tokens}
         if self.temperature is not None:
             usual.pop("temperature", None)
         if isinstance(self.temperature, float):

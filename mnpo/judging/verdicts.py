@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from mnpo.config.oracles import Judge
+from mnpo.config.oracles import Judge, is_reasoning
 from mnpo.errors import BadInput
 from mnpo.judging.client import Client
 from mnpo.judging.requests import Answer, Request
@@ -13,17 +13,12 @@ from mnpo.judging.requests import Answer, Request
 T = TypeVar("T")
 
 
-def is_reasoning_model(judge: Judge) -> bool:
-    """Whether it refuses a temperature, and gives no log-probabilities."""
-    return judge.reasoning_effort not in (None, "none")
-
-
 def judge_decoding(judge: Judge, temperature: float, max_tokens: int) -> dict[str, Any]:
     """A protocol's decoding of the judge, for Request, wherever the judge's own settings say nothing else.
 
     A reasoning model is left to itself: it refuses a temperature, and thinks within max_tokens.
     """
-    if is_reasoning_model(judge):
+    if is_reasoning(judge.reasoning_effort):
         return {}
     return {
         **({"temperature": temperature} if judge.temperature is None else {}),
