@@ -20,6 +20,7 @@ from mnpo.errors import BadInput
 from mnpo.judging.requests import Answer, Request
 
 BUSY = 60.0  # seconds to wait for another process that writes to the store
+ELSEWHERE = "set `stores` in the configuration to a directory elsewhere, such as one on a local disk"
 
 
 def require_locks(directory: Path) -> None:
@@ -37,9 +38,6 @@ def require_locks(directory: Path) -> None:
             f"{there}: no store of answers can be made here ({error.strerror}); make it writable and see that it has "
             f"room, or {ELSEWHERE}"
         ) from None
-
-
-ELSEWHERE = "set `stores` in the configuration to a directory elsewhere, such as one on a local disk"
 
 
 def _lock(file: int, directory: Path) -> None:
