@@ -103,7 +103,9 @@ rule answer:
         code=PLAN.code("answer"),
         policy=lambda w: [f"--policy={directory}" for directory in policy_files(w.policy)],
         # Where paid answers lie is a function of `resources` too, and so no reason to run again.
-        store=lambda w, resources: [] if policy_files(w.policy) else [f"--store={PLAN.files.said(w.policy, w.benchmark)}"],
+        store=lambda w, resources: (
+            [] if policy_files(w.policy) else [f"--store={PLAN.files.said(w.policy, w.benchmark)}"]
+        ),
         external=lambda w: found(*policy_files(w.policy), *PLAN.measurements.sources([w.benchmark])),
     shell:
         "exec python -m mnpo --log {log:q} answer --settings {params.settings:q} {params.policy:q} --data {input.data:q}"
