@@ -52,6 +52,8 @@ class Settings(Block):
     batch_size: int = Field(16, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
+    max_empty: float = Field(0.2, ge=0, lt=1)
+    """Of a policy behind an endpoint: the largest share of empty answers."""
     limits: dict[str, int] = {}
     """Where the prompts are EvalScope's: the limit of the answers to each benchmark's."""
 
@@ -196,12 +198,16 @@ def of_api(
     """The answers of a model behind an endpoint, each stored in `store` when it arrives, and facts for their manifest.
 
     Raises:
-        BadInput: see mnpo.judging.client.Client.
+        BadInput: more empty answers than settings.max_empty permits; or see mnpo.judging.client.Client.
     """
     from mnpo.judging.client import Client
-    from mnpo.judging.requests import Request
+    from mnpo.judging.requests import Answer, Request, endings
 
+    what = f"{settings.policy}, {settings.benchmark}"
     client = Client(model.as_judge(), store, progress_name=f"answer {settings.benchmark}, {settings.policy}")
+
+    def said(answer: Answer) -> str:
+        return answer.text.strip()
 
     def answer(conversations: Sequence[Asked], decoding: Decoding) -> list[Given]:
         requests = [
@@ -212,9 +218,16 @@ def of_api(
             )
             for c in conversations
         ]
-        return [Given(a.text.strip(), a.output_tokens, a.finish) for a in client.ask(requests)]
+        return [Given(said(a), a.output_tokens, a.finish) for a in client.replies(requests, said, asker=what)]
 
     rows = converse(asked, settings, answer)
+    empty = [row["finish"] for row in rows if not row["response"]]
+    if len(empty) / len(rows) > settings.max_empty:
+        raise BadInput(
+            f"{what}: {len(empty)} of {len(rows)} answers of {model.api} are empty ({endings(empty)}), more than "
+            f"evaluation.max_empty ({settings.max_empty:g}) permits: a judge would take them for the policy's worst. "
+            f"{client.mend}; or raise evaluation.max_empty"
+        )
     return rows, {"calls": client.tally, **_facts(rows)}
 
 

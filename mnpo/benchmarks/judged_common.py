@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,12 @@ def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> tuple[fl
 def digest(*texts: str) -> str:
     """SHA-256 of the judge's prompts, so that results of different ones are not compared unawares."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def empties(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a summary says of a policy's answers: how many there are, and of the empty ones how they ended."""
+    rows = list(answers)
+    return {"answers": len(rows), "empty": dict(Counter(row["finish"] for row in rows if not row["response"].strip()))}
 
 
 def lengths(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:

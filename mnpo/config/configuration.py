@@ -29,6 +29,9 @@ class Config(Block):
     """Replicas of every run: the first is called {run}.{t}, the others {run}.s{n}.{t}; all share the reference."""
     cache: str = "~/.cache/mnpo"
     """Where downloads go; shared by configurations."""
+    stores: str | None = None
+    """A directory for the answers of judges and of models behind endpoints (SQLite files, which need a file system that
+    locks files); beneath it they are called as they are without it. None: beside the results."""
     floating: bool = False
     """Whether sources may be fetched that are pinned neither here nor in config.lock.yaml."""
     checkpoints: Literal["keep", "temporary"] = "keep"

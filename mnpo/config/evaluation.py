@@ -48,6 +48,9 @@ class Evaluation(Block):
     judges: list[Name] = []
     """Who judges AlpacaEval 2, Arena-Hard, MT-Bench and EvalScope's Minerva-Math, entries of the block `judges`. Tables
     2 to 6 show the first."""
+    max_empty: float = Field(0.2, ge=0, lt=1)
+    """The largest share of empty answers of a policy behind an endpoint (cut while it thinks, filtered, refused) that a
+    judge is shown; beyond it the stage `answer` stops."""
     repeats: int = Field(1, ge=1, le=100)
     """Judgements of the same answers."""
     models: list[Name] = []

@@ -137,7 +137,19 @@ class Files:
 
     def judgements(self, policy: str, benchmark: str, judge: str) -> str:
         """Every answer of a judge, kept for good: no call is paid twice."""
-        return f"{self.root}/judgements/{judge}/{policy}.{benchmark}.sqlite"
+        return self._store(f"{self.root}/judgements/{judge}/{policy}.{benchmark}.sqlite")
+
+    def said(self, policy: str, benchmark: str) -> str:
+        """Every answer of a policy behind an endpoint, kept in the same way."""
+        return self._store(str(Path(self.answers(policy, benchmark)).with_suffix(".sqlite")))
+
+    def opinions(self, policy: str, part: str | int, oracle: str, shard: str | int) -> str:
+        """Every answer of the judges that an oracle asks, kept in the same way."""
+        return self._store(str(Path(self.scores(policy, part, oracle, shard)).with_suffix(".judge.sqlite")))
+
+    def _store(self, file: str) -> str:
+        """`file`, or what is called so beneath `stores`."""
+        return file if self.config.stores is None else str(Path(self.config.stores).expanduser() / file)
 
     def evaluation(self, policy: str, benchmark: str) -> str:
         """A policy's result on a benchmark (`judged` names one with its judge); per-item rows lie beside it."""

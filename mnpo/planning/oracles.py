@@ -36,6 +36,10 @@ class Oracles:
         specs = self.config.oracles
         return [name for name in specs if any(specs[part].kind == "judge" for part in self.config.with_members([name]))]
 
+    def asks(self, name: str) -> bool:
+        """Whether an oracle asks a judge."""
+        return name.partition(AGAINST)[0] in self.asking
+
     def settings(self, names: Iterable[str]) -> dict[str, Any]:
         """What a stage reads of the oracles `names`, of all that they are made of, and of the models these need."""
         specs = {name: self.config.oracles[name] for name in self._with_members(names)}

@@ -1,16 +1,19 @@
-"""What must be there before anything is submitted: tokens, keys and pins of the jobs that are about to run."""
+"""What must be there before anything is submitted: tokens, keys and pins of the jobs that are about to run, and locks
+where answers that are paid for will be kept."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 
 from mnpo.config.blocks import DEMO
 from mnpo.config.oracles import Judge
 from mnpo.config.sources import Source
 from mnpo.errors import BadInput
 from mnpo.judging.endpoints import require_key
+from mnpo.judging.store import require_locks
 from mnpo.planning.plan import Plan
 from mnpo.storage import hub
 
@@ -26,23 +29,28 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
     """
     fetched: dict[str, Source] = {}
     judges: dict[str, Judge] = {}
+    stores: set[Path] = set()
     on_gpus = False
     for rule, of in jobs:
         on_gpus |= plan.config.resources.of(rule.removesuffix("_passing")).gpus > 0
         if rule == "download":
             fetched |= plan.files.downloads(plan.files.cached(of["kind"], of["repository"], of["revision"]))
         elif rule == "judge":
+            stores.add(Path(plan.files.judgements(of["policy"], of["benchmark"], of["judge"])).parent)
             if (judge := plan.config.judges[of["judge"]]).endpoint != DEMO:
                 judges[of["judge"]] = judge
         elif rule == "score_asking":
+            stores.add(Path(plan.files.opinions(of["policy"], of["part"], of["oracle"], of["shard"])).parent)
             members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
             judges |= {name: asked for name, asked in members.items() if asked is not None}
         elif rule == "answer" and not plan.policies.has_files(of["policy"]):
+            stores.add(Path(plan.files.said(of["policy"], of["benchmark"])).parent)
             judges[of["policy"]] = plan.config.models[of["policy"]].as_judge()
     requirements: list[Callable[[], None]] = [
         partial(hub.require_pinned, fetched, plan.lock, allow_floating=plan.config.floating),
         partial(hub.require_token, fetched, plan.files.cache, plan.lock),
         *(partial(require_key, judge) for judge in judges.values()),
+        *(partial(require_locks, directory) for directory in sorted(stores)),
         *further,
         *([require_driver] if on_gpus else []),
     ]

@@ -41,7 +41,9 @@ class Settings(Block):
     models: dict[str, Model] = {}
 
 
-def run(settings: Settings, samples: Path, output: Path, against: Path | None = None) -> None:
+def run(
+    settings: Settings, samples: Path, output: Path, against: Path | None = None, store: Path | None = None
+) -> None:
     """Ask an oracle what it thinks of sampled responses.
 
     A score and a win rate for each row; prompts whose preferences run in circles are counted.
@@ -55,6 +57,7 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
         output: the scores, a Parquet file.
         against: samples of another policy. Then score and win rate of a response are how often it beats that policy's
             responses to the same prompt, whatever the kind of oracle, and no tables lie beside.
+        store: where a judge's answers are kept; beside the scores, if it is not given.
 
     Raises:
         BadInput: `against` has no response to one of the prompts.
@@ -71,7 +74,7 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
             Question(first["prompt"], first["truth"], [*g["response"], *others[id]], id, first["context"])
             for g, first, id in zip(groups, (g.iloc[0] for g in groups), ids, strict=True)
         ]
-        kept = oracles.Kept(output.with_suffix(".judge.sqlite"), session.journal("batches"))
+        kept = oracles.Kept(store or output.with_suffix(".judge.sqlite"), session.journal("batches"))
         oracle = oracles.load(settings.oracle, settings.oracles, settings.models, kept)
         judgements = oracle.judge(questions)
         judged = list(zip(ids, ks, judgements, strict=True))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mnpo import statistics
 from mnpo.planning import paper_tables
@@ -40,6 +40,14 @@ def missing_note(missing: int, refused: float) -> str:
     return f"{missing} verdicts, ratings or checks missing{by_endpoint}, not counted."
 
 
+def empty_note(summary: Mapping[str, Any]) -> str | None:
+    """How many of a policy's answers are empty, and how they ended; None where none is."""
+    if not (empty := summary.get("empty")):
+        return None
+    ends = ", ".join(f"{number} {finish}" for finish, number in sorted(empty.items()))
+    return f"{sum(empty.values())} of {summary['answers']} answers are empty ({ends}), and count as such."
+
+
 def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
     """Protocols of a column, its missing items, and evaluations without its metric."""
     protocols: dict[str, list[str]] = {}
@@ -53,6 +61,9 @@ def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
                 yield f"{column.heading}, {row.key}: {result.path.name} does not report {column.metric}."
             if otherwise := result.summary.get("read_otherwise"):
                 yield f"{column.heading}, {row.key}: {otherwise} {READ_OTHERWISE}."
+        for note in dict.fromkeys(empty_note(result.summary) for result in view.judgings(row, column)):
+            if note:  # once for all judgements of the same answers
+                yield f"{column.heading}, {row.key}: {note}"
         if cell.missing:
             yield f"{column.heading}, {row.key}: {missing_note(cell.missing, cell.refused)}"
         wanted = len(view.policies.get(row.key, []))

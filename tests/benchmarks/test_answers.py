@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
+from mnpo.benchmarks import judged_common
 from mnpo.benchmarks.answers import Asked, Given, Settings, converse, of_api, of_policy
 from mnpo.benchmarks.questions import Question
 from mnpo.config.reading import load
 from mnpo.config.sampling import Decoding
 from mnpo.config.sources import Model
+from mnpo.demo import judge
 from mnpo.demo.judge import serve
 from mnpo.errors import BadInput
 from mnpo.models.checkpoints import load_model, load_tokenizer
@@ -169,6 +172,97 @@ def test_a_model_behind_an_endpoint_is_asked_each_turn_once_and_never_again(tmp_
     check(ANSWERS, pd.DataFrame(rows), "rows")
     assert rows[1]["response"] == "I think that this is about say and it and"  # the last question, in ten tokens
     assert (rows[1]["tokens"], rows[1]["finish"]) == (10, "length") and facts["cut_responses"] == 2
+
+
+# ------------------------------------------------------------------------------------------------------- empty answers
+
+CATS = [Question(f"{i:02}", "", (f"Say cat {i:02}",)) for i in range(16)]
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, how: Callable[[str, int], str | None]) -> None:
+    """The server's answers are empty and end as `how` says of a prompt, and how often it was asked; None: as usual."""
+    real, times = judge._completion, Counter[str]()
+
+    def completion(asked: dict[str, Any], said: Any, number: int) -> dict[str, Any]:
+        prompt = asked["messages"][-1]["content"]
+        times[prompt] += 1
+        found = real(asked, said, number)
+        if (finish := how(prompt, times[prompt])) is not None:
+            found["choices"][0] |= {"message": {"role": "assistant", "content": None}, "finish_reason": finish}
+        return found
+
+    monkeypatch.setattr(judge, "_completion", completion)
+
+
+def seven_cut_four_filtered(prompt: str, time: int) -> str | None:
+    number = int(prompt[-2:])
+    return "length" if number < 7 else "content_filter" if number > 11 else None
+
+
+def test_more_empty_answers_than_permitted_are_refused_with_what_they_are_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """11 of 16. The filter may let one pass next time, and is asked twice more; who was cut would be cut again."""
+    ending(monkeypatch, seven_cut_four_filtered)
+    asked = settings("arena-hard", policy="theirs")
+    with serve() as server:
+        model = Model(api="someone", endpoint=server.url)
+        said = r"^theirs, arena-hard: 11 of 16 answers of someone are empty \(7 length, 4 content_filter\), more than "
+        with pytest.raises(
+            BadInput, match=said + r"evaluation.max_empty \(0.2\) permits.* max_tokens .*raise evaluation"
+        ):
+            of_api(asked, model, tmp_path / "store.sqlite", CATS)
+        assert server.requests == 16 + 2 * 4
+        permitted = asked.model_copy(update={"max_empty": 0.7})
+        rows, facts = of_api(permitted, model, tmp_path / "store.sqlite", CATS)
+        assert server.requests == 16 + 2 * 4 and facts["calls"]["calls"] == 0  # all that is known is kept
+    assert facts["empty_responses"] == 11 and sum(not row["response"] for row in rows) == 11
+    assert judged_common.empties(rows) == {"answers": 16, "empty": {"length": 7, "content_filter": 4}}
+
+
+def test_an_empty_answer_is_asked_for_again_where_the_endpoint_may_answer_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending(monkeypatch, lambda prompt, time: "stop" if time <= int(prompt[-1]) % 3 else None)
+    with serve() as server:
+        model = Model(api="someone", endpoint=server.url)
+        rows, facts = of_api(settings("arena-hard"), model, tmp_path / "store.sqlite", CATS)
+        assert server.requests == 16 + sum(int(q.turns[0][-1]) % 3 for q in CATS)
+    assert all(row["response"] for row in rows) and facts["empty_responses"] == 0
+    assert facts["calls"]["reasked"] == server.requests - 16
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_nothing_more_is_asked_when_the_first_dozen_answers_are_all_empty(
+    finish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending(monkeypatch, lambda prompt, time: finish)
+    with serve() as server:
+        model = Model(api="someone", endpoint=server.url)
+        with pytest.raises(
+            BadInput, match=rf"^p, arena-hard: the first dozen .* empty \(12 {finish}\).* other 4\. Look"
+        ):
+            of_api(settings("arena-hard"), model, tmp_path / "store.sqlite", CATS)
+        assert server.requests == 12
+
+
+def test_a_question_that_the_endpoint_refuses_counts_as_an_empty_answer(tmp_path: Path) -> None:
+    with serve(faults=["400@3", "422@9"]) as server:
+        model = Model(api="someone", endpoint=server.url)
+        asked = settings("arena-hard", max_empty=0.1)
+        with pytest.raises(BadInput, match=r"2 of 16 answers of someone are empty \(2 refused\)"):
+            of_api(asked, model, tmp_path / "store.sqlite", CATS)
+        assert server.requests == 16
+
+
+def test_the_permitted_share_is_a_setting_of_endpoints_that_changes_no_other_job(root: Path) -> None:
+    def asked(policy: str, **changes: Any) -> dict[str, Any]:
+        evaluation = {"models": ["gpt-5"], **changes}
+        plan = Plan(load(root / "config.yaml", {"evaluation": evaluation}))
+        return json.loads(settings_of(plan, "answer", policy=policy, benchmark="mt-bench"))["asked"]  # type: ignore[no-any-return]
+
+    assert "max_empty" not in asked("gpt-5") and asked("gpt-5", max_empty=0.05)["max_empty"] == 0.05
+    assert asked("reference", max_empty=0.05) == asked("reference")
 
 
 @pytest.mark.parametrize(

@@ -102,10 +102,14 @@ rule answer:
         settings=lambda w: PLAN.settings("answer", policy=w.policy, benchmark=w.benchmark),
         code=PLAN.code("answer"),
         policy=lambda w: [f"--policy={directory}" for directory in policy_files(w.policy)],
+        # Where paid answers lie is a function of `resources` too, and so no reason to run again.
+        store=lambda w, resources: (
+            [] if policy_files(w.policy) else [f"--store={PLAN.files.said(w.policy, w.benchmark)}"]
+        ),
         external=lambda w: found(*policy_files(w.policy), *PLAN.measurements.sources([w.benchmark])),
     shell:
         "exec python -m mnpo --log {log:q} answer --settings {params.settings:q} {params.policy:q} --data {input.data:q}"
-        " --output {output:q}"
+        " {params.store:q} --output {output:q}"
 
 
 # The judge is asked from where there is internet. Its answers are kept for good: a rerun pays for what is new.
@@ -133,7 +137,7 @@ rule judge:
         ),
         code=PLAN.code("judge"),
         command=lambda w: "judge-evalscope" if by_evalscope(w) else "judge",
-        store=lambda w: PLAN.files.judgements(w.policy, w.benchmark, w.judge),
+        store=lambda w, resources: PLAN.files.judgements(w.policy, w.benchmark, w.judge),
         external=lambda w: found(*PLAN.measurements.sources([w.benchmark])),
     shell:
         "exec python -m mnpo --log {log:q} {params.command:q} --settings {params.settings:q} --answers {input.answers:q} --data {input.data:q}"

@@ -39,6 +39,8 @@ def _answer_settings(plan: Plan, policy: str, benchmark: str) -> dict[str, Any]:
     keys = {"api", "endpoint", "key", *ASKED}
     endpoint = model.model_dump(include=keys, exclude_none=True) if model and model.api else None
     chosen = plan.config.evaluation.of(benchmark).model_dump(include={"limit", "max_new_tokens"}, exclude_none=True)
+    if endpoint:
+        chosen |= plan.config.evaluation.model_dump(include={"max_empty"}, exclude_defaults=True)
     how = _measuring(plan, policy)
     seed = derive(plan.config.seed, "answer", benchmark)
     return {"asked": {**how, "benchmark": benchmark, "seed": seed, **chosen}, "endpoint": endpoint}

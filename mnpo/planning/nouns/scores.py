@@ -36,7 +36,7 @@ def _scores_work(plan: Plan) -> list[Work]:
             models=tuple(plan.oracles.models([oracle])),
             part=part,
             oracle=oracle,
-            judge=oracle if oracle.partition(AGAINST)[0] in plan.oracles.asking else None,
+            judge=oracle if plan.oracles.asks(oracle) else None,
         )
         for policy, part, oracle in scored
     ]
