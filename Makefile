@@ -95,7 +95,7 @@ lock: $(VENV)/.dev ## Resolve pyproject.toml again into envs/
 check-envs: $(VENV)/.dev ## Ask PyPI whether every environment still resolves; installs nothing
 	PATH="$$(pwd -P)/$(BIN):$$PATH" $(BIN)/python envs/lock.py --check
 
-envs: .venvs/train/.done .venvs/infer/.done .venvs/eval/.done ## Build an environment for each family of stages
+envs: $(VENV)/.dev .venvs/train/.done .venvs/infer/.done .venvs/eval/.done ## Build all environments: Snakemake's own, and one for each family of stages
 
 .venvs/%/.done: envs/%.txt
 	"$(PYTHON)" -m venv .venvs/$*

@@ -24,10 +24,12 @@ os.environ.update(
 if shlex.quote(sys.executable) != sys.executable:
     sys.executable = Path(sys.executable).name
 
+from snakemake.settings.types import DeploymentMethod
+
 from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
-from mnpo.planning import cluster, job_graph, preflight, submission
+from mnpo.planning import cluster, environments, job_graph, preflight, submission
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.fits import AGAINST
 from mnpo.planning.plan import Plan
@@ -67,14 +69,20 @@ localrules:
     score_asking,
 
 
-# Before anything is submitted: tokens, keys and pins of what is about to run, and whether SLURM will take it.
+# Before anything is submitted: tokens, keys and pins of what is about to run, the packages that it will import, and
+# whether SLURM will take it. (What conda makes of envs/*.yaml has the packages.)
 onstart:
+    from mnpo.cli import FAMILIES
+
     try:
         cluster.require_no_jobs(Path.cwd())
         jobs = list(workflow.dag.needrun_jobs())
+        named = [(job.rule.name, dict(job.wildcards)) for job in jobs]
+        by_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
         preflight.check(
             PLAN,
-            [(job.rule.name, dict(job.wildcards)) for job in jobs],
+            named,
+            *([] if by_conda else [partial(environments.require_packages, PLAN, named, FAMILIES)]),
             partial(submission.require_accepted, workflow.scheduler, jobs),
         )
     except BadInput as error:

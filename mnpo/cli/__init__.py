@@ -20,12 +20,15 @@ import typer
 
 from mnpo.cli import commands, stages
 from mnpo.errors import EXPECTED, BadInput, Interrupted
+from mnpo.planning import environments
 from mnpo.progress import complain
 from mnpo.ranks import leaving, rank
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stages.app)
 app.add_typer(commands.app)
+FAMILIES = stages.ENVIRONMENTS | commands.ENVIRONMENTS
+"""Command -> which environment of envs/ it runs in; None: any."""
 
 
 @app.callback()
@@ -33,21 +36,17 @@ def _options(
     context: typer.Context,
     log: Annotated[Path | None, typer.Option(help="Write everything that is printed here too.")] = None,
 ) -> None:
-    if environments := os.environ.get("MNPO_ENVIRONMENTS"):
-        own = stages.ENVIRONMENTS | commands.ENVIRONMENTS
-        _enter(Path(environments), own.get(context.invoked_subcommand or ""))
+    if os.environ.get(environments.VARIABLE):
+        _enter(FAMILIES.get(context.invoked_subcommand or ""))
     if log is not None and rank() == 0:
         _copy_to(log)
 
 
-def _enter(environments: Path, family: str | None) -> None:
+def _enter(family: str | None) -> None:
     """Go on in the virtual environment of a family of stages, in the directory that `make envs` made."""
-    if family is None or Path(sys.prefix).resolve() == (environments / family).resolve():
-        return
-    python = environments / family / "bin" / "python"
-    if not python.exists():
-        raise BadInput(f"{python}: no such interpreter; MNPO_ENVIRONMENTS is {environments}, and `make envs` makes it")
-    os.execv(python, [str(python), "-m", "mnpo", *sys.argv[1:]])
+    python = environments.interpreter(family)
+    if Path(sys.prefix).resolve() != python.parents[1].resolve():
+        os.execv(python, [str(python), "-m", "mnpo", *sys.argv[1:]])
 
 
 def _copy_to(log: Path) -> None:

@@ -38,12 +38,13 @@ rule harness:
     log:
         f"{LOGS}/harness/{{policy}}.log",
     conda:
-        "../../envs/eval.yaml"
+        f"../../envs/{'infer' if PLAN.config.evaluation.backend == 'vllm' else 'eval'}.yaml"
     threads: PLAN.threads("harness")
     resources:
         **asked("harness"),
     params:
         settings=lambda w: PLAN.settings("harness", policy=w.policy),
+        command=no_reason(environments.command(PLAN, "harness", {})),
         data=[
             f"--data={name}={directory}"
             for name, directory in PLAN.measurements.data(PLAN.measurements.harness).items()
@@ -51,7 +52,7 @@ rule harness:
         directory=lambda w, output: os.path.dirname(output[0]),
         external=lambda w: found(PLAN.files.policy(w.policy), *PLAN.measurements.sources(PLAN.measurements.harness)),
     shell:
-        "exec python -m mnpo --log {log:q} harness --settings {params.settings:q} --policy {input.policy:q} {params.data:q}"
+        "exec python -m mnpo --log {log:q} {params.command:q} --settings {params.settings:q} --policy {input.policy:q} {params.data:q}"
         " --output {params.directory:q}"
 
 
@@ -136,7 +137,7 @@ rule judge:
             "judge", policy=w.policy, benchmark=w.benchmark, judge=w.judge, repeat=w.repeat
         ),
         code=PLAN.code("judge"),
-        command=lambda w: "judge-evalscope" if by_evalscope(w) else "judge",
+        command=lambda w: environments.command(PLAN, "judge", w),
         store=lambda w, resources: PLAN.files.judgements(w.policy, w.benchmark, w.judge),
         external=lambda w: found(*PLAN.measurements.sources([w.benchmark])),
     shell:
