@@ -88,6 +88,9 @@ class Oracle(Block):
     temperature: Positive | None = None
     """For those that score: P(a > b) = logistic((score of a - score of b) / temperature), the Bradley-Terry model that
     SPPO reads; None: the higher score wins for certain."""
+    own_response: bool | None = None
+    """true: P(y > pi), estimated by the prompt's responses, counts a response against itself too, at 1/2, as SPPO's
+    authors do (docs/ledger.md, point 48)."""
 
     @model_validator(mode="after")
     def _its_fields(self) -> Oracle:
@@ -109,7 +112,7 @@ class Oracle(Block):
         }
         if getattr(self, needed[self.kind]) is None:
             raise ValueError(f"kind {self.kind} needs {needed[self.kind]}")
-        known = {"kind", needed[self.kind], *optional.get(self.kind, [])}
+        known = {"kind", "own_response", needed[self.kind], *optional.get(self.kind, [])}
         for field in type(self).model_fields:
             if field not in known and getattr(self, field) is not None:
                 raise ValueError(f"kind {self.kind} does not read {field}")

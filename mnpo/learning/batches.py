@@ -1,12 +1,13 @@
-"""Which rows go together: batches of similar length waste little on padding."""
+"""Which rows go together: in a step any, in a forward pass those of similar length, which waste little on padding."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 
 SCORING_TOKENS = 16384  # padded tokens of a batch that needs no gradients
-WINDOW = 50  # batches that are sorted by length together: long enough to pad little, short enough to stay shuffled
+WINDOW = 50  # batches that `windows` sorts by length together
 
 
 def by_tokens(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
@@ -35,21 +36,36 @@ def dealt(lengths: Sequence[int], most_tokens: int, ranks: int) -> list[list[lis
     return [mine + [[] for _ in range(most - len(mine))] for mine in parts]
 
 
-def shuffled(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless epochs of batches of exactly `batch_size` rows (fewer only when there are fewer), of similar length.
+def shuffled(
+    lengths: Sequence[int], batch_size: int, seed: int, *, windows: bool = False, fill: bool = True
+) -> Iterator[list[int]]:
+    """Endless epochs of batches of exactly `batch_size` rows (fewer only when there are fewer), drawn uniformly.
 
-    An epoch's last, incomplete batch is filled up by the next epoch's first rows, so no row is ever left out.
+    Args:
+        windows: rows of similar length share a batch, and batches are unlike each other (docs/ledger.md, point 45).
+        fill: an epoch's last, incomplete batch is filled up by the next epoch's first rows, so no row is ever left
+            out; otherwise it is dropped.
     """
     rng = random.Random(seed)
-    size, pool = min(batch_size, len(lengths)), []
+    size = min(batch_size, len(lengths))
+    pool: list[int] = []
     while True:
         epoch = list(range(len(lengths)))
         rng.shuffle(epoch)
-        pool += epoch
+        pool = [*pool, *epoch] if fill else epoch
         whole = len(pool) - len(pool) % size
         ready, pool = pool[:whole], pool[whole:]
-        for start in range(0, len(ready), size * WINDOW):
+        if not windows:
+            yield from (ready[i : i + size] for i in range(0, whole, size))
+            continue
+        for start in range(0, whole, size * WINDOW):
             window = sorted(ready[start : start + size * WINDOW], key=lambda i: lengths[i])
             batches = [window[i : i + size] for i in range(0, len(window), size)]
             rng.shuffle(batches)
             yield from batches
+
+
+def steps(rows: int, batch_size: int, epochs: int, *, fill: bool = True) -> int:
+    """How many of these batches make up `epochs` epochs."""
+    size = min(batch_size, rows)
+    return math.ceil(rows * epochs / size) if fill else rows // size * epochs

@@ -36,6 +36,7 @@ def load_model(
     kind: Literal["causal", "classifier"] = "causal",
     dtype: Literal["float32", "bfloat16"] = "float32",
     attention: str | None = None,
+    soft_cap: bool = True,
 ) -> PreTrainedModel:
     """The model in `path`, in evaluation mode, on `device()`.
 
@@ -45,6 +46,7 @@ def load_model(
         dtype: of its weights, and so of its products; a model that is to be trained wants float32.
         attention: transformers' name of an implementation. None: what config.json says, else eager for a model that
             caps its attention logits, else what transformers prefers.
+        soft_cap: False leaves out the cap of the attention logits that config.json asks for.
 
     Raises:
         BadInput: no such directory, no weights in it, weights that do not fit the architecture, an attention that is
@@ -60,6 +62,8 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         config._attn_implementation = _attention(path, config, attention)
+        if not soft_cap:
+            config.get_text_config().attn_logit_softcapping = None
         model, info = loader.from_pretrained(
             directory,
             config=config,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mnpo.config.configuration import Config
+from mnpo.config.runs import UNCAPPED
 from mnpo.config.sources import Dataset, Source
 from mnpo.planning.fits import AGAINST, Fit
 from mnpo.storage import hub
@@ -186,9 +187,9 @@ class Files:
         """All shards of an oracle's scores of them."""
         return [self.scores(policy, part, oracle, s) for s in range(self.shards)]
 
-    def reused_logprobs(self, policy: str, part: str | int, scorer: str) -> list[str]:
+    def reused_logprobs(self, policy: str, part: str | int, text: str, scorer: str) -> list[str]:
         """What the sampler said of its own responses, where that stands for log-probabilities under `scorer`."""
-        if scorer != policy or not self.config.sampling.reuse_logprobs:
+        if scorer != policy or not self.config.sampling.reuse_logprobs or text.endswith(UNCAPPED):
             return []
         return [self.sampler_logps(policy, part, s) for s in range(self.shards)]
 
@@ -203,7 +204,7 @@ class Files:
 
     def fit_logps(self, fit: Fit) -> list[str]:
         """The log-probability files of a fit: scorer by scorer, part by part."""
-        text = fit.protocol.opponent_text.tag()
+        text = fit.protocol.reading()
         return [self.logps(fit.sampler, p, fit.oracle, text, s) for s in fit.scorers for p in fit.parts]
 
     def made_of(self, model: str) -> dict[str, Any]:

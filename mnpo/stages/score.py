@@ -78,7 +78,8 @@ def run(
         oracle = oracles.load(settings.oracle, settings.oracles, settings.models, kept)
         judgements = oracle.judge(questions)
         judged = list(zip(ids, ks, judgements, strict=True))
-        scores = _scores(judged) if against is None else _scores_against(judged)
+        own = bool(settings.oracles[settings.oracle].own_response)
+        scores = _scores(judged, own) if against is None else _scores_against(judged)
         write(SCORES, scores, made.path)
         alone = against is None
         _write_beside(output, settings_text, samples, OBJECTIVES, _objectives(judged) if alone else [])
@@ -123,11 +124,11 @@ def _others(against: Path, ids: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _scores(judged: Judged) -> list[dict[str, Any]]:
+def _scores(judged: Judged, own: bool) -> list[dict[str, Any]]:
     return [
         {"prompt_id": id, "k": k, "score": float(score), "win": win}
         for id, ks, judgement in judged
-        for k, score, win in zip(ks, judgement.scores, oracles.win_rates(judgement.preferences), strict=True)
+        for k, score, win in zip(ks, judgement.scores, oracles.win_rates(judgement.preferences, own), strict=True)
     ]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain, islice
+from statistics import pstdev
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnpo.learning.batches import WINDOW, by_tokens, dealt, shuffled
+from mnpo.learning.batches import WINDOW, by_tokens, dealt, shuffled, steps
 
 LENGTHS = [(7 * i) % 23 + 1 for i in range(60)]
 
@@ -72,10 +73,48 @@ def test_the_order_depends_on_the_seed_and_nothing_else() -> None:
     assert one[:15] != one[15:]  # and epochs differ from each other
 
 
-def test_batches_are_of_similar_length_and_not_in_order_of_length() -> None:
+def test_windows_make_batches_of_similar_length_and_not_in_order_of_length() -> None:
     lengths = [(7919 * i) % 997 for i in range(4 * WINDOW)]
-    batches = list(islice(shuffled(lengths, 4, seed=0), WINDOW))
+    batches = list(islice(shuffled(lengths, 4, seed=0, windows=True), WINDOW))
     spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches]
     assert sum(spread) / len(spread) < 997 / WINDOW  # sorted in one window, four neighbours are close
     longest = [max(lengths[i] for i in b) for b in batches]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
+
+
+def test_batches_are_drawn_uniformly_unless_asked_otherwise() -> None:
+    """The batches are the shuffled rows, cut: their mean lengths vary as those of random draws (sigma / sqrt(size)).
+
+    1,000 lengths 0 .. 999, so sigma is 288.7; batches of 25 then have means with a deviation of 288.7 / 5 * 0.988
+    (drawn without replacement); sorted in windows they have nearly the lengths' own.
+    """
+    lengths, size = list(range(1000)), 25
+
+    def deviation(windows: bool) -> float:
+        batches = list(islice(shuffled(lengths, size, seed=3, windows=windows), 40 * 20))
+        return pstdev(sum(lengths[i] for i in b) / size for b in batches)
+
+    assert deviation(False) == pytest.approx(57.0, rel=0.05)
+    assert deviation(True) == pytest.approx(288.7, rel=0.01)
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_an_incomplete_last_batch_is_filled_or_dropped(windows: bool) -> None:
+    """60 rows in batches of 16: filled, 15 batches are exactly four epochs; dropped, every epoch has three and leaves
+    out twelve rows, other ones each time."""
+    filled = list(islice(shuffled(LENGTHS, 16, seed=1, windows=windows), 15))
+    assert set(Counter(chain(*filled)).values()) == {4}
+    dropped = list(islice(shuffled(LENGTHS, 16, seed=1, windows=windows, fill=False), 12))
+    epochs = [Counter(chain(*dropped[i : i + 3])) for i in range(0, 12, 3)]
+    assert all(len(e) == 48 and set(e.values()) == {1} for e in epochs)
+    assert len({frozenset(e) for e in epochs}) == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "epochs", "filled", "dropped"),
+    [(20000, 256, 1, 79, 78), (6667, 256, 1, 27, 26), (60, 16, 3, 12, 9), (64, 16, 2, 8, 8), (5, 16, 3, 3, 3)],
+)
+def test_steps_of_an_epoch(rows: int, size: int, epochs: int, filled: int, dropped: int) -> None:
+    """transformers 4.44 counts `len(dataloader) // accumulation` updates: what `drop` does."""
+    assert steps(rows, size, epochs) == filled
+    assert steps(rows, size, epochs, fill=False) == dropped
