@@ -21,6 +21,7 @@ from mnpo.learning.batches import SCORING_TOKENS
 from mnpo.oracles import Question
 from mnpo.progress import counter
 from mnpo.seeds import derive
+from mnpo.storage.conversations import turns
 from mnpo.storage.records import GREEDY, SAMPLED
 
 MODES = (GREEDY, SAMPLED)
@@ -92,7 +93,10 @@ def _respond(
 
     tasks = [(prompt, k) for prompt in prompts for k in range(count)]
     requests = [
-        Request(chat.prompt(p["prompt"], p["prompt_id"]), derive(settings.seed, mode, p["prompt_id"], k))
+        Request(
+            chat.prompt(turns(p["prompt"], p["context"]), p["prompt_id"]),
+            derive(settings.seed, mode, p["prompt_id"], k),
+        )
         for p, k in tasks
     ]
     what = f"assess {settings.policy}, {mode}"
@@ -123,7 +127,7 @@ def _judge(
     facts = {p["prompt_id"]: p for p in prompts}
     groups = list(by_prompt.values())
     questions = [
-        Question(fact["prompt"], fact["truth"], [r["response"] for r in g], fact["prompt_id"])
+        Question(fact["prompt"], fact["truth"], [r["response"] for r in g], fact["prompt_id"], fact["context"])
         for g, fact in ((g, facts[g[0]["prompt_id"]]) for g in groups)
     ]
     kept = ("prompt_id", "family", "mode", "k", "response", "tokens")

@@ -27,7 +27,10 @@ class Prompts(Block):
     heldout_split: str | None = None
     """For `dataset`: the split that held-out prompts come from; None keeps them aside from `split`."""
     column: str = "prompt"
-    """The column that holds the prompt's text."""
+    """The column that holds the prompt: a text, or a list of messages. Rows without a `prompt` are read by the columns
+    `messages`, `conversations` or `instruction` (docs/data.md)."""
+    further: list[str] | None = None
+    """Further columns of the rows, which oracles get beside the prompt: an answer, constraints."""
     responses: str | None = None
     """The column with the rows' own responses, a list of texts, for iterations with `samples: dataset`."""
     seed: int = 42

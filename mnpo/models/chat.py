@@ -70,7 +70,7 @@ class Chat:
         self.counts["prompts_cut"] += 1
         return self._cut(turns, limit)
 
-    def encode(self, prompt: str, response: str, where: str = "") -> Encoded:
+    def encode(self, prompt: str | Turns, response: str, where: str = "") -> Encoded:
         """Token ids of both; a response that does not fit is cut at the end, and counted.
 
         Raises:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mnpo.config.oracles import Oracle as OracleSettings
 from mnpo.config.sources import Model
+from mnpo.storage.conversations import Turn, turns
 
 if TYPE_CHECKING:
     from mnpo.storage.resume import Journal
@@ -19,15 +20,24 @@ class Question(NamedTuple):
     """A prompt and the responses to be judged."""
 
     prompt: str
+    """The last user's turn."""
     truth: str
-    """What the demo's rules need to know of the prompt; empty elsewhere."""
+    """What the table of prompts knows of it beside its text, as JSON: what the demo's rules need, or the further
+    columns of a data set's row; empty: nothing."""
     responses: list[str]
     id: str = ""
+    context: str = ""
+    """The turns before the prompt (mnpo/storage/conversations.py)."""
 
     @property
     def name(self) -> str:
         """What seeds and messages call it: its id, or the prompt itself where it has none."""
         return self.id or self.prompt
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The conversation that the responses answer."""
+        return turns(self.prompt, self.context)
 
 
 class Judgement(NamedTuple):

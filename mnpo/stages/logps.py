@@ -10,6 +10,7 @@ from mnpo.config.blocks import Block
 from mnpo.config.text import Text, TextForm
 from mnpo.learning.batches import SCORING_TOKENS
 from mnpo.progress import counter
+from mnpo.storage.conversations import turns
 from mnpo.storage.records import LOGPS, PAIRS, SAMPLER_LOGPS, read, rows_of, write
 from mnpo.storage.resume import resumable
 
@@ -49,7 +50,7 @@ def run(settings: Settings, policy: Path, pairs: Path, output: Path, sampler: Se
         chat = Chat(load_tokenizer(policy), settings.text, settings.form)
         sides = ("chosen", "rejected")
         texts = [
-            chat.encode(row["prompt"], row[side], f"{pairs}: pair {row['pair_id']}, {side}")
+            chat.encode(turns(row["prompt"], row["context"]), row[side], f"{pairs}: pair {row['pair_id']}, {side}")
             for row in rows_of(rows)
             for side in sides
         ]

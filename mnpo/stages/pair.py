@@ -128,6 +128,7 @@ def _pair(chosen: Row, rejected: Row) -> Row:
         "pair_id": f"{chosen['prompt_id']}:{hashlib.sha256(text.encode()).hexdigest()[:12]}",  # other texts, other pair
         "prompt_id": chosen["prompt_id"],
         "prompt": chosen["prompt"],
+        "context": chosen["context"],
         "chosen": chosen["response"],
         "rejected": rejected["response"],
         "chosen_score": chosen["score"],

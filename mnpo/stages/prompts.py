@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,6 +13,7 @@ from typing import Any
 from mnpo.config.blocks import Block
 from mnpo.config.sources import Prompts
 from mnpo.errors import BadInput
+from mnpo.storage import conversations
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, Table, read_rows, write
 
@@ -68,7 +70,7 @@ def _read(p: Prompts, data: Path | None) -> tuple[dict[str, Any], dict[str, Any]
     rows = _dataset_rows(p.split, data) if data else read_rows(p.path or "")
     where = f"{data}, {p.split}" if data else str(p.path)
     prompts, facts = _distinct(rows, p, where)
-    unique = [prompts[text] for text in sorted(prompts)]
+    unique = _ordered(prompts)
     random.Random(p.seed).shuffle(unique)
     apart, unique = _apart(unique, p, data)
     needed = p.heldout - len(apart) + p.parts * (p.part_size or 1)
@@ -88,12 +90,28 @@ def _read(p: Prompts, data: Path | None) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _distinct(rows: Sequence[Mapping[str, Any]], p: Prompts, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Prompt text -> its row of the table, each once."""
+    """Prompt's id -> its row of the table, each once: of rows with the same prompt, the smallest truth."""
     prompts: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows, 1):
-        text = _prompt_text(row, number, p, where)
-        prompts[text] = {"prompt_id": prompt_id(text), "family": "", "prompt": text, "truth": ""}
+        found = _prompt(row, p, f"{where}: row {number}")
+        prompts.setdefault(found["prompt_id"], found)
+        prompts[found["prompt_id"]] = min(found, prompts[found["prompt_id"]], key=lambda r: r["truth"])
     return prompts, {"repeated_prompts": len(rows) - len(prompts)}
+
+
+def _prompt(row: Mapping[str, Any], p: Prompts, where: str) -> dict[str, str]:
+    """The table's row of a data set's row."""
+    asked = conversations.columns(conversations.prompt_of(row, where, p.column))
+    return {"prompt_id": prompt_id(**asked), "family": "", "truth": _further(row, p, where), **asked}
+
+
+def _further(row: Mapping[str, Any], p: Prompts, where: str) -> str:
+    """The row's further columns that oracles get, as JSON; empty where the configuration names none."""
+    if p.further is None:
+        return ""
+    if missing := [name for name in p.further if name not in row]:
+        raise BadInput(f"{where} has no {missing[0]!r} (it has {', '.join(row)}); mend prompts.further")
+    return json.dumps({name: row[name] for name in p.further}, ensure_ascii=False, default=str)
 
 
 def _apart(
@@ -106,17 +124,22 @@ def _apart(
     prompts, _ = _distinct(_dataset_rows(p.heldout_split, data), p, where)
     if len(prompts) < p.heldout:
         raise BadInput(f"{where}: {len(prompts)} different prompts, and prompts.heldout asks for {p.heldout}")
-    heldout = [prompts[text] for text in sorted(prompts)]
+    heldout = _ordered(prompts)
     random.Random(p.seed).shuffle(heldout)
     taken = {row["prompt_id"] for row in heldout[: p.heldout]}
     return heldout[: p.heldout], [row for row in unique if row["prompt_id"] not in taken]
+
+
+def _ordered(prompts: Mapping[str, dict[str, str]]) -> list[dict[str, str]]:
+    """Whatever the order of the file."""
+    return sorted(prompts.values(), key=lambda row: (row["prompt"], row["context"]))
 
 
 def _own_responses(
     rows: Sequence[Mapping[str, Any]], cut: Mapping[str, list[dict[str, str]]], p: Prompts, where: str
 ) -> tuple[list[dict[str, Any]], int]:
     """The responses that came with the train prompts (of a prompt that stands twice, all), and how many were blank."""
-    known = {row["prompt"]: row for part in cut.values() for row in part}
+    known = {row["prompt_id"]: row for part in cut.values() for row in part}
     responses: list[dict[str, Any]] = []
     for number, row in enumerate(rows, 1):
         texts = row.get(p.responses or "")
@@ -125,7 +148,7 @@ def _own_responses(
                 f"{where}: row {number}: {p.responses} is {str(texts)[:60]!r}, expected a list of texts; "
                 "set prompts.responses to the column with the rows' own responses"
             )
-        prompt = known.get(row[p.column])
+        prompt = known.get(_prompt(row, p, f"{where}: row {number}")["prompt_id"])
         responses += [{**prompt, "response": text} for text in texts if prompt is not None]
     kept = [response for response in responses if response["response"].strip()]
     return [{**response, "row": number} for number, response in enumerate(kept)], len(responses) - len(kept)
@@ -141,17 +164,6 @@ def _dataset_rows(split: str, directory: Path) -> list[Mapping[str, Any]]:
         raise BadInput(f"{directory}: cannot be read as a data set with the split {split!r} ({reason})") from None
 
 
-def _prompt_text(row: Mapping[str, Any], number: int, p: Prompts, where: str) -> str:
-    if p.column not in row:
-        raise BadInput(f"{where}: row {number} has no {p.column!r} (it has {', '.join(row)}); set prompts.column")
-    text = row[p.column]
-    if not isinstance(text, str) or not text.strip():
-        raise BadInput(
-            f"{where}: row {number}: {p.column} is {text!r}, expected a text that is not empty; mend or remove it"
-        )
-    return text
-
-
-def prompt_id(prompt: str) -> str:
-    """A name for a prompt that depends on nothing but its text."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+def prompt_id(prompt: str, context: str = "") -> str:
+    """A name for a prompt that depends on nothing but its text, and what was said before."""
+    return hashlib.sha256((f"{context}\0{prompt}" if context else prompt).encode()).hexdigest()[:16]

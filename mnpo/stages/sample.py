@@ -14,6 +14,7 @@ from mnpo.errors import BadInput
 from mnpo.models.chat import Chat, Encoded
 from mnpo.seeds import derive
 from mnpo.storage.artifacts import artifact
+from mnpo.storage.conversations import turns
 from mnpo.storage.records import PROMPTS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
 from mnpo.storage.resume import Journal, resumable
 
@@ -65,7 +66,10 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
         chat = Chat(load_tokenizer(policy), settings.text)
         tasks = [(row, k) for row in rows_of(rows) for k in range(sampling.responses)]
         seeds = [derive(settings.seed, row["prompt_id"], k) for row, k in tasks]
-        encoded = {row["prompt_id"]: chat.prompt(row["prompt"], row["prompt_id"]) for row in rows_of(rows)}
+        encoded = {
+            row["prompt_id"]: chat.prompt(turns(row["prompt"], row["context"]), row["prompt_id"])
+            for row in rows_of(rows)
+        }
         requests = [Request(encoded[row["prompt_id"]], seed) for (row, _), seed in zip(tasks, seeds, strict=True)]
         drawn = _drawn(settings, policy, requests, chat.stop_ids, session.journal("batches"))
         samples = [

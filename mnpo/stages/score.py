@@ -68,8 +68,8 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
         ids, ks = [str(g["prompt_id"].iloc[0]) for g in groups], [[int(k) for k in g["k"]] for g in groups]
         others = dict.fromkeys(ids, []) if against is None else _others(against, ids)
         questions = [
-            Question(g["prompt"].iloc[0], g["truth"].iloc[0], [*g["response"], *others[id]], id)
-            for g, id in zip(groups, ids, strict=True)
+            Question(first["prompt"], first["truth"], [*g["response"], *others[id]], id, first["context"])
+            for g, first, id in zip(groups, (g.iloc[0] for g in groups), ids, strict=True)
         ]
         kept = oracles.Kept(output.with_suffix(".judge.sqlite"), session.journal("batches"))
         oracle = oracles.load(settings.oracle, settings.oracles, settings.models, kept)

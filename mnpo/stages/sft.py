@@ -13,7 +13,8 @@ from mnpo.config.text import Text
 from mnpo.config.training import SFT
 from mnpo.errors import BadInput
 from mnpo.ranks import barrier, process_group, rank
-from mnpo.storage.records import DEMONSTRATIONS, read
+from mnpo.storage.conversations import turns
+from mnpo.storage.records import DEMONSTRATIONS, read, rows_of
 from mnpo.storage.resume import Session, resumable
 
 if TYPE_CHECKING:
@@ -98,7 +99,10 @@ def _fine_tune(
     model = load_model(directory)
     chat = Chat(tokenizer, settings.text)
     names = [f"demonstration {row}" for row in rows["row"]]
-    texts = [chat.encode(p, r, n) for p, r, n in zip(rows["prompt"], rows["response"], names, strict=True)]
+    texts = [
+        chat.encode(turns(r["prompt"], r["context"]), r["response"], n)
+        for r, n in zip(rows_of(rows), names, strict=True)
+    ]
     response_tokens = [float(len(text.response)) for text in texts]
 
     def losses(module: Any, batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -18,6 +18,7 @@ from mnpo.errors import BadInput
 from mnpo.method import family
 from mnpo.ranks import process_group, rank
 from mnpo.storage.artifacts import artifact
+from mnpo.storage.conversations import turns
 from mnpo.storage.records import LOGPS, PAIRS, read, rows_of
 from mnpo.storage.resume import Session, resumable
 
@@ -216,7 +217,7 @@ def _pairs(
     by_mean = settings.length_normalised or objective.length_normalised
     records = rows_of(rows)
     chosen, rejected = (
-        [chat.encode(r["prompt"], r[side], f"pair {r['pair_id']}, {side}") for r in records]
+        [chat.encode(turns(r["prompt"], r["context"]), r[side], f"pair {r['pair_id']}, {side}") for r in records]
         for side in ("chosen", "rejected")
     )
     return _Pairs(

@@ -26,25 +26,36 @@ class RecordError(BadInput):
 
 @dataclass(frozen=True)
 class Table:
-    """A kind of table: columns (name -> string, int or float), the key that identifies a row, columns never blank."""
+    """A kind of table: columns (name -> string, int or float), the key that identifies a row, columns never blank, and
+    texts that are empty where a table has no such column."""
 
     noun: str
     columns: dict[str, str]
     key: tuple[str, ...]
     not_blank: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
+CONTEXT = ("context",)
 PROMPTS = Table(
     "prompts",
-    {"prompt_id": "string", "family": "string", "prompt": "string", "truth": "string"},
+    {
+        "prompt_id": "string",
+        "family": "string",
+        "prompt": "string",  # the last user's turn
+        "truth": "string",  # what oracles may know of the prompt beside it, JSON; empty: nothing
+        "context": "string",  # the turns before it (mnpo/storage/conversations.py); empty: none
+    },
     ("prompt_id",),
     ("prompt_id", "prompt"),
+    CONTEXT,
 )
 DEMONSTRATIONS = Table(
     "demonstrations",
     {**PROMPTS.columns, "row": "int", "response": "string"},
     ("row",),
     ("prompt_id", "prompt", "response"),
+    CONTEXT,
 )
 SAMPLES = Table(
     "samples",
@@ -58,6 +69,7 @@ SAMPLES = Table(
     },
     ("prompt_id", "k"),
     ("prompt_id", "prompt"),
+    CONTEXT,
 )
 SCORES = Table(
     "scores",
@@ -71,6 +83,7 @@ PAIRS = Table(
         "pair_id": "string",
         "prompt_id": "string",
         "prompt": "string",
+        "context": "string",
         "chosen": "string",
         "rejected": "string",
         "chosen_score": "float",
@@ -80,6 +93,7 @@ PAIRS = Table(
     },
     ("pair_id",),
     ("pair_id", "prompt", "chosen", "rejected"),
+    CONTEXT,
 )
 LOGPS = Table(
     "logps",
@@ -161,7 +175,7 @@ def read(table: Table, *paths: str | Path) -> pd.DataFrame:
     frames = []
     for path in paths:
         try:
-            frames.append(pq.read_table(path).to_pandas())
+            frames.append(_whole(table, pq.read_table(path).to_pandas()))
         except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise RecordError(
@@ -181,11 +195,20 @@ def write(table: Table, rows: pd.DataFrame | Sequence[dict[str, Any]], path: str
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=list(table.columns))
+    if isinstance(rows, pd.DataFrame):
+        frame = _whole(table, rows)
+    else:
+        blank = dict.fromkeys(table.optional, "")
+        frame = pd.DataFrame([blank | row for row in rows], columns=list(table.columns))
     check(table, frame, path)
     fields = pa.schema([(c, getattr(pa, TYPES[t])()) for c, t in table.columns.items()])
     arrays = [pa.array(frame[c].tolist(), type=fields.field(c).type) for c in table.columns]
     pq.write_table(pa.Table.from_arrays(arrays, schema=fields), path)
+
+
+def _whole(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with the optional columns that it lacks."""
+    return rows.assign(**{column: "" for column in table.optional if column not in rows.columns})
 
 
 def check(table: Table, rows: pd.DataFrame, where: str | Path) -> None:

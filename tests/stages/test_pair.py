@@ -65,6 +65,7 @@ def test_the_best_is_chosen_over_the_worst(paired: Paired) -> None:
             "pair_id": "p:5cf8b8349762",  # sha256 of "best\\0worst"
             "prompt_id": "p",
             "prompt": "Prompt p",
+            "context": "",
             "chosen": "best",
             "rejected": "worst",
             "chosen_score": 3.0,
@@ -162,7 +163,7 @@ def test_pairs_are_two_texts_a_gap_apart_whatever_the_order_and_all_that_is_left
     answers: Answers, min_gap: float, form: str, random: Any
 ) -> None:
     rows = [
-        {"prompt_id": "p", "prompt": "P", "k": k, "response": r, "score": s, "win": 0.5}
+        {"prompt_id": "p", "prompt": "P", "context": "", "k": k, "response": r, "score": s, "win": 0.5}
         for k, (r, s) in enumerate(answers)
     ]
     counts, again = Counter[str](), Counter[str]()

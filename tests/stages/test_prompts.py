@@ -11,7 +11,7 @@ import pytest
 
 from mnpo.errors import BadInput
 from mnpo.stages.prompts import Settings, prompt_id, run
-from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, read
+from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, read, rows_of
 
 Manifest = Callable[[Path], dict[str, Any]]
 
@@ -114,6 +114,36 @@ def test_another_column_can_be_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "p.jsonl", [{"question": "a"}, {"question": "b"}])
     splits = cut(tmp_path / "out", source="file", path=path, column="question", parts=1, part_size=1, heldout=1)
     assert sorted(p for s in splits.values() for p in s) == ["a", "b"]
+
+
+def test_a_conversation_is_its_last_turn_and_what_came_before(tmp_path: Path) -> None:
+    before = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
+    rows = [{"prompt": "Why?"}, {"messages": [*before, {"role": "user", "content": "Why?"}]}]
+    path = jsonl(tmp_path / "p.jsonl", rows)
+    run(
+        Settings.model_validate({"prompts": {"source": "file", "path": path, "heldout": 1, "parts": 1}, "seed": 0}),
+        tmp_path,
+    )
+    table = {
+        row["context"]: row
+        for name in ("part1", "heldout")
+        for row in rows_of(read(PROMPTS, tmp_path / f"{name}.parquet"))
+    }
+    assert set(table) == {"", json.dumps(before)}
+    assert {row["prompt"] for row in table.values()} == {"Why?"}
+    assert table[""]["prompt_id"] == prompt_id("Why?") != table[json.dumps(before)]["prompt_id"]
+
+
+def test_further_columns_reach_the_table_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "1 + 1?", "answer": 2, "note": "x"}, {"prompt": "2 + 2?", "answer": 4, "note": "y"}]
+    asked: dict[str, Any] = {"source": "file", "parts": 1, "heldout": 1}
+    path = jsonl(tmp_path / "p.jsonl", rows)
+    cut(tmp_path / "out", path=path, further=["answer"], **asked)
+    tables = [read(PROMPTS, tmp_path / "out" / f"{name}.parquet") for name in ("part1", "heldout")]
+    known = {row["prompt"]: json.loads(row["truth"]) for table in tables for row in rows_of(table)}
+    assert known == {"1 + 1?": {"answer": 2}, "2 + 2?": {"answer": 4}}
+    with pytest.raises(BadInput, match=r"row 1 has no 'reply' \(it has prompt, answer, note\); mend prompts.further"):
+        cut(tmp_path / "other", path=path, further=["reply"], **asked)
 
 
 def test_too_few_prompts_are_refused(tmp_path: Path, file: str) -> None:

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def prompt(number: int, **changes: Any) -> Row:
-    return {"prompt_id": f"p{number}", "family": "", "prompt": f"Say {number}", "truth": "", **changes}
+    return {"prompt_id": f"p{number}", "family": "", "prompt": f"Say {number}", "truth": "", "context": "", **changes}
 
 
 def score(number: int, **changes: Any) -> Row:
@@ -84,10 +84,17 @@ def test_several_files_are_read_one_after_the_other(tmp_path: Path) -> None:
     assert table.index.tolist() == [0, 1, 2, 3]
 
 
+def test_a_context_that_no_row_has_is_empty(tmp_path: Path, parquet: Callable[..., Path]) -> None:
+    rows = [{c: v for c, v in prompt(n).items() if c != "context"} for n in (1, 2)]
+    assert read(PROMPTS, parquet(rows))["context"].tolist() == ["", ""]  # a table of an earlier version
+    write(PROMPTS, [rows[0], prompt(2, context="[]")], tmp_path / "some")
+    assert read(PROMPTS, tmp_path / "some")["context"].tolist() == ["", "[]"]
+
+
 def test_an_empty_table_keeps_its_columns(tmp_path: Path) -> None:
     write(PROMPTS, [], tmp_path / "none")
     table = read(PROMPTS, tmp_path / "none")
-    assert table.empty and list(table.columns) == ["prompt_id", "family", "prompt", "truth"]
+    assert table.empty and list(table.columns) == ["prompt_id", "family", "prompt", "truth", "context"]
 
 
 def test_columns_of_others_are_dropped_and_whole_floats_are_integers(
