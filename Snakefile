@@ -55,6 +55,7 @@ localrules:
     all,
     download,
     miniature,
+    miniature_model,
     judge,
     compare,
     tabulate,
