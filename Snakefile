@@ -62,6 +62,7 @@ localrules:
     players,
     benchmarks,
     costs,
+    rehearsal,
     plot,
     theory,
     report,

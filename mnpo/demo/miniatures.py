@@ -1,8 +1,9 @@
 """Published models in miniature, for a rehearsal: their architecture and files, random weights, few of them.
 
-What is kept: config.json's keys and values but for sizes, the names and dtypes of weights, several files of weights with
-an index, which weights are absent (Gemma-2's tied head), the tokens that are special, the kind of chat template, widths
-of attention heads, for which kernels are made. Values are from the published config.json's; Athene's was not at hand.
+What is kept: config.json's keys and values but for sizes, the names and dtypes of weights, several files of weights
+with an index, which weights are absent (Gemma-2's tied head), the tokens that are special, the kind of chat template,
+and the width of attention heads, for which kernels are made. Written from memory of the published config.json's;
+Athene's was not at hand.
 """
 
 from __future__ import annotations

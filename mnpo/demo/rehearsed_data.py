@@ -1,4 +1,4 @@
-"""Small versions of what config.yaml reads beside benchmarks: UltraFeedback's prompts with responses, NLTK's punkt_tab."""
+"""Small versions of what config.yaml reads beside benchmarks: UltraFeedback with responses, NLTK's sentence model."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ A copy of the project in build/ runs `snakemake --profile slurm --configfile con
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from checkouts import Checkout
 from cluster import Cluster, Unavailable
