@@ -10,7 +10,7 @@ from typing import Any
 
 from mnpo.config.configuration import Config
 from mnpo.config.runs import UNCAPPED
-from mnpo.config.sources import Dataset, Source
+from mnpo.config.sources import Dataset, Model, Source
 from mnpo.planning.fits import AGAINST, Fit
 from mnpo.storage import hub
 from mnpo.storage.hub import Lock
@@ -48,12 +48,18 @@ class Files:
         entry: Source = getattr(self.config, kind)[name]
         if isinstance(entry, Dataset) and entry.demo:
             return self.miniature(name)
+        if isinstance(entry, Model) and entry.miniature:
+            return self.miniature_model(name)
         local = entry.mirror or entry.path
         return local or self.cached(*hub.address(kind, entry, self.lock))
 
     def miniature(self, benchmark: str) -> str:
         """The demo's small version of a benchmark's data."""
         return f"{self.root}/benchmarks/{benchmark}"
+
+    def miniature_model(self, model: str) -> str:
+        """A small model of random weights in the files of a published one."""
+        return f"{self.root}/models/{model}"
 
     def downloads(self, directory: str) -> dict[str, Source]:
         """The entries whose files are fetched into `directory`."""

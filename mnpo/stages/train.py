@@ -15,7 +15,7 @@ from mnpo.config.text import Text, TextForm
 from mnpo.config.training import Training
 from mnpo.errors import BadInput
 from mnpo.method import family
-from mnpo.ranks import process_group, rank
+from mnpo.ranks import process_group, rank, ranks
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.conversations import turns
 from mnpo.storage.records import LOGPS, PAIRS, read, rows_of
@@ -91,7 +91,8 @@ def run(
         if training is not None and rank() == 0:
             with artifact(training, "train", asked, inputs) as copy:
                 shutil.copyfile(made.path / METRICS, copy.path)
-                copy.facts, copy.earlier = made.facts, session.spent
+                copy.facts = {**made.facts, **({"ranks": ranks()} if ranks() > 1 else {})}
+                copy.earlier = session.spent
 
 
 def _log_probabilities(
