@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 SCORING_TOKENS = 16384  # padded tokens of a batch that needs no gradients
@@ -24,16 +25,17 @@ def by_tokens(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
 def dealt(lengths: Sequence[int], most_tokens: int, ranks: int) -> list[list[list[int]]]:
     """For each of `ranks` processes, the micro-batches of its share of a step's rows: as many for each.
 
-    Rows are dealt out by falling length, so that the shares are alike. Where one rank would have fewer batches than
+    Micro-batches are cut from the rows by falling length, which pads little, and dealt out in turns. For several ranks
+    they are cut to be alike in padded tokens, since all wait for the slowest. Where one rank would have fewer than
     another (a forward pass of a sharded model is everyone's), empty ones fill up.
     """
-    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    shares = [longest_first[rank::ranks] for rank in range(ranks)]
-    parts = [
-        [[rows[i] for i in part] for part in by_tokens([lengths[r] for r in rows], most_tokens)] for rows in shares
-    ]
-    most = max(map(len, parts))
-    return [mine + [[] for _ in range(most - len(mine))] for mine in parts]
+    parts = by_tokens(lengths, most_tokens)
+    wanted = math.ceil(len(parts) / ranks) * ranks
+    if ranks > 1:  # the lower the limit, the more parts; the lowest that makes not too many
+        limits = range(most_tokens + 1)
+        parts = by_tokens(lengths, bisect_left(limits, True, key=lambda n: len(by_tokens(lengths, n)) <= wanted))
+    parts += [[] for _ in range(wanted - len(parts))]
+    return [parts[rank::ranks] for rank in range(ranks)]
 
 
 def shuffled(
