@@ -114,6 +114,8 @@ class Dataset(Source):
         return [*super().origins(), "demo"]
 
 
+Strip = Literal["think", "none"]
+"""What is taken off a model's replies."""
 ASKED = ("reasoning_effort", "temperature", "max_tokens", "token_field", "timeout")
 """Keys of a model that say how its endpoint is asked."""
 
@@ -125,6 +127,10 @@ class Model(Source):
     """Random weights of this Gemma-2 architecture, with a tokenizer trained on the demonstrations (the demo)."""
     vocab_size: int = Field(512, ge=300)
     """Tokens of that tokenizer, at most."""
+    strip: Strip | None = None
+    """What is taken off its replies before judges, oracles and benchmarks see them: `think`, all of
+    `<think>...</think>`; `none`, nothing. None: `think`, where its chat template mentions these tags, or, behind an
+    endpoint, where a reply begins with one. Policies that are trained from the model follow it."""
     api: str | None = None
     """A model behind an OpenAI-compatible endpoint: it can answer benchmarks and be judged, and nothing else."""
     endpoint: str = "https://api.openai.com/v1"

@@ -11,6 +11,7 @@ from typing import Any
 
 from mnpo.config.text import Text, TextForm
 from mnpo.errors import BadInput
+from mnpo.models.thinking import decode
 
 Turns = Sequence[Mapping[str, str]]  # of a conversation: role (user or assistant, in turn) and content
 
@@ -90,18 +91,17 @@ class Chat:
         return Encoded(prompt_ids, response_ids)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of a generated response, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[no-any-return]
+        """The text of a generated response, without special tokens but those that enclose its thinking."""
+        return decode(self.tokenizer, ids)
 
     @cached_property
     def end_of_turn(self) -> int:
         """The token that ends a response: the first one after it in the template (the tokenizer's EOS in raw form)."""
         if self.form.render == "raw":
             return int(self.tokenizer.eos_token_id)
-        body = self._ids("x")
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-        whole = self._with_bos(self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False)))
-        after = whole[len(self._render(turns[:1])) + len(body) :]
+        body = "certainly"  # in no template
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": body}]
+        after = self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(body)[2])
         if not after or after[0] not in self.tokenizer.all_special_ids:
             raise BadInput("the chat template does not end an assistant's turn with a special token")
         return after[0]

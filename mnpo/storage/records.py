@@ -26,12 +26,14 @@ class RecordError(BadInput):
 
 @dataclass(frozen=True)
 class Table:
-    """A kind of table: columns (name -> string, int or float), the key that identifies a row, columns never blank."""
+    """A kind of table: columns (name -> string, int or float), the key that identifies a row, columns never blank, and
+    numbers that are 0 where they are not given, as in files of earlier versions."""
 
     noun: str
     columns: dict[str, str]
     key: tuple[str, ...]
     not_blank: tuple[str, ...] = ()
+    usually_0: tuple[str, ...] = ()
 
 
 PROMPTS = Table(
@@ -55,9 +57,11 @@ SAMPLES = Table(
         "tokens": "int",  # generated, the end of turn included
         "finish": "string",  # stop, or length when it was cut
         "seed": "int",
+        "thinking": "int",  # characters at the response's start that no oracle is shown (mnpo/models/thinking.py)
     },
     ("prompt_id", "k"),
     ("prompt_id", "prompt"),
+    usually_0=("thinking",),
 )
 SCORES = Table(
     "scores",
@@ -128,11 +132,13 @@ ANSWERS = Table(
         "category": "string",
         "prompt": "string",  # what was asked in this turn
         "response": "string",
-        "tokens": "int",
+        "tokens": "int",  # of the response
         "finish": "string",
+        "thinking": "int",  # tokens before it, which were taken off
     },
     ("item_id", "turn"),
     ("item_id", "prompt"),
+    usually_0=("thinking",),
 )
 ITEMS = Table(
     "benchmark items",
@@ -167,6 +173,7 @@ def read(table: Table, *paths: str | Path) -> pd.DataFrame:
             raise RecordError(
                 f"{path}: not a readable Parquet file of {table.noun} ({reason}); delete it to have it remade"
             ) from None
+        frames[-1] = _completed(table, frames[-1])
         check(table, frames[-1], path)
     rows = pd.concat(frames, ignore_index=True) if len(frames) != 1 else frames[0]
     if len(frames) > 1:
@@ -181,11 +188,17 @@ def write(table: Table, rows: pd.DataFrame | Sequence[dict[str, Any]], path: str
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=list(table.columns))
+    if not isinstance(rows, pd.DataFrame):
+        rows = pd.DataFrame([dict.fromkeys(table.usually_0, 0) | row for row in rows], columns=list(table.columns))
+    frame = _completed(table, rows)
     check(table, frame, path)
     fields = pa.schema([(c, getattr(pa, TYPES[t])()) for c, t in table.columns.items()])
     arrays = [pa.array(frame[c].tolist(), type=fields.field(c).type) for c in table.columns]
     pq.write_table(pa.Table.from_arrays(arrays, schema=fields), path)
+
+
+def _completed(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(**{c: 0 for c in table.usually_0 if c not in frame.columns})
 
 
 def check(table: Table, rows: pd.DataFrame, where: str | Path) -> None:
