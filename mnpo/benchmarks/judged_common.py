@@ -77,10 +77,30 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def empties(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a summary says of a policy's answers: how many there are, and of the empty ones how they ended."""
+def facts(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a summary says of a policy's answers: how many there are, how the empty ones ended, and, where thinking was
+    taken off: off how many, how many of these are empty without it, and their mean length without it and with it.
+
+    Args:
+        answers: rows with `response`, `tokens`, `finish` and `thinking`, as records.ANSWERS.
+    """
     rows = list(answers)
-    return {"answers": len(rows), "empty": dict(Counter(row["finish"] for row in rows if not row["response"].strip()))}
+    empty = [row for row in rows if not row["response"].strip()]
+    found: dict[str, Any] = {"answers": len(rows), "empty": dict(Counter(row["finish"] for row in empty))}
+    if thoughtful := sum(row.get("thinking", 0) > 0 for row in rows):
+        tokens, thinking = (math.fsum(row.get(name, 0) for row in rows) for name in ("tokens", "thinking"))
+        found["thinking"] = {
+            "answers": thoughtful,
+            "empty": sum(row.get("thinking", 0) > 0 for row in empty),
+            "mean_tokens": tokens / len(rows),
+            "mean_tokens_with_thinking": (tokens + thinking) / len(rows),
+        }
+    return found
+
+
+def thinking_facts(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`facts`, where thinking was taken off some; without a judge, empty answers are as wrong as others."""
+    return facts(answers) if any(row.get("thinking", 0) for row in answers) else {}
 
 
 def lengths(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:

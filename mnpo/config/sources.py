@@ -119,6 +119,8 @@ class Dataset(Source):
 
 Miniature = Literal["gemma-2", "armorm", "skywork", "athene"]
 """A published model whose architecture and files a small one of random weights has (mnpo/demo/miniatures.py)."""
+Strip = Literal["think", "none"]
+"""What is taken off a model's replies."""
 ASKED = ("reasoning_effort", "temperature", "max_tokens", "token_field", "timeout")
 """Keys of a model that say how its endpoint is asked."""
 
@@ -132,6 +134,10 @@ class Model(Source):
     """Tokens of that tokenizer, at most."""
     miniature: Miniature | None = None
     """A small model of random weights in the files of a published one: for a rehearsal (configs/rehearsal.yaml)."""
+    strip: Strip | None = None
+    """What is taken off its replies before judges, oracles and benchmarks see them: `think`, all of
+    `<think>...</think>`; `none`, nothing. None: `think`, where its chat template mentions these tags, or, behind an
+    endpoint, where a reply begins with one. Policies that are trained from the model follow it."""
     api: str | None = None
     """A model behind an OpenAI-compatible endpoint: it can answer benchmarks and be judged, and nothing else."""
     endpoint: str = "https://api.openai.com/v1"

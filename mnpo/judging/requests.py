@@ -53,6 +53,8 @@ class Answer:
     """Reasoning included."""
     reason: str = ""
     """Why it was refused."""
+    reasoning_tokens: int = 0
+    """Of output_tokens, those of thinking that the endpoint counts and keeps to itself."""
 
     @property
     def refused(self) -> bool:

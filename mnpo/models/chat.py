@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mnpo.config.text import Text, TextForm
 from mnpo.errors import BadInput
+from mnpo.models import thinking
 from mnpo.models.templates import Opening, Template, Turns, end_of_text
 
 
@@ -90,8 +91,9 @@ class Chat:
         return self._with_bos(self._ids(self.template.render(self.template.prepared(turns))))
 
     def decode(self, ids: list[int]) -> str:
-        """The text of a generated response, without special tokens, and without what the template puts before it."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of a generated response without what the template puts before it, and without special tokens but
+        those that enclose its thinking."""
+        text = thinking.decode(self.tokenizer, ids)
         return text.removeprefix(self._usual.lead) if self.form.render == "chat" else text
 
     @cached_property

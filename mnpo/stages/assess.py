@@ -37,7 +37,7 @@ def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, 
     ):
         summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows))
         write(JUDGED, judged, made_items.path)
-        tokens = sum(row["tokens"] for row in judged if row["oracle"] == wanted.oracle)
-        facts = {"rows": len(judged), "tokens": tokens, "parameters": summary.pop("parameters")}
+        tokens, parameters = summary.pop("generated_tokens"), summary.pop("parameters")
+        facts = {"rows": len(judged), "tokens": tokens, "parameters": parameters}
         made.facts = made_items.facts = facts
         made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -40,12 +40,19 @@ def missing_note(missing: int, refused: float) -> str:
     return f"{missing} verdicts, ratings or checks missing{by_endpoint}, not counted."
 
 
-def empty_note(summary: Mapping[str, Any]) -> str | None:
-    """How many of a policy's answers are empty, and how they ended; None where none is."""
-    if not (empty := summary.get("empty")):
-        return None
-    ends = ", ".join(f"{number} {finish}" for finish, number in sorted(empty.items()))
-    return f"{sum(empty.values())} of {summary['answers']} answers are empty ({ends}), and count as such."
+def answers_notes(summary: Mapping[str, Any]) -> list[str]:
+    """What there is to say of a policy's answers: how many are empty and how they ended, and thinking taken off."""
+    notes = []
+    if empty := summary.get("empty"):
+        ends = ", ".join(f"{number} {finish}" for finish, number in sorted(empty.items()))
+        notes.append(f"{sum(empty.values())} of {summary['answers']} answers are empty ({ends}), and count as such.")
+    if thinking := summary.get("thinking"):
+        nothing = f" ({thinking['empty']} of them have nothing after it)" if thinking["empty"] else ""
+        notes.append(
+            f"thinking was taken off {thinking['answers']} of {summary['answers']} answers{nothing}; mean length "
+            f"{thinking['mean_tokens']:.0f} tokens, with thinking {thinking['mean_tokens_with_thinking']:.0f}."
+        )
+    return notes
 
 
 def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
@@ -61,9 +68,9 @@ def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
                 yield f"{column.heading}, {row.key}: {result.path.name} does not report {column.metric}."
             if otherwise := result.summary.get("read_otherwise"):
                 yield f"{column.heading}, {row.key}: {otherwise} {READ_OTHERWISE}."
-        for note in dict.fromkeys(empty_note(result.summary) for result in view.judgings(row, column)):
-            if note:  # once for all judgements of the same answers
-                yield f"{column.heading}, {row.key}: {note}"
+        told = (note for result in view.judgings(row, column) for note in answers_notes(result.summary))
+        for note in dict.fromkeys(told):  # once for all judgements of the same answers
+            yield f"{column.heading}, {row.key}: {note}"
         if cell.missing:
             yield f"{column.heading}, {row.key}: {missing_note(cell.missing, cell.refused)}"
         wanted = len(view.policies.get(row.key, []))
