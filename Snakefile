@@ -1,6 +1,7 @@
 # Reads a configuration, unrolls it into a plan, and lets the rules make the plan's files.
 # What runs is said by the configuration (config.yaml, or --configfile configs/demo.yaml), where and how by a profile.
 
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -80,12 +81,14 @@ onstart:
         cluster.require_no_jobs(Path.cwd())
         jobs = list(workflow.dag.needrun_jobs())
         named = [(job.rule.name, dict(job.wildcards)) for job in jobs]
-        by_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+        # Jobs with an environment of their own have other packages.
+        here = DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method
         preflight.check(
             PLAN,
             named,
-            *([] if by_conda else [partial(environments.require_packages, PLAN, named, FAMILIES)]),
+            *([partial(environments.require_packages, PLAN, named, FAMILIES)] if here else []),
             partial(submission.require_accepted, workflow.scheduler, jobs),
+            *([partial(preflight.require_functions, PLAN, named)] if here else []),
         )
     except BadInput as error:
         raise WorkflowError(str(error))

@@ -37,6 +37,8 @@ class Settings(Block):
     majority: str | None = None
     oracles: dict[str, Oracle]
     models: dict[str, Model] = {}
+    functions: dict[str, str] = {}
+    """A user's file -> the digest of its code, when the job was planned."""
     responses: int
     decoding: Decoding
     batch_size: int

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mnpo.config.blocks import DATASET, REFERENCE, Block, Name, nearest
 from mnpo.config.evaluation import Evaluation, Exploitability, Tables
-from mnpo.config.oracles import COMPARING, Judge, Oracle
+from mnpo.config.oracles import Judge, Oracle
 from mnpo.config.resources import Resources
 from mnpo.config.runs import Run
 from mnpo.config.sampling import Pairing, Sampling
@@ -110,7 +110,7 @@ class Config(Block):
                 _known("evaluation", oracle_name, known_oracles, "oracle")
         for oracle_name in filter(None, (e.oracle, *e.scores, e.accuracy)):
             parts = self.with_members([oracle_name])
-            if comparing := [m for m in parts if self.oracles[m].kind in COMPARING]:
+            if comparing := [m for m in parts if self.oracles[m].compares]:
                 raise ValueError(
                     f"evaluation: {oracle_name} rests on {comparing[0]}, which compares a policy's responses with each "
                     "other, not with those of another; name an oracle that scores"

@@ -105,6 +105,7 @@ MODULES = {
     "reward-model": "reward_models",
     "pair-model": "pair_models",
     "judge": "judges",
+    "function": "functions",
 }
 
 

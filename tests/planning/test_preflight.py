@@ -1,4 +1,5 @@
-"""What is checked before anything is submitted, of the machine: its driver, and the locks of its file systems."""
+"""What is checked before anything is submitted: the machine's driver, the locks of its file systems, and users' own
+functions."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mnpo.errors import BadInput
 from mnpo.planning.plan import Plan
-from mnpo.planning.preflight import require_driver
+from mnpo.planning.preflight import require_driver, require_functions
 from tests.helpers.without_locks import without_locks
 
 CHECKING = """
@@ -98,3 +100,20 @@ def test_stores_lie_beneath_the_setting_by_the_names_that_they_have_without_it(
         assert Path(files.opinions("sft", 1, "llm", 0)) == below / "results/demo/scores/sft/part1/llm/0.judge.sqlite"
     of = {"policy": "sft", "benchmark": "mt-bench", "judge": "demo", "repeat": ""}
     assert usual.settings("judge", **of) == moved.settings("judge", **of)
+
+
+def test_the_functions_that_jobs_are_going_to_ask_are_imported_first(
+    tmp_path: Path, planned: Callable[..., Plan]
+) -> None:
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text("def f(responses): return [0.0 for _ in responses]\n")
+    bad.write_text("import no_such_package\nprint('imported')\ndef f(responses): ...\n")
+    own: dict[str, Any] = {
+        name: {"kind": "function", "file": str(file), "function": "f"} for name, file in (("good", good), ("bad", bad))
+    }
+    plan = planned(oracles={**planned().config.model_dump(exclude_none=True)["oracles"], **own})
+    require_functions(plan, [("score", {"oracle": "good"}), ("score", {"oracle": "overall"}), ("assess", {})])
+    with pytest.raises(
+        BadInput, match=r"^.*bad\.py: cannot be imported \(ModuleNotFoundError: No module named .*install"
+    ):
+        require_functions(plan, [("score", {"oracle": "good"}), ("score", {"oracle": "bad@sft"})])

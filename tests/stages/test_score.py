@@ -16,6 +16,7 @@ from mnpo.demo.judge import serve
 from mnpo.demo.world import RULES
 from mnpo.errors import BadInput, Interrupted
 from mnpo.stages.score import COMPARISONS, Settings, run
+from mnpo.storage import user_code
 from mnpo.storage.records import SAMPLES, SCORES, read, write
 from tests.helpers import warm
 
@@ -86,6 +87,25 @@ def test_against_another_policy_scores_are_win_rates_and_whom_it_meets_decides(
     write(SAMPLES, read(SAMPLES, mine).assign(prompt_id="q"), tmp_path / "other.parquet")
     with pytest.raises(BadInput, match=r"other\.parquet: no response to 1 prompts, such as p, to compare with"):
         wins(tmp_path / "other.parquet")
+
+
+def test_a_users_function_scores_and_its_code_is_on_record(
+    tmp_path: Path, chain: dict[str, Path], manifest_of: Callable[[Path], Any]
+) -> None:
+    file, output = tmp_path / "rewards.py", tmp_path / "scores.parquet"
+    file.write_text(
+        "def short(responses, columns):\n    return [-len(r) if c else 0 for r, c in zip(responses, columns)]\n"
+    )
+    own = {"own": {"kind": "function", "file": str(file), "function": "short"}}
+    settings = Settings(oracle="own", oracles=own, functions=user_code.digests(file))
+    run(settings, chain["samples"], output)
+    responses = read(SAMPLES, chain["samples"])["response"]
+    assert read(SCORES, output)["score"].tolist() == [-float(len(r)) for r in responses]
+    assert manifest_of(output)["settings"]["functions"] == settings.functions
+    assert str(file) in manifest_of(output)["inputs"]
+    file.write_text("def short(responses): return [0] * len(responses)\n")
+    with pytest.raises(BadInput, match=r"rewards\.py: its code changed after this job was planned"):
+        run(settings, chain["samples"], output)
 
 
 @pytest.fixture
