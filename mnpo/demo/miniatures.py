@@ -96,6 +96,7 @@ def build(directory: Path, model: Miniature, seed: int) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        directory.mkdir(parents=True, exist_ok=True)
         MAKERS[model](directory, _texts(seed))
 
 

