@@ -48,9 +48,7 @@ class Settings:
     """What a play may set; each algorithm reads its own."""
 
     learning_rate: float = 1.0
-    weights: tuple[float, ...] | None = (
-        None  # over the history, newest first, or over the other players, in their order
-    )
+    weights: tuple[float, ...] | None = None  # over the history, newest first, or the other players in their order
     comparisons: str = "policy"
 
     @property
