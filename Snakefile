@@ -1,6 +1,7 @@
 # Reads a configuration, unrolls it into a plan, and lets the rules make the plan's files.
 # What runs is said by the configuration (config.yaml, or --configfile configs/demo.yaml), where and how by a profile.
 
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -24,10 +25,12 @@ os.environ.update(
 if shlex.quote(sys.executable) != sys.executable:
     sys.executable = Path(sys.executable).name
 
+from snakemake.settings.types import DeploymentMethod
+
 from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
-from mnpo.planning import cluster, job_graph, preflight, submission
+from mnpo.planning import cluster, environments, job_graph, preflight, submission
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.fits import AGAINST
 from mnpo.planning.plan import Plan
@@ -55,27 +58,37 @@ localrules:
     all,
     download,
     miniature,
+    miniature_model,
     judge,
     compare,
     tabulate,
     players,
     benchmarks,
     costs,
+    rehearsal,
     plot,
     theory,
     report,
     score_asking,
 
 
-# Before anything is submitted: tokens, keys and pins of what is about to run, and whether SLURM will take it.
+# Before anything is submitted: tokens, keys and pins of what is about to run, the packages that it will import, and
+# whether SLURM will take it. (What conda makes of envs/*.yaml has the packages.)
 onstart:
+    from mnpo.cli import FAMILIES
+
     try:
         cluster.require_no_jobs(Path.cwd())
         jobs = list(workflow.dag.needrun_jobs())
+        named = [(job.rule.name, dict(job.wildcards)) for job in jobs]
+        # Jobs with an environment of their own have other packages.
+        here = DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method
         preflight.check(
             PLAN,
-            [(job.rule.name, dict(job.wildcards)) for job in jobs],
+            named,
+            *([partial(environments.require_packages, PLAN, named, FAMILIES)] if here else []),
             partial(submission.require_accepted, workflow.scheduler, jobs),
+            *([partial(preflight.require_functions, PLAN, named)] if here else []),
         )
     except BadInput as error:
         raise WorkflowError(str(error))

@@ -103,7 +103,7 @@ def jobs(plan: Plan, side: str) -> Iterator[Job]:
             yield job("sample", samples, "--policy", policy, "--prompts", plan.files.prompts(part), **drawn)
             yield job("score", scores, "--samples", samples, oracle=fit.oracle)
             yield job("pair", pairs, "--samples", samples, "--scores", scores, oracle=fit.oracle)
-            text = fit.protocol.opponent_text.tag()
+            text = fit.protocol.reading()
             again = [name for name, _ in fit.opponents] + [REFERENCE]
             for scorer in again if side == "plain" else fit.scorers:
                 logps = plan.files.logps(fit.sampler, part, fit.oracle, text, scorer)

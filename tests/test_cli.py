@@ -183,3 +183,29 @@ def test_a_process_of_its_own_ends_with_the_same_code_and_line(root: Path) -> No
         result.stderr
         == "mnpo: none.yaml: cannot be read (No such file or directory); name a configuration that exists\n"
     )
+
+
+# ------------------------------------------------------------------------------------------------------------- the log
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "os.dup(2)",  # as DeepSpeed does in every training by ZeRO
+        "subprocess.Popen(['sleep', '60'], start_new_session=True)",
+    ],
+    ids=["by this process", "by a helper that lives on"],
+)
+def test_a_stage_ends_though_something_keeps_its_error_stream_open(tmp_path: Path, leak: str) -> None:
+    log = tmp_path / "log"
+    program = f"""\
+import os, subprocess, sys
+from pathlib import Path
+from mnpo.cli import _copy_to
+_copy_to(Path({str(log)!r}))
+kept = {leak}
+print("the last line", file=sys.stderr)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30, check=True)
+    assert log.read_text() == done.stdout == "the last line\n"

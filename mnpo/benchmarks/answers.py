@@ -11,7 +11,7 @@ from pydantic import Field
 from mnpo.benchmarks.questions import Question
 from mnpo.config.blocks import Block
 from mnpo.config.sampling import Decoding, Sampling
-from mnpo.config.sources import Model
+from mnpo.config.sources import Model, Strip
 from mnpo.config.text import Text
 from mnpo.errors import BadInput
 from mnpo.seeds import derive
@@ -52,6 +52,10 @@ class Settings(Block):
     batch_size: int = Field(16, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
+    strip: Strip | None = None
+    """What is taken off the policy's replies (see Model)."""
+    max_empty: float = Field(0.2, ge=0, lt=1)
+    """Of a policy behind an endpoint: the largest share of empty answers."""
     limits: dict[str, int] = {}
     """Where the prompts are EvalScope's: the limit of the answers to each benchmark's."""
 
@@ -81,6 +85,8 @@ class Given(NamedTuple):
     tokens: int
     finish: str
     """`stop`, or `length` when it was cut."""
+    thinking: int = 0
+    """Tokens before it, which were taken off."""
 
 
 Answerer = Callable[[Sequence[Asked], Decoding], Sequence[Given]]
@@ -134,11 +140,18 @@ def of_policy(
 
     from mnpo.models.chat import Chat
     from mnpo.models.checkpoints import load_tokenizer, parameters
+    from mnpo.models.thinking import Reader
     from mnpo.samplers import Request
 
     text = _text(settings, AutoConfig.from_pretrained(policy, local_files_only=True).get_text_config())
     chat = Chat(load_tokenizer(policy), text)
     draw = _sampler(settings, policy, chat.stop_ids, text.max_length, journal)
+    reader = Reader(chat.tokenizer, settings.strip)
+
+    def given(response: Response) -> Given:
+        reply, tokens = chat.decode(response.tokens), len(response.tokens)
+        thought = reader.tokens(reply, tokens)
+        return Given(reply[reader.characters(reply) :].strip(), tokens - thought, response.finish, thought)
 
     def answer(conversations: Sequence[Asked], decoding: Decoding) -> list[Given]:
         requests = [
@@ -148,7 +161,7 @@ def of_policy(
             )
             for c in conversations
         ]
-        return [Given(chat.decode(r.tokens).strip(), len(r.tokens), r.finish) for r in draw(requests, decoding)]
+        return [given(response) for response in draw(requests, decoding)]
 
     rows = converse(asked, settings, answer)
     facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"]}
@@ -196,12 +209,24 @@ def of_api(
     """The answers of a model behind an endpoint, each stored in `store` when it arrives, and facts for their manifest.
 
     Raises:
-        BadInput: see mnpo.judging.client.Client.
+        BadInput: more empty answers than settings.max_empty permits; or see mnpo.judging.client.Client.
     """
     from mnpo.judging.client import Client
-    from mnpo.judging.requests import Request
+    from mnpo.judging.requests import Answer, Request, endings
+    from mnpo.models.thinking import characters_shown
 
+    what = f"{settings.policy}, {settings.benchmark}"
     client = Client(model.as_judge(), store, progress_name=f"answer {settings.benchmark}, {settings.policy}")
+
+    def said(answer: Answer) -> str:
+        return answer.text[characters_shown(answer.text, settings.strip) :].strip()
+
+    def given(answer: Answer) -> Given:
+        """The endpoint counts all tokens together: of those in its text, thinking has its share of the text."""
+        shown = answer.output_tokens - answer.reasoning_tokens
+        share = characters_shown(answer.text, settings.strip) / len(answer.text) if answer.text else 0.0
+        thought = answer.reasoning_tokens + round(shown * share)
+        return Given(said(answer), answer.output_tokens - thought, answer.finish, thought)
 
     def answer(conversations: Sequence[Asked], decoding: Decoding) -> list[Given]:
         requests = [
@@ -212,16 +237,23 @@ def of_api(
             )
             for c in conversations
         ]
-        return [Given(a.text.strip(), a.output_tokens, a.finish) for a in client.ask(requests)]
+        return list(map(given, client.replies(requests, said, asker=what)))
 
     rows = converse(asked, settings, answer)
+    empty = [row["finish"] for row in rows if not row["response"]]
+    if len(empty) / len(rows) > settings.max_empty:
+        raise BadInput(
+            f"{what}: {len(empty)} of {len(rows)} answers of {model.api} are empty ({endings(empty)}), more than "
+            f"evaluation.max_empty ({settings.max_empty:g}) permits: a judge would take them for the policy's worst. "
+            f"{client.mend}; or raise evaluation.max_empty"
+        )
     return rows, {"calls": client.tally, **_facts(rows)}
 
 
 def _facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "rows": len(rows),
-        "tokens": sum(row["tokens"] for row in rows),
+        "tokens": sum(row["tokens"] + row["thinking"] for row in rows),
         "empty_responses": sum(not row["response"] for row in rows),
         "cut_responses": sum(row["finish"] == "length" for row in rows),
     }

@@ -188,6 +188,7 @@ def _summary(
         "metrics": _means(reviews) | _mended(benchmark, reviews) | judged_common.lengths(given),
         "protocol": f"{task.protocol} (EvalScope {version('evalscope')}, {shots} shots, chat template){changed}",
         "shots": shots,
+        **judged_common.thinking_facts(given),
     }
     return summary, rows
 

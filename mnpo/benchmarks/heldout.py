@@ -1,7 +1,8 @@
 """The benchmark `heldout`: responses to prompts that nobody trained on, judged by the configuration's oracles.
 
-Reported: each oracle's mean score, greedy and sampled; mean length; Condorcet cycles among a prompt's samples; and the
-KL divergence to the reference. Accuracies and win rates are computed in the tables, from the per-item rows.
+Reported: each oracle's mean score, greedy and sampled; mean length, without thinking and with it; Condorcet cycles
+among a prompt's samples; and the KL divergence to the reference. Accuracies and win rates are computed in the tables,
+from the per-item rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mnpo import oracles
 from mnpo.config.blocks import Block
 from mnpo.config.oracles import Oracle
 from mnpo.config.sampling import Decoding
-from mnpo.config.sources import Model
+from mnpo.config.sources import Model, Strip
 from mnpo.config.text import Text
 from mnpo.learning.batches import SCORING_TOKENS
 from mnpo.oracles import Question
@@ -36,12 +37,16 @@ class Settings(Block):
     majority: str | None = None
     oracles: dict[str, Oracle]
     models: dict[str, Model] = {}
+    functions: dict[str, str] = {}
+    """A user's file -> the digest of its code, when the job was planned."""
     responses: int
     decoding: Decoding
     batch_size: int
     dtype: Literal["float32", "bfloat16"] = "float32"
     text: Text
     seed: int
+    strip: Strip | None = None
+    """What is taken off the responses (see Model)."""
 
 
 def evaluate(
@@ -69,13 +74,23 @@ def evaluate(
             for name in settings.oracles
         },
         "tokens": {mode: fmean(r["tokens"] for r in rows if r["mode"] == mode) for mode in MODES},
+        **_with_thinking(rows),
         "empty_responses": sum(not r["response"].strip() for r in rows),
         "cut_responses": sum(r["finish"] == "length" for r in rows),
         "prompts_with_a_cycle": cycles,
+        "generated_tokens": sum(r["tokens"] + r["thinking"] for r in rows),
         "parameters": model.num_parameters(),
         "kl_to_reference": _kl(settings, chat, model, reference, prompts),
     }
     return summary, judged
+
+
+def _with_thinking(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The mean length of the whole replies, where thinking was taken off some."""
+    if not any(r["thinking"] for r in rows):
+        return {}
+    of = {mode: [r["tokens"] + r["thinking"] for r in rows if r["mode"] == mode] for mode in MODES}
+    return {"tokens_with_thinking": {mode: fmean(lengths) for mode, lengths in of.items()}}
 
 
 def _respond(
@@ -88,6 +103,7 @@ def _respond(
     count: int,
 ) -> list[dict[str, Any]]:
     """`count` responses to each prompt. Seeds name the prompt, not the policy: all policies see the same numbers."""
+    from mnpo.models.thinking import Reader, answer
     from mnpo.samplers import Request
     from mnpo.samplers.transformers import draw
 
@@ -99,7 +115,7 @@ def _respond(
         )
         for p, k in tasks
     ]
-    what = f"assess {settings.policy}, {mode}"
+    what, reader = f"assess {settings.policy}, {mode}", Reader(chat.tokenizer, settings.strip)
     drawn = draw(model, requests, decoding, chat.stop_ids, settings.batch_size, what)
     return [
         {
@@ -107,13 +123,15 @@ def _respond(
             "family": prompt["family"],
             "mode": mode,
             "k": k,
-            "response": chat.decode(response.tokens),
-            "tokens": len(response.tokens),
+            "response": answer(reply, reader.characters(reply)),
+            "tokens": len(response.tokens) - (thought := reader.tokens(reply, len(response.tokens))),
+            "thinking": thought,
             "finish": response.finish,
             "request": request,
             "drawn": response,
         }
         for (prompt, k), request, response in zip(tasks, requests, drawn, strict=True)
+        for reply in [chat.decode(response.tokens)]
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,32 @@ def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> tuple[fl
 def digest(*texts: str) -> str:
     """SHA-256 of the judge's prompts, so that results of different ones are not compared unawares."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def facts(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a summary says of a policy's answers: how many there are, how the empty ones ended, and, where thinking was
+    taken off: off how many, how many of these are empty without it, and their mean length without it and with it.
+
+    Args:
+        answers: rows with `response`, `tokens`, `finish` and `thinking`, as records.ANSWERS.
+    """
+    rows = list(answers)
+    empty = [row for row in rows if not row["response"].strip()]
+    found: dict[str, Any] = {"answers": len(rows), "empty": dict(Counter(row["finish"] for row in empty))}
+    if thoughtful := sum(row.get("thinking", 0) > 0 for row in rows):
+        tokens, thinking = (math.fsum(row.get(name, 0) for row in rows) for name in ("tokens", "thinking"))
+        found["thinking"] = {
+            "answers": thoughtful,
+            "empty": sum(row.get("thinking", 0) > 0 for row in empty),
+            "mean_tokens": tokens / len(rows),
+            "mean_tokens_with_thinking": (tokens + thinking) / len(rows),
+        }
+    return found
+
+
+def thinking_facts(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`facts`, where thinking was taken off some; without a judge, empty answers are as wrong as others."""
+    return facts(answers) if any(row.get("thinking", 0) for row in answers) else {}
 
 
 def lengths(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -20,11 +20,13 @@ from unittest import mock
 from pydantic import Field
 
 from mnpo.benchmarks.cards import CARDS, Card
+from mnpo.benchmarks.judged_common import thinking_facts
 from mnpo.benchmarks.lm_eval_model import Watched, load_policy
 from mnpo.benchmarks.lm_eval_tasks import write_tasks
 from mnpo.benchmarks.result_cache import Results
 from mnpo.config.blocks import Block
 from mnpo.config.evaluation import Benchmark, BenchmarkSettings
+from mnpo.config.sources import Strip
 from mnpo.progress import say
 
 SEED, NUMPY_SEED, TORCH_SEED, FEWSHOT_SEED = 0, 1234, 1234, 1234  # lm-eval's defaults
@@ -42,6 +44,8 @@ class Settings(Block):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int | None = Field(None, ge=16)
     """Tokens of prompt and reply together; None: what the policy can."""
+    strip: Strip | None = None
+    """What is taken off the replies (see Model)."""
 
 
 def evaluate(settings: Settings, policy: Path, data: Mapping[str, Path]) -> dict[str, Result]:
@@ -95,7 +99,7 @@ def _run(settings: Settings, model: Any, card: Card, chosen: BenchmarkSettings, 
     for task in tasks.values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     wanted = _first(chosen.limit, {name: len(task.eval_docs) for name, task in tasks.items()})
-    watched = Watched(model, f"harness: {settings.policy}, {card.name}")
+    watched = Watched(model, f"harness: {settings.policy}, {card.name}", settings.strip)
     found = run_tasks(
         watched,
         {"tasks": {name: tasks[name] for name in wanted}},
@@ -120,6 +124,7 @@ def _run(settings: Settings, model: Any, card: Card, chosen: BenchmarkSettings, 
         "shots": shots,
         "prompts_cut": watched.prompts_cut,
         "replies_cut": watched.replies_cut,
+        **thinking_facts(watched.replies),
     }
     return summary, rows
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
+from mnpo.config.sources import Strip
 from mnpo.errors import BadInput
+from mnpo.models.thinking import Reader, answer, decode
 from mnpo.progress import counter
 
 
@@ -51,11 +55,15 @@ class Watched:
     """lm-eval's model, with an eye on what it is fed.
 
     Refuses a prompt without exactly one BOS where the policy's template has one; shortens replies rather than prompts
-    where both do not fit; counts the prompts and replies that are cut all the same; shows progress.
+    where both do not fit; counts the prompts and replies that are cut all the same; takes off thinking; shows progress.
+
+    `replies`: what was generated, each with its `response`, its `tokens` and those of its `thinking`, and its `finish`.
     """
 
-    def __init__(self, model: Any, what: str) -> None:
+    def __init__(self, model: Any, what: str, strip: Strip | None = None) -> None:
         self._model = model
+        self._reader = Reader(model.tokenizer, strip)
+        self.replies: list[dict[str, Any]] = []
         self._what = what
         self._bos = _template_bos(model.tokenizer)
         self.prompts_cut = 0
@@ -92,9 +100,44 @@ class Watched:
             request.args[1]["max_gen_toks"] = self.max_new_tokens
         self.prompts_cut = sum(length > most - self.max_new_tokens for length in lengths)
         self._count(len(requests))
-        replies: list[str] = self._model.generate_until(requests, disable_tqdm=True)
+        stops = [request.args[1].get("until", []) for request in requests]
+        with self._whole(requests):
+            replies: list[str] = self._model.generate_until(requests, disable_tqdm=True)
         self.replies_cut = sum(self.tokens(reply) >= self.max_new_tokens for reply in replies)
-        return replies
+        self.replies += map(self._read, replies, stops)
+        return [reply["response"] for reply in self.replies[-len(requests) :]]
+
+    @contextmanager
+    def _whole(self, requests: Sequence[Any]) -> Iterator[None]:
+        """Where thinking is taken off: let replies run on over the strings that end an answer, which thinking may hold,
+        and decode the tags that enclose it."""
+        if not self._reader.strips:
+            yield
+            return
+        for request in requests:
+            request.args[1]["until"] = []
+        if not hasattr(self._model, "tok_decode"):  # vLLM's, which decodes all tokens
+            yield
+            return
+        tokenizer, usual = self._model.tokenizer, self._model.tok_decode
+
+        def tok_decode(tokens: Any, skip_special_tokens: bool = True) -> Any:
+            ids = [tokens] if isinstance(tokens, int) else list(tokens)
+            return decode(tokenizer, ids) if skip_special_tokens else usual(tokens, skip_special_tokens)
+
+        with mock.patch.object(self._model, "tok_decode", tok_decode):
+            yield
+
+    def _read(self, reply: str, stops: str | Sequence[str]) -> dict[str, Any]:
+        """A reply without its thinking, up to the first string that ends an answer."""
+        if not self._reader.strips:
+            return {"response": reply, "tokens": 0, "thinking": 0, "finish": ""}
+        tokens = self.tokens(reply)
+        response, thinking = answer(reply, self._reader.characters(reply)), self._reader.tokens(reply, tokens)
+        for stop in [stops] if isinstance(stops, str) else stops:
+            response = response.split(stop)[0] if stop else response
+        finish = "length" if tokens >= self.max_new_tokens else "stop"
+        return {"response": response, "tokens": self.tokens(response), "thinking": thinking, "finish": finish}
 
     def tokens(self, text: str) -> int:
         """Tokens of a reply, its text encoded anew: lm-eval does not hand on the policy's own."""

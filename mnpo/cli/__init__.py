@@ -13,6 +13,7 @@ import atexit
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,17 @@ import typer
 
 from mnpo.cli import commands, stages
 from mnpo.errors import EXPECTED, BadInput, Interrupted
+from mnpo.planning import environments
 from mnpo.progress import complain
 from mnpo.ranks import leaving, rank
+
+WAIT_FOR_LOG = 5  # seconds, at most, after the last line was written
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stages.app)
 app.add_typer(commands.app)
+FAMILIES = stages.ENVIRONMENTS | commands.ENVIRONMENTS
+"""Command -> which environment of envs/ it runs in; None: any."""
 
 
 @app.callback()
@@ -33,32 +39,33 @@ def _options(
     context: typer.Context,
     log: Annotated[Path | None, typer.Option(help="Write everything that is printed here too.")] = None,
 ) -> None:
-    if environments := os.environ.get("MNPO_ENVIRONMENTS"):
-        own = stages.ENVIRONMENTS | commands.ENVIRONMENTS
-        _enter(Path(environments), own.get(context.invoked_subcommand or ""))
+    if os.environ.get(environments.VARIABLE):
+        _enter(FAMILIES.get(context.invoked_subcommand or ""))
     if log is not None and rank() == 0:
         _copy_to(log)
 
 
-def _enter(environments: Path, family: str | None) -> None:
+def _enter(family: str | None) -> None:
     """Go on in the virtual environment of a family of stages, in the directory that `make envs` made."""
-    if family is None or Path(sys.prefix).resolve() == (environments / family).resolve():
-        return
-    python = environments / family / "bin" / "python"
-    if not python.exists():
-        raise BadInput(f"{python}: no such interpreter; MNPO_ENVIRONMENTS is {environments}, and `make envs` makes it")
-    os.execv(python, [str(python), "-m", "mnpo", *sys.argv[1:]])
+    python = environments.interpreter(family)
+    if Path(sys.prefix).resolve() != python.parents[1].resolve():
+        os.execv(python, [str(python), "-m", "mnpo", *sys.argv[1:]])
 
 
 def _copy_to(log: Path) -> None:
     """Copy output and errors to `log`, by a process in a session of its own: signals to the stage do not end it, and it
-    ends when the stage does, with every line written."""
+    ends when the stage does, with every line written.
+
+    It ends when nobody can write to it any more. DeepSpeed leaves a copy of the error stream open in this process, and
+    so would a helper that a library started and forgot; neither may hold up the end of a stage.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     tee = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE, start_new_session=True)
     assert tee.stdin is not None
     terminal = os.dup(1), os.dup(2)
     for stream in (1, 2):
         os.dup2(tee.stdin.fileno(), stream)
+    pipe = os.stat(tee.stdin.fileno())
     tee.stdin.close()
 
     def finish() -> None:
@@ -66,9 +73,21 @@ def _copy_to(log: Path) -> None:
         sys.stderr.flush()
         for stream, original in zip((1, 2), terminal, strict=True):
             os.dup2(original, stream)
-        tee.wait()
+        _close_copies(pipe)
+        try:
+            tee.wait(WAIT_FOR_LOG)
+        except subprocess.TimeoutExpired:
+            tee.kill()
 
     atexit.register(finish)
+
+
+def _close_copies(file: os.stat_result) -> None:
+    """Close every descriptor of this process that is open on a file."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(int(name)), file):
+                os.close(int(name))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
 
 app = typer.Typer()
-ENVIRONMENTS = {"costs": "eval", "theory": "eval", "judge-evalscope": "evalscope"}
+ENVIRONMENTS = {"costs": "eval", "theory": "eval", "judge-evalscope": "evalscope", "harness-vllm": "infer"}
 """Command -> which environment of envs/ it runs in, where it has one of its own."""
 
 Config = Annotated[Path, typer.Option(help="A configuration file.")]
@@ -202,3 +202,10 @@ app.command(
     help=f"{judge.help.rstrip('.')} by the paper's harness, in its environment.",
     rich_help_panel="Stages",
 )(judge.command())
+
+harness = STAGES["harness"]
+app.command(
+    "harness-vllm",
+    help=f"{harness.help} In the environment that has vLLM.",
+    rich_help_panel="Stages",
+)(harness.command())

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mnpo.config.blocks import DATASET, REFERENCE, Block, Name, nearest
 from mnpo.config.evaluation import Evaluation, Exploitability, Tables
-from mnpo.config.oracles import COMPARING, Judge, Oracle
+from mnpo.config.oracles import Judge, Oracle
 from mnpo.config.resources import Resources
 from mnpo.config.runs import Run
 from mnpo.config.sampling import Pairing, Sampling
@@ -29,6 +29,9 @@ class Config(Block):
     """Replicas of every run: the first is called {run}.{t}, the others {run}.s{n}.{t}; all share the reference."""
     cache: str = "~/.cache/mnpo"
     """Where downloads go; shared by configurations."""
+    stores: str | None = None
+    """A directory for the answers of judges and of models behind endpoints (SQLite files, which need a file system that
+    locks files); beneath it they are called as they are without it. None: beside the results."""
     floating: bool = False
     """Whether sources may be fetched that are pinned neither here nor in config.lock.yaml."""
     checkpoints: Literal["keep", "temporary"] = "keep"
@@ -106,7 +109,7 @@ class Config(Block):
                 _known("evaluation", oracle_name, known_oracles, "oracle")
         for oracle_name in filter(None, (e.oracle, *e.scores, e.accuracy)):
             parts = self.with_members([oracle_name])
-            if comparing := [m for m in parts if self.oracles[m].kind in COMPARING]:
+            if comparing := [m for m in parts if self.oracles[m].compares]:
                 raise ValueError(
                     f"evaluation: {oracle_name} rests on {comparing[0]}, which compares a policy's responses with each "
                     "other, not with those of another; name an oracle that scores"

@@ -48,6 +48,9 @@ class Evaluation(Block):
     judges: list[Name] = []
     """Who judges AlpacaEval 2, Arena-Hard, MT-Bench and EvalScope's Minerva-Math, entries of the block `judges`. Tables
     2 to 6 show the first."""
+    max_empty: float = Field(0.2, ge=0, lt=1)
+    """The largest share of empty answers of a policy behind an endpoint (cut while it thinks, filtered, refused) that a
+    judge is shown; beyond it the stage `answer` stops."""
     repeats: int = Field(1, ge=1, le=100)
     """Judgements of the same answers."""
     models: list[Name] = []
@@ -100,8 +103,13 @@ class Evaluation(Block):
 
 Table = Literal["table2", "table3", "table4", "table5", "table6", "table7", "table8"]
 Target = Literal[
-    Table, "heldout", "players", "exploitability", "preferences", "benchmarks", "figures", "costs", "theory"
-]
+    Table, "heldout", "players", "exploitability", "preferences", "benchmarks", "figures", "costs", "theory",
+    "rehearsal",
+]  # fmt: skip
+
+
+def _without_dropped(rows: Any) -> Any:
+    return {row: of for row, of in rows.items() if of is not None} if isinstance(rows, dict) else rows or {}
 
 
 class Tables(Block):
@@ -109,9 +117,11 @@ class Tables(Block):
 
     targets: list[Target] = ["heldout", "preferences", "figures", "costs", "theory"]
     """What `snakemake` makes when no target is named."""
-    rows: dict[Table, Annotated[dict[str, str], BeforeValidator(lambda rows: rows or {})]] = {}
+    rows: dict[Table, Annotated[dict[str, str], BeforeValidator(_without_dropped)]] = {}
     """The paper's row -> the run (its last policy), the reference or the model that is to be compared with it. `null`
-    drops the rows of a table that an extended configuration has."""
+    drops a row, or all rows of a table, that an extended configuration has."""
+    rehearsal_of: str = "config.yaml"
+    """For the target `rehearsal`: the configuration file that this one is a small version of."""
     win_against: list[str] = [REFERENCE]
     """Policies that every policy is compared with in the main held-out table."""
 

@@ -62,16 +62,21 @@ COMPARING = (
     "judge",
     "annotator",
 )  # oracles whose scores are wins among one policy's responses
+SCORED = ("prompts", "responses", "columns", "turns")
+"""What a function that gives numbers can be given."""
+COMPARED = ("prompts", "first", "second", "columns", "turns")
+"""What a function that compares can be given."""
 
 
 class Oracle(Block):
     """Whoever prefers one response to another."""
 
-    kind: Literal["rule", "weighted", "majority", "annotator", "reward-model", "pair-model", "judge"]
+    kind: Literal["rule", "weighted", "majority", "annotator", "reward-model", "pair-model", "judge", "function"]
     """`rule`: ground truth of the demo's world; `weighted`: a sum of other oracles' scores;
     `majority`: pairwise majority vote of others; `annotator`: one of several others for each prompt;
     `reward-model`: a sequence classifier, ArmoRM or Athene; `pair-model`: a language model that compares two responses;
-    `judge`: a language model behind an endpoint that does."""
+    `judge`: a language model behind an endpoint that does; `function`: a Python function of your own (docs/oracles.md).
+    """
     rule: Literal["correctness", "brevity", "courtesy"] | None = None
     weights: dict[Name, Number] | None = None
     """For `weighted`: oracle -> weight."""
@@ -81,13 +86,25 @@ class Oracle(Block):
     """For `reward-model` and `pair-model`: an entry of `models`."""
     judge: Judge | None = None
     """For `judge`: who, with the keys of an entry of `judges`."""
+    file: str | None = None
+    """For `function`: the Python file that has it."""
+    function: str | None = None
+    """For `function`: its name there. Of `prompts, responses, columns, turns` it is given what its parameters name, a
+    list each, and returns a list of numbers, higher is better."""
+    compare: Literal[True] | None = None
+    """For `function`: it compares. It is given `first` and `second` in the place of `responses`, and returns numbers
+    from 0 to 1: P(the first is better)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """For `reward-model` and `pair-model`: of its backbone; None is float32."""
     comparisons: int | None = Field(None, ge=1)
-    """For `pair-model` and `judge`: of a prompt's pairs of responses, how many are compared; None: all."""
+    """For `pair-model`, `judge` and a `function` that compares: of a prompt's pairs of responses, how many are
+    compared; None: all."""
     temperature: Positive | None = None
     """For those that score: P(a > b) = logistic((score of a - score of b) / temperature), the Bradley-Terry model that
     SPPO reads; None: the higher score wins for certain."""
+    own_response: bool | None = None
+    """true: P(y > pi), estimated by the prompt's responses, counts a response against itself too, at 1/2, as SPPO's
+    authors do (docs/ledger.md, point 48)."""
 
     @model_validator(mode="after")
     def _its_fields(self) -> Oracle:
@@ -99,6 +116,7 @@ class Oracle(Block):
             "reward-model": "model",
             "pair-model": "model",
             "judge": "judge",
+            "function": "function",
         }
         optional = {
             "rule": ["temperature"],
@@ -106,14 +124,23 @@ class Oracle(Block):
             "reward-model": ["dtype", "temperature"],
             "pair-model": ["dtype", "comparisons"],
             "judge": ["comparisons"],
+            "function": ["file", "compare", "comparisons" if self.compare else "temperature"],
         }
         if getattr(self, needed[self.kind]) is None:
             raise ValueError(f"kind {self.kind} needs {needed[self.kind]}")
-        known = {"kind", needed[self.kind], *optional.get(self.kind, [])}
+        if self.kind == "function" and self.file is None:
+            raise ValueError("kind function needs file")
+        known = {"kind", "own_response", needed[self.kind], *optional.get(self.kind, [])}
         for field in type(self).model_fields:
             if field not in known and getattr(self, field) is not None:
-                raise ValueError(f"kind {self.kind} does not read {field}")
+                how = " that compares" if self.compare else ""
+                raise ValueError(f"kind {self.kind}{how} does not read {field}")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether its scores are wins among the responses that it is given, and mean nothing beside others'."""
+        return self.kind in COMPARING or self.compare is True
 
     def members(self) -> list[str]:
         """The oracles that this one is made of."""

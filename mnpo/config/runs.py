@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mnpo.config.blocks import Block, Name, Number, Parts, Positive, Share
 from mnpo.config.text import TextForm
+from mnpo.config.training import Batches, Clip, LastBatch, NullIsOff, Optimiser, Schedule
 
 
 class Objective(Block):
@@ -34,9 +35,12 @@ class Objective(Block):
     """CPO's alpha."""
     history: int = Field(1, ge=1)
     """Past policies that oppose, pi_t included (td-mnpo)."""
-    weights: list[Number] | None = None
-    """lambda of the opponents, newest first or in the order of `players`; scaled to one over those that exist.
-    None: equal."""
+    weights: list[Number] | dict[Name, Number] | None = None
+    """lambda of the opponents, scaled to one over those that exist: a list, of past policies in `order`, of players in
+    that of `players`; or a player's name -> its weight. None: equal."""
+    order: Literal["newest-first", "oldest-first"] | None = None
+    """Of a list of weights of past policies; None is newest-first. The public code has had both (docs/ledger.md, point
+    41)."""
     players: list[Name] | None = None
     """ht-mnpo: the runs whose current policies oppose; eo-mnpo: the models that do."""
     updates: Literal["simultaneous", "alternating"] | None = None
@@ -45,22 +49,50 @@ class Objective(Block):
 
     def member_settings(self) -> dict[str, Any]:
         """What of it `family.member` takes: all that does not say who opposes."""
-        return self.model_dump(exclude={"history", "weights", "players", "updates"})
+        return self.model_dump(exclude={"history", "weights", "order", "players", "updates"})
 
 
 class Protocol(Block):
-    """Where the paper's formulas and its public code part ways; the presets are two values of it."""
+    """Where the paper's formulas, or our choices, and public code part ways (docs/ledger.md); presets are values of it.
+
+    A run's `protocol` replaces single fields of its preset. What is None is left to the run's `training`.
+    """
 
     length_normalised: bool = False
-    """Log-probabilities are means over response tokens instead of sums (docs/ledger.md, point 2)."""
+    """Log-probabilities are means over response tokens instead of sums (point 2)."""
     opponent_text: TextForm = TextForm()
     """How opponents' log-probabilities read a text (points 3, 4)."""
     policy_text: TextForm = TextForm()
     """How training reads it."""
     uniform_weights: bool = False
     """The configured weights are ignored, every opponent counts the same (point 1)."""
+    opponent_soft_cap: bool = True
+    """Opponents' attention logits are capped where the model says so, as training's are (point 44)."""
+    clip: Annotated[Clip | None, NullIsOff] = None
+    """Largest gradient norm; null: not clipped (point 43)."""
+    warmup_from_zero: bool | None = None
+    """The first step's rate is zero (point 46)."""
+    last_batch: LastBatch | None = None
+    """What becomes of an epoch's incomplete last batch (point 47)."""
+    batches: Batches | None = None
+    """Which rows make a batch (point 45)."""
+    optimiser: Optimiser | None = None
+    schedule: Schedule | None = None
+    """Both: SPPO's authors' (point 48)."""
+
+    def training(self) -> dict[str, Any]:
+        """The keys of `training` that it sets."""
+        keys = {"clip", "warmup_from_zero", "last_batch", "batches", "optimiser", "schedule"}
+        return self.model_dump(include=keys, exclude_none=True)
+
+    def reading(self) -> str:
+        """What file names call the way in which opponents read a text."""
+        return self.opponent_text.tag() + ("" if self.opponent_soft_cap else UNCAPPED)
 
 
+UNCAPPED = "-uncapped"
+"""In file names: of log-probabilities under a model without its soft-cap."""
+_TRANSFORMERS = {"clip": None, "warmup_from_zero": True, "last_batch": "drop"}  # its Trainer under DeepSpeed
 PRESETS: dict[str, Protocol] = {
     "paper": Protocol(),
     "official-code": Protocol(
@@ -68,7 +100,10 @@ PRESETS: dict[str, Protocol] = {
         opponent_text=TextForm(render="raw", bos=False),
         policy_text=TextForm(render="raw", bos=True),
         uniform_weights=True,
+        opponent_soft_cap=False,
+        **_TRANSFORMERS,
     ),
+    "official": Protocol(optimiser="rmsprop", schedule="linear", **_TRANSFORMERS),
 }
 
 
@@ -98,7 +133,11 @@ class Run(Block):
     iterations: list[Iteration] = Field(min_length=1)
     training: dict[str, Any] = {}
     """Replaces keys of the common `training` block."""
-    preset: Literal["paper", "official-code"] = "paper"
+    preset: Literal["paper", "official-code", "official"] = "paper"
+    """`paper`: the formulas; `official-code`: what the paper's public code does; `official`: what that of SPPO's
+    authors does."""
+    protocol: dict[str, Any] = {}
+    """Replaces single fields of the preset."""
     measured: Literal["all", "heldout", "last"] = "all"
     """`all`: every iteration on held-out prompts, the last also on the public benchmarks; `heldout`: without these;
     `last`: the last iteration alone, on held-out prompts."""

@@ -113,13 +113,17 @@ class Dataset(Source):
     """Prompts, questions or answers."""
 
     demo: Literal[True] | None = None
-    """The small version of the benchmark with this name that the demo makes (mnpo/demo/benchmarks.py)."""
+    """The small version of the data set with this name that the demo makes (mnpo/demo/benchmarks.py)."""
 
     def origins(self) -> list[str]:
         """The demo makes its own."""
         return [*super().origins(), "demo"]
 
 
+Miniature = Literal["gemma-2", "armorm", "skywork", "athene"]
+"""A published model whose architecture and files a small one of random weights has (mnpo/demo/miniatures.py)."""
+Strip = Literal["think", "none"]
+"""What is taken off a model's replies."""
 ASKED = ("reasoning_effort", "temperature", "max_tokens", "token_field", "timeout")
 """Keys of a model that say how its endpoint is asked."""
 
@@ -131,6 +135,12 @@ class Model(Source):
     """Random weights of this Gemma-2 architecture, with a tokenizer trained on the demonstrations (the demo)."""
     vocab_size: int = Field(512, ge=300)
     """Tokens of that tokenizer, at most."""
+    miniature: Miniature | None = None
+    """A small model of random weights in the files of a published one: for a rehearsal (configs/rehearsal.yaml)."""
+    strip: Strip | None = None
+    """What is taken off its replies before judges, oracles and benchmarks see them: `think`, all of
+    `<think>...</think>`; `none`, nothing. None: `think`, where its chat template mentions these tags, or, behind an
+    endpoint, where a reply begins with one. Policies that are trained from the model follow it."""
     api: str | None = None
     """A model behind an OpenAI-compatible endpoint: it can answer benchmarks and be judged, and nothing else."""
     endpoint: str = "https://api.openai.com/v1"
@@ -155,7 +165,7 @@ class Model(Source):
 
     def origins(self) -> list[str]:
         """A model can also be made from nothing, or be somebody else's."""
-        return [*super().origins(), "architecture", "api"]
+        return [*super().origins(), "architecture", "miniature", "api"]
 
     @model_validator(mode="after")
     def _asked(self) -> Model:

@@ -58,22 +58,20 @@ def _mmlu(rng: random.Random, seed: int) -> dict[str, Any]:
     subjects = {"anatomy": ("body", 5), "nutrition": ("fruit", 4), "virology": ("animal", 3)}
     files = {}
     for subject, (category, items) in subjects.items():
-        rows = []
-        for _ in range(items + 2):
-            right = rng.choice(world.CATEGORIES[category])
-            others = [w for name, members in world.CATEGORIES.items() if name != category for w in members]
-            choices, answer = several(rng, right, [right, *others], 4)
-            rows.append(
-                {
-                    "question": f"Name 1 {world.PLURALS[category]}",
-                    "subject": subject,
-                    "choices": choices,
-                    "answer": answer,
-                }
-            )
+        rows = [_of_subject(rng, subject, category) for _ in range(items + 2)]
+        further = random.Random(f"{seed}/mmlu/{subject}")  # the public protocol's five shots
+        rows += [_of_subject(further, subject, category) for _ in range(3)]
         files[f"{subject}/test-00000-of-00001.parquet"] = rows[:items]
         files[f"{subject}/dev-00000-of-00001.parquet"] = rows[items:]
     return files
+
+
+def _of_subject(rng: random.Random, subject: str, category: str) -> Row:
+    right = rng.choice(world.CATEGORIES[category])
+    others = [w for name, members in world.CATEGORIES.items() if name != category for w in members]
+    choices, answer = several(rng, right, [right, *others], 4)
+    question = f"Name 1 {world.PLURALS[category]}"
+    return {"question": question, "subject": subject, "choices": choices, "answer": answer}
 
 
 def _arc(rng: random.Random, seed: int) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _arena_hard(rng: random.Random, seed: int) -> dict[str, Any]:
     return {
         "data/arena-hard-v0.1/question.jsonl": questions,
         "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl": answers,
-        "config/arena-hard-v0.1.yaml": json.dumps(judge, indent=1),  # JSON is YAML
+        "config/judge_config.yaml": json.dumps(judge, indent=1),  # JSON is YAML
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mnpo.models.checkpoints import save
 
-SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+GEMMA = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+TURNS = ("<start_of_turn>", "<end_of_turn>")
 
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
@@ -39,7 +40,7 @@ def build(directory: Path, texts: Iterable[str], *, vocab_size: int, architectur
     import torch
     from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
 
-    tokenizer = _train_tokenizer(texts, vocab_size)
+    tokenizer = train_tokenizer(texts, vocab_size)
     bos, eos, pad, turn = tokenizer.convert_tokens_to_ids(["<bos>", "<eos>", "<pad>", "<end_of_turn>"])
     ids = {"bos_token_id": bos, "eos_token_id": [eos, turn], "pad_token_id": pad}
     config = Gemma2Config(vocab_size=len(tokenizer), **ids, dtype="float32", **architecture)
@@ -50,37 +51,46 @@ def build(directory: Path, texts: Iterable[str], *, vocab_size: int, architectur
     save(model, tokenizer, directory)
 
 
-def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    special: Mapping[str, str] = GEMMA,
+    further: Sequence[str] = TURNS,
+    chat_template: str = CHAT_TEMPLATE,
+) -> Any:
+    """A byte-level tokenizer of at most `vocab_size` tokens that begins plain text with BOS.
+
+    `special` names its special tokens as transformers does (bos_token, ...); they and then `further` ones are its first
+    tokens, in that order. Raises ValueError when there is no room for merges, or no text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    texts = list(texts)
+    texts, first = list(texts), list(dict.fromkeys([*special.values(), *further]))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if not texts:
         raise ValueError("build: no texts to train the tokenizer on")
-    if vocab_size <= len(SPECIAL_TOKENS) + len(alphabet):
-        raise ValueError(f"build: vocab_size must be above {len(SPECIAL_TOKENS) + len(alphabet)}, got {vocab_size}")
+    if vocab_size <= len(first) + len(alphabet):
+        raise ValueError(f"build: vocab_size must be above {len(first) + len(alphabet)}, got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=first,
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
     # The roles are in every sequence, so they are worth a token each.
     tokenizer.train_from_iterator([*texts, *["user\nmodel\n"] * len(texts)], trainer)
-    bos = tokenizer.token_to_id("<bos>")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    bos = special["bos_token"]
+    begin = [(bos, tokenizer.token_to_id(bos))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=begin)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        additional_special_tokens=["<start_of_turn>", "<end_of_turn>"],
+        **special,
+        additional_special_tokens=list(further),
         padding_side="right",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )

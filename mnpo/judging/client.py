@@ -11,7 +11,7 @@ from mnpo.config.oracles import Judge
 from mnpo.errors import BadInput
 from mnpo.judging.budget import Budget
 from mnpo.judging.endpoints import require_key
-from mnpo.judging.requests import Answer, Request, answer_key
+from mnpo.judging.requests import REFUSED, Answer, Request, answer_key, endings
 from mnpo.judging.session import Session
 from mnpo.judging.store import Store
 
@@ -27,8 +27,9 @@ class Client:
 
     `tally`: calls (sent, and not refused by an error status), stored (answers found in the store), retried, lost (calls
     whose answer never arrived whole: they may have been billed), refused (questions that the endpoint refuses: they are
-    left out), reasked (questions asked again for an unparsable verdict), unparsable (verdicts that stayed so),
-    input_tokens, output_tokens, cost (US$). What was found in the store adds nothing to calls, tokens and cost.
+    left out), reasked (questions asked again for an unparsable verdict or an empty answer), unparsable (verdicts that
+    stayed so), input_tokens, output_tokens, cost (US$). What was found in the store adds nothing to calls, tokens and
+    cost.
 
     A policy behind an API is asked in the same way: see Model.as_judge.
     """
@@ -56,6 +57,30 @@ class Client:
                 request after all tries.
         """
         return self._ask(requests, 0)
+
+    def replies(self, requests: Sequence[Request], read: Callable[[Answer], str], *, asker: str) -> list[Answer]:
+        """As `ask`; an answer of which `read` leaves nothing is asked for again, judge.reasks times at most.
+
+        Not one that was cut at its length or refused, as it would be again.
+
+        Raises:
+            BadInput: `asker`'s first dozen answers are all empty: nothing is asked again, and nothing else asked. Or as
+                `ask` does.
+        """
+        answers = self._ask(requests[:DOZEN], 0)
+        if len(answers) == DOZEN and not any(map(read, answers)):
+            raise BadInput(
+                f"{asker}: the first dozen answers of {self.judge.model} are all empty "
+                f"({endings(answer.finish for answer in answers)}); none is asked for again, and none of the other "
+                f"{len(requests) - DOZEN}. {self.mend}"
+            )
+        answers += self._ask(requests[DOZEN:], 0)
+        for attempt in range(1, self.judge.reasks + 1):
+            left = [i for i, a in enumerate(answers) if not read(a) and a.finish not in (REFUSED, "length")]
+            self.tally["reasked"] += len(left)
+            for i, answer in zip(left, self._ask([requests[i] for i in left], attempt), strict=True):
+                answers[i] = answer
+        return answers
 
     def verdicts(
         self, requests: Sequence[Request], parse: Callable[[Answer], T | None], *, asker: str = "judge"
@@ -93,8 +118,8 @@ class Client:
     def mend(self) -> str:
         """What a person does about replies that cannot be read."""
         return (
-            f"Look at some in {self.store}, and mend the judge's endpoint, max_tokens or reasoning_effort; to ask the "
-            "same questions with the same settings again, move that file away"
+            f"Look at some in {self.store}, and mend its endpoint, max_tokens or reasoning_effort; to ask the same "
+            "questions with the same settings again, move that file away"
         )
 
     def _ask(self, requests: Sequence[Request], attempt: int) -> list[Answer]:

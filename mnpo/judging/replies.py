@@ -46,12 +46,15 @@ def read_answer(text: str, request: Request) -> Answer:
         if not isinstance(content, str | None):
             raise TypeError("message.content is no text")
         usage = body.get("usage") or {}
+        output_tokens = int(usage.get("completion_tokens") or len((content or "").encode()))
+        reasoning = int((usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
         return Answer(
             text=content or "",
             finish=str(choice.get("finish_reason") or "stop"),
             logprobs=_first_token(choice) if request.logprobs else None,
             input_tokens=int(usage.get("prompt_tokens") or request.size),
-            output_tokens=int(usage.get("completion_tokens") or len((content or "").encode())),
+            output_tokens=output_tokens,
+            reasoning_tokens=max(0, min(reasoning, output_tokens)),
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         start = " ".join(text.split())[:200]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,11 +53,18 @@ class Answer:
     """Reasoning included."""
     reason: str = ""
     """Why it was refused."""
+    reasoning_tokens: int = 0
+    """Of output_tokens, those of thinking that the endpoint counts and keeps to itself."""
 
     @property
     def refused(self) -> bool:
         """Whether there is no reply, and asking again is useless."""
         return self.finish == REFUSED
+
+
+def endings(finishes: Iterable[str]) -> str:
+    """How answers ended, and how many so: "7 length, 4 content_filter"."""
+    return ", ".join(f"{number} {finish}" for finish, number in Counter(finishes).most_common())
 
 
 def wire_body(judge: Judge, request: Request, attempt: int) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import sqlite3
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +20,35 @@ from mnpo.errors import BadInput
 from mnpo.judging.requests import Answer, Request
 
 BUSY = 60.0  # seconds to wait for another process that writes to the store
+ELSEWHERE = "set `stores` in the configuration to a directory elsewhere, such as one on a local disk"
+
+
+def require_locks(directory: Path) -> None:
+    """Whether the file system of `directory` can lock files; of a directory that is yet to be made, where that will be.
+
+    Raises:
+        BadInput: it cannot, or no file can be made there.
+    """
+    there = next(place for place in (directory, *directory.parents) if place.is_dir())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".locks-") as file:  # nobody else has it, so nobody holds it
+            _lock(file.fileno(), there)
+    except OSError as error:
+        raise BadInput(
+            f"{there}: no store of answers can be made here ({error.strerror}); make it writable and see that it has "
+            f"room, or {ELSEWHERE}"
+        ) from None
+
+
+def _lock(file: int, directory: Path) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise BadInput(
+            f"{directory}: its file system does not lock files ({error.strerror}), as some NFS and Lustre mounts do "
+            f"not, and the store of answers (SQLite) rests on locks; {ELSEWHERE}, or have it mounted with locks "
+            f"(Lustre: the option flock; NFS: a lock daemon)"
+        ) from None
 
 
 class Store:
@@ -36,6 +67,7 @@ class Store:
 
     def __enter__(self) -> Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        require_locks(self.path.parent)
         with self._usable():
             self.database = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)
             try:

@@ -1,6 +1,6 @@
 """Who computes gradients and moves weights: one process, or several that share a training.
 
-An engine wraps the module whose forward pass the loss is made of, and its AdamW. Gradients are sums over the ranks:
+An engine wraps the module whose forward pass the loss is made of, and its optimiser. Gradients are sums over the ranks:
 what a rank adds is its rows' share of the step's weighted mean, so a step is the same whatever the number of ranks.
 
     ddp           every rank has all weights and all of the optimiser (torch's DistributedDataParallel)
@@ -10,6 +10,7 @@ what a rank adds is its rows' share of the step's weighted mean, so a step is th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -55,14 +56,12 @@ def engine(module: nn.Module, optimisation: Optimisation) -> Engine:
     return _Torch(module, optimisation)
 
 
-def _adamw(module: nn.Module, optimisation: Optimisation) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad],
-        lr=optimisation.learning_rate,
-        betas=optimisation.betas,
-        weight_decay=optimisation.weight_decay,
-        fused=True,
-    )
+def _optimiser(module: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
+    weights = [p for p in module.parameters() if p.requires_grad]
+    rate, decay = optimisation.learning_rate, optimisation.weight_decay
+    if optimisation.optimiser == "rmsprop":
+        return torch.optim.RMSprop(weights, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(weights, lr=rate, betas=optimisation.betas, weight_decay=decay, fused=True)
 
 
 class _Torch:
@@ -70,13 +69,13 @@ class _Torch:
 
     def __init__(self, module: nn.Module, optimisation: Optimisation) -> None:
         self.module: Any = module
-        self._plain, self._clip = module, optimisation.clip
+        self._plain, self._clip = module, optimisation.clip or math.inf
         self._sharded = ranks() > 1 and optimisation.parallel == "fsdp"
         if self._sharded:
             _shard(module)
         elif ranks() > 1:
             self.module = nn.parallel.DistributedDataParallel(module)
-        self._optimiser = _adamw(module, optimisation)
+        self._optimiser = _optimiser(module, optimisation)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         # The backward pass averages over the ranks. DDP talks once a step; FSDP each time, to keep shards only.
@@ -149,7 +148,7 @@ class _DeepSpeed:
         self._plain, self._stage = module, int(optimisation.parallel[-1])
         self.module, *_ = deepspeed.initialize(
             model=module,
-            optimizer=_adamw(module, optimisation),
+            optimizer=_optimiser(module, optimisation),
             config=_deepspeed_settings(optimisation, self._stage),
         )
 
@@ -185,7 +184,7 @@ def _deepspeed_settings(optimisation: Optimisation, stage: int) -> Mapping[str, 
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": optimisation.clip,
+        "gradient_clipping": optimisation.clip,  # 0 is off there too
         "zero_optimization": {"stage": stage},
         "torch_autocast": {"enabled": optimisation.dtype != "float32", "dtype": optimisation.dtype},
         "steps_per_print": 1 << 60,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mnpo.config.training import Lora, Optimisation
+from mnpo.config.training import Lora, Optimisation, Training
 from mnpo.errors import Diverged
 from mnpo.learning import batches
 from mnpo.learning.distributed import Engine, engine
@@ -69,7 +69,7 @@ def optimise(
     if session is not None and (checkpoint := session.latest()):
         state.load(checkpoint)
         say(f"{what}: goes on after step {len(state.history)} of {steps}, from {checkpoint}")
-    order = islice(batches.shuffled(lengths, optimisation.batch_size, seed), len(state.history), steps)
+    order = islice(drawn(optimisation, lengths, seed), len(state.history), steps)
     with watched(what, events, len(state.history)) as watch:
         for rows in track(order, steps - len(state.history), what, "steps"):
             step = len(state.history)
@@ -161,13 +161,27 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def schedule(optimisation: Optimisation, step: int, steps: int) -> float:
-    """The learning rate at `step` as a share of its peak: a rise, then a cosine to zero (eq. 20), or constant."""
-    rise = round(optimisation.warmup * steps)
+    """The learning rate at `step` as a share of its peak: a rise, then a fall to zero, or none (eq. 20).
+
+    From zero the rise is transformers' own: `step / W`, with W rounded up.
+    """
+    zero = bool(optimisation.warmup_from_zero)
+    rise = math.ceil(optimisation.warmup * steps) if zero else round(optimisation.warmup * steps)
     if step < rise:
-        return (step + 1) / rise
-    if optimisation.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        return (step + (not zero)) / rise
+    fallen = 0.0 if optimisation.schedule == "constant" else (step - rise) / max(1, steps - rise)
+    return 1 - fallen if optimisation.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * fallen))
+
+
+def steps_of(rows: int, training: Training) -> int:
+    """Of a training on so many rows."""
+    return batches.steps(rows, training.batch_size, training.epochs, fill=training.last_batch != "drop")
+
+
+def drawn(optimisation: Optimisation, lengths: Sequence[int], seed: int) -> Iterator[list[int]]:
+    """The rows of each step, without end."""
+    windows, fill = optimisation.batches == "windows", optimisation.last_batch != "drop"
+    return batches.shuffled(lengths, optimisation.batch_size, seed, windows=windows, fill=fill)
 
 
 def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:

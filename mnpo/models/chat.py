@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from mnpo.config.text import Text, TextForm
 from mnpo.errors import BadInput
-
-Turns = Sequence[Mapping[str, str]]  # of a conversation: role (user or assistant, in turn) and content
+from mnpo.models import thinking
+from mnpo.models.templates import Opening, Template, Turns, end_of_text
 
 
 @dataclass(frozen=True)
@@ -30,45 +29,43 @@ class Encoded:
         return hashlib.sha256(f"{self.prompt} {self.response}".encode()).hexdigest()
 
 
+class _Prompt(NamedTuple):
+    """A conversation that waits for its answer, cut where it was too long."""
+
+    turns: list[dict[str, str]]
+    opening: Opening
+    ids: list[int]
+
+
 class Chat:
-    """How one tokenizer reads prompts and responses.
+    """How one tokenizer reads prompts and responses: as its chat template writes them out (mnpo/models/templates.py).
 
     Args:
         tokenizer: with a chat template.
-        text: the limits.
+        text: the limits, and what is said about the template.
         form: `chat` renders the template, `raw` concatenates the strings as the paper's public code does.
 
-    `counts` holds how many prompts and responses were cut so far.
+    `counts` holds how many prompts and responses were cut so far, or changed.
     """
 
     def __init__(self, tokenizer: Any, text: Text, form: TextForm | None = None) -> None:
         self.tokenizer = tokenizer
         self.text = text
         self.form = form or TextForm()
-        self.counts: Counter[str] = Counter(prompts_cut=0, responses_cut=0)
+        self.template = Template(tokenizer, text)
+        self.counts: Counter[str] = self.template.counts
+        self.counts.update(prompts_cut=0, responses_cut=0)
+        self._last: tuple[Any, _Prompt] | None = None
 
     def prompt(self, prompt: str | Turns, where: str = "") -> list[int]:
-        """Token ids of `prompt`, ready to be answered: at most `max_prompt_length`, exactly one BOS.
+        """Token ids of `prompt`, ready to be answered: at most `max_prompt_length`.
 
         A conversation is given as its turns, the last one the user's.
 
         Raises:
             BadInput: an empty prompt, or one over the limit when the setting is to stop; `where` names the row.
         """
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if not turns[-1]["content"].strip():
-            raise BadInput(f"{where}: empty prompt; remove the row")
-        ids = self._render(turns)
-        limit = self.text.max_prompt_length
-        if len(ids) <= limit:
-            return ids
-        if self.text.overflow == "error":
-            raise BadInput(
-                f"{where}: a prompt of {len(ids)} tokens, the limit is {limit}; shorten it, raise "
-                "text.max_prompt_length or set text.overflow to truncate"
-            )
-        self.counts["prompts_cut"] += 1
-        return self._cut(turns, limit)
+        return self._prompt(prompt, where).ids
 
     def encode(self, prompt: str | Turns, response: str, where: str = "") -> Encoded:
         """Token ids of both; a response that does not fit is cut at the end, and counted.
@@ -76,70 +73,180 @@ class Chat:
         Raises:
             BadInput: also for a response that has no tokens.
         """
-        prompt_ids = self.prompt(prompt, where)
-        body = self._ids(response)
-        if not body:
+        read = self._prompt(prompt, where)
+        body = response if self.form.render == "raw" else self._answer(read, response, where)
+        if not body or not (response_ids := self._following(read, body)):
             raise BadInput(
                 f"{where}: the response {response!r} has no tokens; drop the row (the pair stage does, and counts it)"
             )
-        response_ids = [*body, self.end_of_turn]
-        room = self.text.max_length - len(prompt_ids)
+        response_ids.append(self.end_of_turn)
+        room = self.text.max_length - len(read.ids)
         if len(response_ids) > room:
             self.counts["responses_cut"] += 1
             response_ids = response_ids[:room]
-        return Encoded(prompt_ids, response_ids)
+        return Encoded(read.ids, response_ids)
+
+    def conversation(self, turns: Turns) -> list[int]:
+        """Token ids of a finished conversation, all that its template renders."""
+        return self._with_bos(self._ids(self.template.render(self.template.prepared(turns))))
 
     def decode(self, ids: list[int]) -> str:
-        """The text of a generated response, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[no-any-return]
+        """The text of a generated response without what the template puts before it, and without special tokens but
+        those that enclose its thinking."""
+        text = thinking.decode(self.tokenizer, ids)
+        return text.removeprefix(self._usual.lead) if self.form.render == "chat" else text
 
     @cached_property
     def end_of_turn(self) -> int:
-        """The token that ends a response: the first one after it in the template (the tokenizer's EOS in raw form)."""
+        """The token that ends a response.
+
+        That is what `text.end_of_turn` names, or the first special token behind a response in the template, or the
+        model's EOS (the tokenizer's in raw form).
+        """
         if self.form.render == "raw":
             return int(self.tokenizer.eos_token_id)
-        body = self._ids("x")
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-        whole = self._with_bos(self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False)))
-        after = whole[len(self._render(turns[:1])) + len(body) :]
-        if not after or after[0] not in self.tokenizer.all_special_ids:
-            raise BadInput("the chat template does not end an assistant's turn with a special token")
-        return after[0]
+        if self.text.end_of_turn is not None:
+            return self._named(self.text.end_of_turn)
+        if found := self.template.specials.search(self._usual.trail):
+            return self._named(found[0])
+        if not (ends := end_of_text(self.tokenizer)):
+            raise BadInput(
+                f"{self.template.where}: the chat template does not end an assistant's turn with a special token, and "
+                "the model names no EOS; name the token that ends one in text.end_of_turn"
+            )
+        return ends[0]
 
     @cached_property
     def stop_ids(self) -> list[int]:
         """Tokens at which sampling stops."""
-        return sorted({self.end_of_turn, self.tokenizer.eos_token_id} - {None})
+        return sorted({self.end_of_turn, *end_of_text(self.tokenizer)})
 
-    def _render(self, turns: Turns) -> list[int]:
-        if self.form.render == "raw":
-            ids = self._ids("".join(turn["content"] for turn in turns))
+    # ---------------------------------------------------------------------------------------------------------- prompts
+
+    def _prompt(self, prompt: str | Turns, where: str) -> _Prompt:
+        given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        if not given[-1]["content"].strip():
+            raise BadInput(f"{where}: empty prompt; remove the row")
+        turns = self.template.prepared(given) if self.form.render == "chat" else given
+        if self._last is not None and self._last[0] == turns:  # the other side of a pair, another of K responses
+            read = self._last[1]
         else:
-            ids = self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return self._with_bos(ids)
+            read = self._read(turns)
+            self._last = turns, read
+        limit = self.text.max_prompt_length
+        if len(read.ids) <= limit:
+            return read
+        if self.text.overflow == "error":
+            raise BadInput(
+                f"{where}: a prompt of {len(read.ids)} tokens, the limit is {limit}; shorten it, raise "
+                "text.max_prompt_length or set text.overflow to truncate"
+            )
+        self.counts["prompts_cut"] += 1
+        return self._cut(read, limit)
 
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        """`ids` with exactly one BOS in front, or none where the form has none, whatever the template did."""
-        bos = self.tokenizer.bos_token_id
-        while bos is not None and ids[:1] == [bos]:
-            ids = ids[1:]
-        return [bos, *ids] if self.form.bos and bos is not None else ids
+    def _read(self, turns: list[dict[str, str]]) -> _Prompt:
+        if self.form.render == "raw":
+            text = "".join(turn["content"] for turn in turns)
+            opening = Opening(text, text, "", "")
+        else:
+            opening = self.template.opening(turns)
+        return _Prompt(turns, opening, self._with_bos(self._ids(opening.text)))
 
-    def _cut(self, turns: Turns, limit: int) -> list[int]:
+    def _cut(self, read: _Prompt, limit: int) -> _Prompt:
         """Keep the end of the text, where the question usually is: the oldest turn loses its beginning first, and
         the last one never all of it; the template stays whole."""
-        cut = [dict(turn) for turn in turns]
-        ids = self._render(cut)
+        cut = [dict(turn) for turn in read.turns]
         for turn in cut:
-            content = self._ids(turn["content"])
+            content = self._ids(self.template.mark(turn["content"]))
             kept = 1 if turn is cut[-1] else 0
-            while len(ids) > limit and len(content) > kept:
-                content = content[min(len(ids) - limit, len(content) - kept) :]
+            while len(read.ids) > limit and len(content) > kept:
+                content = content[min(len(read.ids) - limit, len(content) - kept) :]
                 turn["content"] = self.tokenizer.decode(content).lstrip("\ufffd")  # half a character at the cut
-                ids = self._render(cut)
-        if len(ids) > limit:
+                read = self._read(cut)
+        if len(read.ids) > limit:
             raise BadInput(f"text.max_prompt_length = {limit} is shorter than the chat template itself")
-        return ids
+        return read
+
+    # -------------------------------------------------------------------------------------------------------- responses
+
+    def _answer(self, read: _Prompt, response: str, where: str) -> str:
+        """What the model is to say: the response as the template writes it, up to where it ends its turn."""
+        said = self.template.answer(read.turns, read.opening, response, where)
+        if not said.removeprefix(read.opening.lead):
+            return ""
+        ended = self.template.specials.search(read.opening.trail)
+        if ended is None or self._plain(ended[0]) != [self.end_of_turn]:
+            return said
+        return said + read.opening.trail[: ended.start()]  # some put a space there
+
+    def _following(self, read: _Prompt, text: str) -> list[int]:
+        """Token ids of `text` behind a prompt."""
+        if self._starts_anew:
+            return self._ids(text)
+        before = self._ids(read.opening.text)
+        both = self._ids(read.opening.text + text)
+        return both[len(before) :] if both[: len(before)] == before else self._behind(text, inert=False)
+
+    @cached_property
+    def _usual(self) -> Opening:
+        """What the template does with one turn of the user's."""
+        return self.template.opening([{"role": "user", "content": "x"}])
+
+    def _named(self, token: str | int) -> int:
+        """The id of a token that is named."""
+        ids = [token] if isinstance(token, int) else self._plain(token)
+        if len(ids) != 1 or not 0 <= ids[0] < len(self.tokenizer):
+            raise BadInput(
+                f"text.end_of_turn: {token!r} is {len(ids)} tokens in {self.template.where}; name a single one of its "
+                "vocabulary"
+            )
+        return int(ids[0])
+
+    # -------------------------------------------------------------------------------------------------------- token ids
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """`ids` with BOS in front as template and tokenizer make it together, once, or as it is said."""
+        bos = self.tokenizer.bos_token_id
+        if bos is None or self._bos == "template":
+            return ids
+        if self._bos == "add":
+            return ids if ids[:1] == [bos] else [bos, *ids]
+        return ids[1:] if ids[:1] == [bos] and not self._bos_opens_turns else ids
+
+    @cached_property
+    def _bos(self) -> str:
+        """What becomes of BOS: template, add or none."""
+        if self.form.render == "raw" or not self.form.bos:
+            return "add" if self.form.bos else "none"
+        adds = self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        return self.text.bos or ("add" if adds else "template")
+
+    @cached_property
+    def _bos_opens_turns(self) -> bool:
+        """Whether BOS is no more than what opens each turn, as ChatML's `<|im_start|>` is in SmolLM2."""
+        if self.form.render == "raw":
+            return False
+        return self.tokenizer.bos_token_id in self._ids(self._usual.text)[2:]
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids of a rendered text. What is marked in it stays text."""
+        ids: list[int] = []
+        for piece, inert in self.template.pieces(text):
+            ids += self._behind(piece, inert) if ids else self._plain(piece, inert)
+        return ids
+
+    def _behind(self, text: str, inert: bool) -> list[int]:
+        """Token ids of a text that goes on from another, by tokenizers that begin a text with a space too."""
+        if self._starts_anew:
+            return self._plain(text, inert)
+        before, both = self._plain("\n", inert), self._plain("\n" + text, inert)
+        return both[len(before) :] if both[: len(before)] == before else self._plain(text, inert)
+
+    @cached_property
+    def _starts_anew(self) -> bool:
+        """Whether a text has the same tokens at the beginning and behind another."""
+        return self._plain("\nx") == [*self._plain("\n"), *self._plain("x")]
+
+    def _plain(self, text: str, inert: bool = False) -> list[int]:
+        how = {"split_special_tokens": True} if inert else {}
+        return list(self.tokenizer(text, add_special_tokens=False, **how)["input_ids"])

@@ -6,7 +6,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mnpo.config.text import Reading
 from mnpo.errors import BadInput
+from mnpo.models.named_templates import named
+from mnpo.models.templates import Template
 from mnpo.storage.artifacts import loading
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ def load_model(
     kind: Literal["causal", "classifier"] = "causal",
     dtype: Literal["float32", "bfloat16"] = "float32",
     attention: str | None = None,
+    soft_cap: bool = True,
 ) -> PreTrainedModel:
     """The model in `path`, in evaluation mode, on `device()`.
 
@@ -45,6 +49,7 @@ def load_model(
         dtype: of its weights, and so of its products; a model that is to be trained wants float32.
         attention: transformers' name of an implementation. None: what config.json says, else eager for a model that
             caps its attention logits, else what transformers prefers.
+        soft_cap: False leaves out the cap of the attention logits that config.json asks for.
 
     Raises:
         BadInput: no such directory, no weights in it, weights that do not fit the architecture, an attention that is
@@ -60,6 +65,8 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         config._attn_implementation = _attention(path, config, attention)
+        if not soft_cap:
+            config.get_text_config().attn_logit_softcapping = None
         model, info = loader.from_pretrained(
             directory,
             config=config,
@@ -96,12 +103,17 @@ def _attention(path: str | Path, config: Any, asked: str | None) -> str | None:
 
 
 @loading()
-def load_tokenizer(path: str | Path) -> Any:
+def load_tokenizer(path: str | Path, template: str | None = None) -> Any:
     """The tokenizer in `path`.
 
+    Args:
+        path: its directory.
+        template: the chat template that it gets: a name, a file, or the template itself
+            (mnpo/models/named_templates.py). Control tokens of a named one that the tokenizer lacks are added to it;
+            the model's embeddings have to grow then. What `save` writes carries them.
+
     Raises:
-        BadInput: there is none, it has no chat template, or the template renders several BOS, or none where the
-            tokenizer itself would begin a text with one.
+        BadInput: there is none, it has no chat template, or one that renders several BOS in front.
     """
     from transformers import AutoTokenizer
 
@@ -109,33 +121,33 @@ def load_tokenizer(path: str | Path) -> Any:
     if not (directory / "tokenizer_config.json").is_file():
         raise BadInput(f"{path}: no tokenizer_config.json; a policy's directory holds its tokenizer too")
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if template is not None:
+        source, tokens = named(template)
+        tokenizer.chat_template = source
+        if absent := [token for token in tokens if token not in tokenizer.get_vocab()]:
+            tokenizer.add_tokens(absent, special_tokens=True)
     if not tokenizer.chat_template:
-        raise BadInput(f"{path}: the tokenizer has no chat template, so a prompt cannot be rendered")
-    _check_bos(path, tokenizer)
+        raise BadInput(
+            f"{path}: the tokenizer has no chat template, so a prompt cannot be rendered; give the reference one with "
+            "text.template"
+        )
+    _check_front(path, tokenizer)
     return tokenizer
 
 
-def _check_bos(path: str | Path, tokenizer: Any) -> None:
-    """Refuse a chat template that disagrees with its tokenizer about BOS: exactly one, or none at all."""
-    from jinja2 import TemplateError
-
+def _check_front(path: str | Path, tokenizer: Any) -> None:
+    """Refuse a chat template that begins a text with several BOS. One that opens turns too is no matter."""
     bos = tokenizer.bos_token_id
-    if bos is None:
-        return
     try:
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise BadInput(f"{path}: the chat template does not render a user's turn ({error}); mend it") from error
-    rendered = tokenizer(prompt, add_special_tokens=False)["input_ids"].count(bos)
-    wanted = tokenizer("x")["input_ids"][:1] == [bos]
-    if rendered > 1:
-        raise BadInput(f"{path}: the chat template renders {rendered} {tokenizer.bos_token} before a prompt; leave one")
-    if wanted and not rendered:
+        asked = Template(tokenizer, Reading()).render([{"role": "user", "content": "x"}], asking=True)
+    except BadInput:
+        return  # it may be given what it needs later (text.template_options); whoever renders says so if not
+    ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    count = next((i for i, token in enumerate(ids) if token != bos), len(ids))
+    if count > 1:
         raise BadInput(
-            f"{path}: the tokenizer begins a text with {tokenizer.bos_token}, but its chat template renders none; "
-            "begin the template with {{ bos_token }}"
+            f"{path}: the chat template renders {count} {tokenizer.bos_token} before a prompt; leave one, or give "
+            "another template in text.template"
         )
 
 

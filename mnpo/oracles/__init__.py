@@ -105,6 +105,7 @@ MODULES = {
     "reward-model": "reward_models",
     "pair-model": "pair_models",
     "judge": "judges",
+    "function": "functions",
 }
 
 
@@ -148,9 +149,15 @@ def preferences_from_scores(scores: Sequence[float], temperature: float | None =
     return [[0.5 * (1 + math.tanh((a - b) / temperature / 2)) for b in scores] for a in scores]
 
 
-def win_rates(preferences: Sequence[Sequence[float]]) -> list[float]:
-    """P(y > pi) of each response, over the prompt's other responses (eq. 21); 1/2 when it was compared with none."""
-    return [_mean([p for j, p in enumerate(row) if j != i and not math.isnan(p)]) for i, row in enumerate(preferences)]
+def win_rates(preferences: Sequence[Sequence[float]], own: bool = False) -> list[float]:
+    """P(y > pi) of each response, over the prompt's other responses (eq. 21); 1/2 when it was compared with none.
+
+    With `own` a response counts against itself too, at 1/2.
+    """
+    return [
+        _mean([p for j, p in enumerate(row) if (own or j != i) and not math.isnan(p)])
+        for i, row in enumerate(preferences)
+    ]
 
 
 def win_rates_against(preferences: Sequence[Sequence[float]], own: int) -> list[float]:

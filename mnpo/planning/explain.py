@@ -270,6 +270,8 @@ def _settings(plan: Plan, old: Mapping[str, Any], new: Mapping[str, Any], job: A
     for key, was, is_ in _keys(old, new):
         if key == "code":
             yield _code(plan, job)
+        elif key.startswith("functions.") and _ABSENT not in (was, is_):
+            yield f"the code of {key.removeprefix('functions.')} changed"
         elif was is _ABSENT:
             yield f"{key} is {_shown(is_)} and was not set"
         elif is_ is _ABSENT:

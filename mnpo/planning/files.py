@@ -10,7 +10,8 @@ from typing import Any
 
 from mnpo.config.blocks import DATASET
 from mnpo.config.configuration import Config
-from mnpo.config.sources import Dataset, Source
+from mnpo.config.runs import UNCAPPED
+from mnpo.config.sources import Dataset, Model, Source
 from mnpo.planning.fits import AGAINST, Fit
 from mnpo.storage import hub
 from mnpo.storage.hub import Lock
@@ -48,12 +49,18 @@ class Files:
         entry: Source = getattr(self.config, kind)[name]
         if isinstance(entry, Dataset) and entry.demo:
             return self.miniature(name)
+        if isinstance(entry, Model) and entry.miniature:
+            return self.miniature_model(name)
         local = entry.mirror or entry.path
         return local or self.cached(*hub.address(kind, entry, self.lock))
 
     def miniature(self, benchmark: str) -> str:
         """The demo's small version of a benchmark's data."""
         return f"{self.root}/benchmarks/{benchmark}"
+
+    def miniature_model(self, model: str) -> str:
+        """A small model of random weights in the files of a published one."""
+        return f"{self.root}/models/{model}"
 
     def downloads(self, directory: str) -> dict[str, Source]:
         """The entries whose files are fetched into `directory`."""
@@ -138,7 +145,19 @@ class Files:
 
     def judgements(self, policy: str, benchmark: str, judge: str) -> str:
         """Every answer of a judge, kept for good: no call is paid twice."""
-        return f"{self.root}/judgements/{judge}/{policy}.{benchmark}.sqlite"
+        return self._store(f"{self.root}/judgements/{judge}/{policy}.{benchmark}.sqlite")
+
+    def said(self, policy: str, benchmark: str) -> str:
+        """Every answer of a policy behind an endpoint, kept in the same way."""
+        return self._store(str(Path(self.answers(policy, benchmark)).with_suffix(".sqlite")))
+
+    def opinions(self, policy: str, part: str | int, oracle: str, shard: str | int) -> str:
+        """Every answer of the judges that an oracle asks, kept in the same way."""
+        return self._store(str(Path(self.scores(policy, part, oracle, shard)).with_suffix(".judge.sqlite")))
+
+    def _store(self, file: str) -> str:
+        """`file`, or what is called so beneath `stores`."""
+        return file if self.config.stores is None else str(Path(self.config.stores).expanduser() / file)
 
     def evaluation(self, policy: str, benchmark: str) -> str:
         """A policy's result on a benchmark (`judged` names one with its judge); per-item rows lie beside it."""
@@ -179,9 +198,9 @@ class Files:
         """All shards of an oracle's scores of them."""
         return [self.scores(policy, part, oracle, s) for s in range(self.shards)]
 
-    def reused_logprobs(self, policy: str, part: str | int, scorer: str) -> list[str]:
+    def reused_logprobs(self, policy: str, part: str | int, text: str, scorer: str) -> list[str]:
         """What the sampler said of its own responses, where that stands for log-probabilities under `scorer`."""
-        if scorer != policy or not self.config.sampling.reuse_logprobs:
+        if scorer != policy or not self.config.sampling.reuse_logprobs or text.endswith(UNCAPPED):
             return []
         return [self.sampler_logps(policy, part, s) for s in range(self.shards)]
 
@@ -196,7 +215,7 @@ class Files:
 
     def fit_logps(self, fit: Fit) -> list[str]:
         """The log-probability files of a fit: scorer by scorer, part by part."""
-        text = fit.protocol.opponent_text.tag()
+        text = fit.protocol.reading()
         return [self.logps(fit.sampler, p, fit.oracle, text, s) for s in fit.scorers for p in fit.parts]
 
     def made_of(self, model: str) -> dict[str, Any]:

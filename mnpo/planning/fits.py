@@ -121,10 +121,12 @@ def _fit(
     objective = validated(
         Objective, run.objective.model_dump(exclude_unset=True) | iteration.objective, f"{where}, objective"
     )
+    protocol = _protocol(config, run, objective, where)
     training = validated(
-        Training, config.training.model_dump() | run.training | iteration.training, f"{where}, training"
+        Training,
+        config.training.model_dump() | protocol.training() | run.training | iteration.training,
+        f"{where}, training",
     )
-    protocol = PRESETS[run.preset]
     if opponents is None:
         opponents = _opponents(config, name, objective, t)
     oracle = _oracle(config, run, t, sampler, where)
@@ -185,6 +187,21 @@ def _require_samples(
         raise ConfigError(f"{where}: objective {objective.name} reads scores of chosen and rejected; {remedy}")
 
 
+def _protocol(config: Config, run: Run, objective: Objective, where: str) -> Protocol:
+    """The run's preset, with the fields that it replaces."""
+    if run.preset == "official":
+        if objective.name != "sppo":
+            raise ConfigError(f"{where}: preset official is that of sppo's authors; of MNPO's it is official-code")
+        oracle = config.oracles[run.oracle] if run.oracle else None
+        if oracle is None or oracle.temperature is None or not oracle.own_response:
+            raise ConfigError(
+                f"{where}: preset official reads preferences as sppo's authors do: give oracles.{run.oracle} a "
+                "temperature, and own_response: true"
+            )
+    preset = PRESETS[run.preset].model_dump(exclude_none=True)
+    return validated(Protocol, preset | run.protocol, f"{where}, protocol")
+
+
 def _opponents(config: Config, name: str, objective: Objective, t: int) -> list[str]:
     """Who opposes at iteration `t`, newest first: those that exist."""
     kind = family.FAMILY[objective.name].opponents
@@ -213,7 +230,12 @@ def _together(opponents: list[str], weights: list[float]) -> tuple[tuple[str, fl
 
 def _require_readers(config: Config, name: str, objective: Objective, kind: str, where: str) -> None:
     """Whether the keys that say who opposes are the ones that `objective` reads, and name someone who can."""
-    readers = {"history": ["history"], "weights": ["history", "players", "external"], "updates": ["players"]}
+    readers = {
+        "history": ["history"],
+        "order": ["history"],
+        "weights": ["history", "players", "external"],
+        "updates": ["players"],
+    }
     for key, kinds in readers.items():
         if kind not in kinds and key in objective.model_fields_set and getattr(objective, key) is not None:
             reader = next(n for n, m in family.FAMILY.items() if m.opponents == kinds[0])
@@ -230,8 +252,10 @@ def _require_readers(config: Config, name: str, objective: Objective, kind: str,
 
 
 def weights_of(objective: Objective, opponents: int, protocol: Protocol, where: str) -> list[float]:
-    """lambda over the opponents that exist; what was configured must fit the number of players."""
+    """lambda over the opponents that exist, newest first; what was configured must fit the number of players."""
     given = objective.weights
+    if isinstance(given, dict):
+        given = _by_name(given, objective, where)
     if given is None or protocol.uniform_weights:
         return family.normalised([1.0] * opponents, opponents, where)
     players = len(objective.players) if objective.players is not None else objective.history
@@ -239,4 +263,19 @@ def weights_of(objective: Objective, opponents: int, protocol: Protocol, where: 
         raise ConfigError(
             f"{where}: weights {given} for {opponents} opponents (history {players}); give one weight for each"
         )
-    return family.normalised(given, opponents, where)
+    weights = family.normalised(given, opponents, where)
+    return weights[::-1] if objective.order == "oldest-first" else weights
+
+
+def _by_name(named: dict[str, float], objective: Objective, where: str) -> list[float]:
+    """Weights of players, in their order."""
+    players = objective.players or []
+    if unknown := [name for name in named if name not in players]:
+        raise ConfigError(
+            f"{where}: weights name {unknown[0]!r}, which is no player{nearest(unknown[0], players)}"
+            if players
+            else f"{where}: weights have names, and {objective.name} has no players; give a list, and its order"
+        )
+    if missing := [name for name in players if name not in named]:
+        raise ConfigError(f"{where}: weights leave out the player {missing[0]!r}; give it one, be it 0")
+    return [named[name] for name in players]

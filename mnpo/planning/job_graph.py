@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
 
 PRINTED = ("tabulate", "players", "exploitability", "preferences", "compare", "benchmarks", "plot")
+OF_MANIFESTS = ("costs", "rehearsal")
+"""Tables of what jobs cost, by the manifests of what they made."""
 UNPRICED = ("download", "miniature", "prompts", *PRINTED)
 
 
@@ -49,14 +51,15 @@ def files(plan: Plan, targets: Iterable[str]) -> list[str]:
 
 def priced(plan: Plan) -> list[str]:
     """Everything that the other targets rest on and that has a manifest saying what it cost; not what is printed."""
-    targets = [t for t in plan.config.tables.targets if t not in ("costs", "theory")]
+    targets = [t for t in plan.config.tables.targets if t not in (*OF_MANIFESTS, "theory")]
     made = [w for w in _upstream(files(plan, targets), _measured(plan)) if w.stage not in UNPRICED]
     return [o for w in made for o in (w.outputs if w.stage != "train" else [plan.files.training(w.policy or "")])]
 
 
 def everything(plan: Plan) -> list[Work]:
     """All work that the configuration can ask for, whichever targets are made."""
-    return [*_measured(plan), Work("costs", "costs", tuple(plan.targets.of("costs")), tuple(priced(plan)))]
+    made = tuple(priced(plan))
+    return [*_measured(plan), *(Work(name, name, tuple(plan.targets.of(name)), made) for name in OF_MANIFESTS)]
 
 
 def _measured(plan: Plan) -> list[Work]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
+from mnpo.config.blocks import ConfigError
 from mnpo.config.configuration import Config
+from mnpo.config.oracles import COMPARED, SCORED
+from mnpo.errors import BadInput
 from mnpo.planning.files import Files
 from mnpo.planning.fits import AGAINST
+from mnpo.storage import user_code
 
 
 class Oracles:
@@ -36,10 +41,38 @@ class Oracles:
         specs = self.config.oracles
         return [name for name in specs if any(specs[part].kind == "judge" for part in self.config.with_members([name]))]
 
+    def asks(self, name: str) -> bool:
+        """Whether an oracle asks a judge."""
+        return name.partition(AGAINST)[0] in self.asking
+
     def settings(self, names: Iterable[str]) -> dict[str, Any]:
         """What a stage reads of the oracles `names`, of all that they are made of, and of the models these need."""
         specs = {name: self.config.oracles[name] for name in self._with_members(names)}
+        files = {file: digest for name in specs for file, digest in self.functions.get(name, {}).items()}
         return {
             "oracles": {name: spec.model_dump(exclude_none=True) for name, spec in specs.items()},
             "models": {spec.model: self.files.made_of(spec.model) for spec in specs.values() if spec.model is not None},
+            **({"functions": files} if files else {}),
         }
+
+    @cached_property
+    def functions(self) -> dict[str, dict[str, str]]:
+        """Oracle of kind `function` -> the user's files behind it, and the digests of their code, as they are now.
+
+        Raises:
+            ConfigError: a file that is not there or is no Python, a function that it lacks, or that wants other
+                arguments than there are.
+        """
+        found = {}
+        for name, spec in self.config.oracles.items():
+            if spec.file is None or spec.function is None:
+                continue
+            try:
+                wanted = user_code.signature(spec.file, spec.function)
+                if wanted is not None:
+                    given = COMPARED if spec.compare else SCORED
+                    user_code.arguments(f"{spec.file}: {spec.function}", wanted, given)
+                found[name] = user_code.digests(spec.file)
+            except BadInput as error:
+                raise ConfigError(f"oracles.{name}: {error}") from None
+        return found

@@ -1,6 +1,6 @@
 """The plan: a configuration unrolled, from which policies exist to which files mean them.
 
-Pure: nothing is read or written here, nothing heavy is imported.
+Nothing is read or written here but the digests of users' own functions; nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Plan:
 
     Raises:
         ConfigError: weights that do not fit, an objective's settings that contradict, opponents that do not exist,
-            names that are too long for the files that are called by them.
+            names that are too long for the files that are called by them, functions that are not there.
     """
 
     def __init__(self, config: Config, lock: Lock | None = None) -> None:
@@ -43,6 +43,7 @@ class Plan:
         self.measurements = Measurements(config, self.files, self.policies)
         self.targets = Targets(config, self.files, self.policies, self.measurements)
         require_short(self)
+        self.oracles.functions  # noqa: B018 - looks for them
 
     def settings(self, stage: str, **of: str) -> str:
         """The settings that a stage reads for one job, as canonical JSON: what is here decides what reruns."""

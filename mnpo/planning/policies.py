@@ -163,6 +163,11 @@ class Policies:
         """Whether a policy is a checkpoint, and not a model behind an endpoint."""
         return policy not in self.config.models or self.config.models[policy].api is None
 
+    def strip(self, policy: str) -> dict[str, str]:
+        """The setting `strip` of the model that a policy is or was trained from, where it has one."""
+        model = policy if policy in self.config.models else self.config.reference.model
+        return self.config.models[model].model_dump(include={"strip"}, exclude_none=True)
+
     @property
     def paired(self) -> list[tuple[str, int, str]]:
         """Whose responses, to which part's prompts, are scored by which oracle and paired; each once."""

@@ -1,16 +1,21 @@
-"""What must be there before anything is submitted: tokens, keys and pins of the jobs that are about to run."""
+"""What must be there before anything is submitted: tokens, keys and pins of the jobs that are about to run, and locks
+where answers that are paid for will be kept."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 
 from mnpo.config.blocks import DEMO
 from mnpo.config.oracles import Judge
 from mnpo.config.sources import Source
 from mnpo.errors import BadInput
 from mnpo.judging.endpoints import require_key
+from mnpo.judging.store import require_locks
+from mnpo.planning.fits import AGAINST
 from mnpo.planning.plan import Plan
 from mnpo.storage import hub
 
@@ -26,23 +31,28 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
     """
     fetched: dict[str, Source] = {}
     judges: dict[str, Judge] = {}
+    stores: set[Path] = set()
     on_gpus = False
     for rule, of in jobs:
         on_gpus |= plan.config.resources.of(rule.removesuffix("_passing")).gpus > 0
         if rule == "download":
             fetched |= plan.files.downloads(plan.files.cached(of["kind"], of["repository"], of["revision"]))
         elif rule == "judge":
+            stores.add(Path(plan.files.judgements(of["policy"], of["benchmark"], of["judge"])).parent)
             if (judge := plan.config.judges[of["judge"]]).endpoint != DEMO:
                 judges[of["judge"]] = judge
         elif rule == "score_asking":
+            stores.add(Path(plan.files.opinions(of["policy"], of["part"], of["oracle"], of["shard"])).parent)
             members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
             judges |= {name: asked for name, asked in members.items() if asked is not None}
         elif rule == "answer" and not plan.policies.has_files(of["policy"]):
+            stores.add(Path(plan.files.said(of["policy"], of["benchmark"])).parent)
             judges[of["policy"]] = plan.config.models[of["policy"]].as_judge()
     requirements: list[Callable[[], None]] = [
         partial(hub.require_pinned, fetched, plan.lock, allow_floating=plan.config.floating),
         partial(hub.require_token, fetched, plan.files.cache, plan.lock),
         *(partial(require_key, judge) for judge in judges.values()),
+        *(partial(require_locks, directory) for directory in sorted(stores)),
         *further,
         *([require_driver] if on_gpus else []),
     ]
@@ -54,6 +64,40 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
             problems.append(str(error))
     if problems:
         raise BadInput("\n".join(dict.fromkeys(problems)))
+
+
+IMPORTED = """\
+import sys
+from mnpo.errors import BadInput
+from mnpo.oracles.functions import imported
+try:
+    imported(*sys.argv[1:])
+except BadInput as error:
+    sys.exit(" ".join(str(error).split()))
+"""
+
+
+def require_functions(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+    """Import, in a process of their own, the users' functions that jobs are going to ask.
+
+    For jobs that run in this Python: other environments have other packages.
+    """
+    asked: dict[tuple[str, str], None] = {}
+    for rule, of in jobs:
+        oracles = plan.oracles.of_evaluation if rule == "assess" else []
+        oracles = [of["oracle"].partition(AGAINST)[0]] if rule in ("score", "score_asking") else oracles
+        specs = [plan.config.oracles[name] for name in plan.config.with_members(oracles)]
+        asked |= {(spec.file, spec.function): None for spec in specs if spec.file and spec.function}
+    problems = []
+    for file, function in asked:
+        tried = subprocess.run(
+            [sys.executable, "-c", IMPORTED, file, function], capture_output=True, text=True, check=False
+        )
+        if tried.returncode:
+            said = tried.stderr.strip().splitlines() or [f"{file}: the import ends with {tried.returncode}"]
+            problems.append(said[-1])
+    if problems:
+        raise BadInput("\n".join(problems))
 
 
 def require_driver() -> None:

@@ -23,15 +23,16 @@ class Settings(Block):
     """Of a policy that is behind an API and has no files."""
 
 
-def run(settings: Settings, data: Path, output: Path, policy: Path | None = None) -> None:
+def run(settings: Settings, data: Path, output: Path, policy: Path | None = None, store: Path | None = None) -> None:
     """Let a policy answer the questions of a judged benchmark.
 
-    Answers of an API are kept beside the output: none is paid for twice.
+    Answers of an API are kept in a store: none is paid for twice.
 
     Args:
         data: the directory of the benchmark's data.
         output: the answers, a Parquet file.
         policy: the policy's directory; none for one behind an API.
+        store: where an API's answers are kept; beside the output, if it is not given.
 
     Raises:
         BadInput: data that are not the benchmark's, or an endpoint that fails.
@@ -42,8 +43,9 @@ def run(settings: Settings, data: Path, output: Path, policy: Path | None = None
         if policy is not None:
             rows, facts = answers.of_policy(settings.asked, policy, questions, session.journal("batches"))
         elif settings.endpoint is not None:
-            rows, facts = answers.of_api(settings.asked, settings.endpoint, output.with_suffix(".sqlite"), questions)
+            kept = store or output.with_suffix(".sqlite")
+            rows, facts = answers.of_api(settings.asked, settings.endpoint, kept, questions)
         else:
             raise BadInput(f"{settings.asked.policy}: give its directory (--policy), or its endpoint in the settings")
         write(ANSWERS, rows, made.path)
-        made.facts = {"rows": len(rows), "tokens": sum(row["tokens"] for row in rows), **facts}
+        made.facts = facts

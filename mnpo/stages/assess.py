@@ -9,6 +9,7 @@ from typing import Any
 from mnpo.benchmarks import heldout
 from mnpo.config.blocks import validated
 from mnpo.config.sources import directories
+from mnpo.storage import user_code
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import JUDGED, PROMPTS, read, rows_of, write
 
@@ -25,11 +26,12 @@ def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, 
         output: the summary, a JSON file; per-item rows go beside it, as Parquet.
 
     Raises:
-        BadInput: settings that the benchmark does not know.
+        BadInput: settings that the benchmark does not know; a function's file changed since the job was planned.
     """
     wanted = validated(heldout.Settings, settings, "settings")
+    user_code.require_unchanged(wanted.functions)
     rows = read(PROMPTS, prompts)
-    inputs = [policy, reference, prompts, *directories(wanted.models.values())]
+    inputs = [policy, reference, prompts, *directories(wanted.models.values()), *map(Path, wanted.functions)]
     items = output.with_suffix(".parquet")
     with (
         artifact(output, "assess", settings, inputs) as made,
@@ -37,7 +39,7 @@ def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, 
     ):
         summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows))
         write(JUDGED, judged, made_items.path)
-        tokens = sum(row["tokens"] for row in judged if row["oracle"] == wanted.oracle)
-        facts = {"rows": len(judged), "tokens": tokens, "parameters": summary.pop("parameters")}
+        tokens, parameters = summary.pop("generated_tokens"), summary.pop("parameters")
+        facts = {"rows": len(judged), "tokens": tokens, "parameters": parameters}
         made.facts = made_items.facts = facts
         made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ import pandas as pd
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import Block, Ordered
 from mnpo.tables.files import NOT_RUN, PROTOCOL, READ_OTHERWISE, write
-from mnpo.tables.notes import missing_note
+from mnpo.tables.notes import answers_notes, missing_note
 
 ENVIRONMENT = "eval"
 
@@ -66,6 +66,8 @@ def _notes(settings: Settings, name: str, results: Mapping[tuple[str, str], dict
     for policy, label in settings.labels.items():
         if (result := of[policy]) and result["missing"]:
             yield f"{title}, {label}: {missing_note(result['missing'], result.get('refused', 0))}"
+        for note in answers_notes(of[policy] or {}):
+            yield f"{title}, {label}: {note}"
         if (result := of[policy]) and (otherwise := result.get("read_otherwise")):
             yield f"{title}, {label}: {otherwise} {READ_OTHERWISE}."
     for protocol, labels in protocols.items():

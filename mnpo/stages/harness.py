@@ -32,6 +32,8 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
         BadInput: see mnpo.benchmarks.lm_eval.results.
     """
     text = settings.model_dump(mode="json")
+    if settings.harness.strip is None:
+        del text["harness"]["strip"]  # as in results of earlier versions
     benchmarks = text["harness"].pop("benchmarks")
 
     def measured(names: list[str]) -> Results:

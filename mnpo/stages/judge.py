@@ -53,6 +53,7 @@ def run(settings: Settings, answers: Path, data: Path, store: Path, output: Path
         artifact(items, "judge", settings_text, [answers, data]) as made_items,
     ):
         summary, verdicts = evaluate(settings.judged, rows, data, judge, store)
+        summary |= judged_common.facts(rows)
         write(ITEMS, verdicts, made_items.path)
         made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         made.facts = made_items.facts = {k: summary[k] for k in ("items", "missing", "refused", "tally")}

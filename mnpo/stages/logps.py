@@ -28,6 +28,8 @@ class Settings(Block):
     text: Text
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights, as training's products have it."""
+    soft_cap: bool | None = None
+    """false: the model's attention logits are not capped, whatever it says (docs/ledger.md, point 44)."""
 
 
 def run(settings: Settings, policy: Path, pairs: Path, output: Path, sampler: Sequence[Path] = ()) -> None:
@@ -46,7 +48,10 @@ def run(settings: Settings, policy: Path, pairs: Path, output: Path, sampler: Se
     from mnpo.models.chat import Chat
     from mnpo.models.checkpoints import load_tokenizer
 
-    with resumable(output, "logps", settings.model_dump(), [policy, pairs, *sampler]) as (made, session):
+    with resumable(output, "logps", settings.model_dump(exclude_none=True), [policy, pairs, *sampler]) as (
+        made,
+        session,
+    ):
         chat = Chat(load_tokenizer(policy), settings.text, settings.form)
         sides = ("chosen", "rejected")
         texts = [
@@ -86,7 +91,7 @@ def _computed(
     from mnpo.models.checkpoints import load_model
     from mnpo.models.logprobs import score_texts
 
-    model = load_model(policy, dtype=settings.dtype)
+    model = load_model(policy, dtype=settings.dtype, soft_cap=settings.soft_cap is not False)
     progress = counter(f"logps {policy.name}", "texts")
     scored = score_texts(model, texts, max_tokens=SCORING_TOKENS, progress=progress, journal=journal)
     return scored.sums.double().tolist(), {

@@ -11,7 +11,9 @@ from typing import Any
 
 from mnpo.config.blocks import Block
 from mnpo.config.sampling import Pairing
+from mnpo.config.sources import Strip
 from mnpo.errors import BadInput
+from mnpo.models.thinking import answers
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import PAIRS, SAMPLES, SCORES, read, rows_of, write
 
@@ -22,6 +24,8 @@ class Settings(Block):
     """What this stage reads."""
 
     pairing: Pairing
+    strip: Strip | None = None
+    """What the oracle was not shown of the responses (see Model); None: what their policy's template says."""
 
 
 def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], output: Path) -> None:
@@ -43,6 +47,7 @@ def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], out
         raise BadInput(
             f"{scores[0]}: no score for prompt {row['prompt_id']}, k = {row['k']}; score these samples again"
         )
+    merged["answer"] = answers(merged["response"], merged["thinking"], settings.strip)
     with artifact(output, "pair", settings.model_dump(), [*samples, *scores]) as made:
         counts: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         pairs = []
@@ -57,7 +62,7 @@ def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], out
 
 
 Row = dict[str, Any]
-"""A response: its row of samples joined with its row of scores."""
+"""A response: its row of samples joined with its row of scores, and `answer`, what the oracle was shown of it."""
 REASONS = (
     "empty_responses",
     "repeated_responses",
@@ -75,7 +80,7 @@ def pairs_of(responses: Sequence[Row], pairing: Pairing, counts: Counter[str]) -
     Which pairs there are does not depend on the rows' order. None is made from a tie, from one response, or from a
     response and itself (docs/ledger.md, point 6).
     """
-    answered = [r for r in responses if r["response"].strip()]
+    answered = [r for r in responses if str(r.get("answer", r["response"])).strip()]
     texts = len({r["response"] for r in answered})
     counts["empty_responses"] += len(responses) - len(answered)
     if len(answered) < 2 or texts == 1:

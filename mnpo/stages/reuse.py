@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
+from mnpo.models.thinking import characters_shown
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import DEMONSTRATIONS, PROMPTS, SAMPLES, read, rows_of, write
 
@@ -47,6 +48,7 @@ def run(settings: Settings, responses: Path, prompts: Path, output: Path) -> Non
     with artifact(output, "reuse", settings.model_dump(), [responses, prompts]) as made:
         samples = [
             {**row, "k": k, "response": text, "tokens": 0, "finish": "stop", "seed": 0}
+            | {"thinking": characters_shown(text, None)}
             for row in rows
             for k, text in enumerate(own[row["prompt_id"]][: settings.responses])
         ]

@@ -58,12 +58,14 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             f"{prompts}: no prompts for shard {settings.shard} of {settings.sampling.shards}; use fewer shards"
         )
     from mnpo.models.checkpoints import load_tokenizer, parameters
+    from mnpo.models.thinking import Reader
     from mnpo.samplers import Request
     from mnpo.samplers.mismatch import mismatch
 
     sampling = settings.sampling
     with resumable(output, "sample", settings.model_dump(), [policy, prompts]) as (made, session):
         chat = Chat(load_tokenizer(policy), settings.text)
+        reader = Reader(chat.tokenizer)  # what a setting says otherwise is for who reads samples
         tasks = [(row, k) for row in rows_of(rows) for k in range(sampling.responses)]
         seeds = [derive(settings.seed, row["prompt_id"], k) for row, k in tasks]
         encoded = {
@@ -76,10 +78,11 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             {
                 **row,
                 "k": k,
-                "response": chat.decode(response.tokens),
+                "response": (text := chat.decode(response.tokens)),
                 "tokens": len(response.tokens),
                 "finish": response.finish,
                 "seed": seed,
+                "thinking": reader.characters(text),
             }
             for (row, k), seed, response in zip(tasks, seeds, drawn, strict=True)
         ]

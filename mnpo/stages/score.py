@@ -6,17 +6,22 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnpo import oracles
 from mnpo.config.blocks import Block
 from mnpo.config.oracles import Oracle
-from mnpo.config.sources import Model, directories
+from mnpo.config.sources import Model, Strip, directories
 from mnpo.errors import BadInput
+from mnpo.models import thinking
 from mnpo.oracles import Judgement, Question
+from mnpo.storage import user_code
 from mnpo.storage.artifacts import artifact, manifest_path, remove
 from mnpo.storage.records import SAMPLES, SCORES, Table, read, write
 from mnpo.storage.resume import resumable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ENVIRONMENT = "infer"
 OBJECTIVES = Table(
@@ -39,12 +44,19 @@ class Settings(Block):
     oracle: str
     oracles: dict[str, Oracle]
     models: dict[str, Model] = {}
+    strip: Strip | None = None
+    """What is taken off the responses (see Model); None: what their policy's template says."""
+    functions: dict[str, str] = {}
+    """A user's file -> the digest of its code, when the job was planned."""
 
 
-def run(settings: Settings, samples: Path, output: Path, against: Path | None = None) -> None:
+def run(
+    settings: Settings, samples: Path, output: Path, against: Path | None = None, store: Path | None = None
+) -> None:
     """Ask an oracle what it thinks of sampled responses.
 
-    A score and a win rate for each row; prompts whose preferences run in circles are counted.
+    The oracle is shown each response without its thinking. A score and a win rate for each row; prompts whose
+    preferences run in circles are counted.
 
     Beside `output`, by the same name: `.objectives.parquet` where scores are made of several, `.comparisons.parquet`
     where preferences are more than who scores higher, a judge's answers in `.judge.sqlite`, which outlives failures.
@@ -55,27 +67,32 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
         output: the scores, a Parquet file.
         against: samples of another policy. Then score and win rate of a response are how often it beats that policy's
             responses to the same prompt, whatever the kind of oracle, and no tables lie beside.
+        store: where a judge's answers are kept; beside the scores, if it is not given.
 
     Raises:
-        BadInput: `against` has no response to one of the prompts.
+        BadInput: `against` has no response to one of the prompts; a function's file changed since the job was planned.
     """
+    user_code.require_unchanged(settings.functions)
     rows = read(SAMPLES, samples)
     settings_text = settings.model_dump(exclude_none=True)
     inputs = [*([samples] if against is None else [samples, against]), *directories(settings.models.values())]
+    inputs += map(Path, settings.functions)
     modules = oracles.modules(oracle.kind for oracle in settings.oracles.values())
     with resumable(output, "score", settings_text, inputs, modules=modules) as (made, session):
         groups = [group for _, group in rows.groupby("prompt_id", sort=False)]
         ids, ks = [str(g["prompt_id"].iloc[0]) for g in groups], [[int(k) for k in g["k"]] for g in groups]
-        others = dict.fromkeys(ids, []) if against is None else _others(against, ids)
+        others = dict.fromkeys(ids, []) if against is None else _others(against, ids, settings.strip)
+        shown = [thinking.answers(g["response"], g["thinking"], settings.strip) for g in groups]
         questions = [
-            Question(first["prompt"], first["truth"], [*g["response"], *others[id]], id, first["context"])
-            for g, first, id in zip(groups, (g.iloc[0] for g in groups), ids, strict=True)
+            Question(first["prompt"], first["truth"], [*own, *others[id]], id, first["context"])
+            for first, own, id in zip((g.iloc[0] for g in groups), shown, ids, strict=True)
         ]
-        kept = oracles.Kept(output.with_suffix(".judge.sqlite"), session.journal("batches"))
+        kept = oracles.Kept(store or output.with_suffix(".judge.sqlite"), session.journal("batches"))
         oracle = oracles.load(settings.oracle, settings.oracles, settings.models, kept)
         judgements = oracle.judge(questions)
         judged = list(zip(ids, ks, judgements, strict=True))
-        scores = _scores(judged) if against is None else _scores_against(judged)
+        own = bool(settings.oracles[settings.oracle].own_response)
+        scores = _scores(judged, own) if against is None else _scores_against(judged)
         write(SCORES, scores, made.path)
         alone = against is None
         _write_beside(output, settings_text, samples, OBJECTIVES, _objectives(judged) if alone else [])
@@ -85,6 +102,7 @@ def run(settings: Settings, samples: Path, output: Path, against: Path | None = 
             "rows": len(scores),
             "mean_score": fmean(row["score"] for row in scores),
             "prompts": len(groups),
+            **_thinking(groups, shown),
             "prompts_with_a_cycle": sum(oracles.has_cycle(j.preferences) for j in judgements),
             "responses_without_a_comparison": sum(_compared_with_none(j) for j in judgements),
             **_mean_objectives(judgements),
@@ -105,13 +123,22 @@ def _write_beside(
         remove(manifest_path(path))
 
 
+def _thinking(groups: Sequence[pd.DataFrame], shown: Sequence[Sequence[str]]) -> dict[str, int]:
+    """How many responses were shown without their thinking, and with nothing left; nothing where none was."""
+    texts = [text for group in groups for text in group["response"]]
+    pairs = zip(texts, (rest for some in shown for rest in some), strict=True)
+    without = [rest for text, rest in pairs if rest != text]
+    return {"without_thinking": len(without), "empty_without_thinking": without.count("")} if without else {}
+
+
 Judged = Sequence[tuple[str, Sequence[int], Judgement]]
 """Prompt id, the responses' k, and what was thought of them; of another policy's, which come last, there is no k."""
 
 
-def _others(against: Path, ids: Sequence[str]) -> dict[str, list[str]]:
-    """Prompt -> the other policy's responses."""
-    found = {str(id): g["response"].tolist() for id, g in read(SAMPLES, against).groupby("prompt_id", sort=False)}
+def _others(against: Path, ids: Sequence[str], strip: Strip | None) -> dict[str, list[str]]:
+    """Prompt -> the other policy's responses, as they are shown."""
+    groups = read(SAMPLES, against).groupby("prompt_id", sort=False)
+    found = {str(id): thinking.answers(g["response"], g["thinking"], strip) for id, g in groups}
     if missing := [id for id in ids if id not in found]:
         raise BadInput(
             f"{against}: no response to {len(missing)} prompts, such as {missing[0]}, to compare with; "
@@ -120,11 +147,11 @@ def _others(against: Path, ids: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _scores(judged: Judged) -> list[dict[str, Any]]:
+def _scores(judged: Judged, own: bool) -> list[dict[str, Any]]:
     return [
         {"prompt_id": id, "k": k, "score": float(score), "win": win}
         for id, ks, judgement in judged
-        for k, score, win in zip(ks, judgement.scores, oracles.win_rates(judgement.preferences), strict=True)
+        for k, score, win in zip(ks, judgement.scores, oracles.win_rates(judgement.preferences, own), strict=True)
     ]
 
 

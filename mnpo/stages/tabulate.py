@@ -104,7 +104,10 @@ def main_table(
             f"score_{name}": summary["scores"][name][SAMPLED]
             for name in dict.fromkeys([settings.oracle, *settings.scores])
         }
-        row |= {"tokens": summary["tokens"][SAMPLED], "kl_to_reference": summary["kl_to_reference"]}
+        row["tokens"] = summary["tokens"][SAMPLED]
+        if any("tokens_with_thinking" in other for other in summaries.values()):
+            row["tokens_with_thinking"] = summary.get("tokens_with_thinking", summary["tokens"])[SAMPLED]
+        row |= {"kl_to_reference": summary["kl_to_reference"]}
         if summary["prompts_with_a_cycle"] is not None:
             row["prompts_with_a_cycle"] = summary["prompts_with_a_cycle"]
         rows.append({**row, "prompts": summary["prompts"]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from mnpo.config.text import Text, TextForm
 from mnpo.config.training import Training
 from mnpo.errors import BadInput
 from mnpo.method import family
-from mnpo.ranks import process_group, rank
+from mnpo.ranks import process_group, rank, ranks
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.conversations import turns
 from mnpo.storage.records import LOGPS, PAIRS, read, rows_of
@@ -51,6 +50,8 @@ class Settings(Block):
     """How training reads a text."""
     opponent_form: TextForm = TextForm()
     """How the given log-probabilities read it."""
+    opponent_soft_cap: bool | None = None
+    """false: they are of models without their soft-cap."""
     text: Text
     seed: int
 
@@ -90,7 +91,8 @@ def run(
         if training is not None and rank() == 0:
             with artifact(training, "train", asked, inputs) as copy:
                 shutil.copyfile(made.path / METRICS, copy.path)
-                copy.facts, copy.earlier = made.facts, session.spent
+                copy.facts = {**made.facts, **({"ranks": ranks()} if ranks() > 1 else {})}
+                copy.earlier = session.spent
 
 
 def _log_probabilities(
@@ -125,7 +127,7 @@ def _train(
 ) -> dict[str, Any]:
     import torch
 
-    from mnpo.learning.training import optimise, prepared, summary, write
+    from mnpo.learning.training import optimise, prepared, steps_of, summary, write
     from mnpo.models.chat import Chat
     from mnpo.models.checkpoints import load_model, load_tokenizer
 
@@ -142,7 +144,7 @@ def _train(
         settings.training,
         pairs.losses,
         pairs.lengths,
-        math.ceil(len(rows) * settings.training.epochs / min(settings.training.batch_size, len(rows))),
+        steps_of(len(rows), settings.training),
         names=pairs.names,
         seed=settings.seed,
         what=f"train {settings.policy}",
@@ -283,15 +285,16 @@ def _check_start(settings: Settings, pairs: _Pairs, module: Any) -> None:
     Where it is the only opponent, and the reference if there is one, the margin is 0 at first, which alone gives the
     loss, as ``(1 / (2 eta))^2`` or ``ln 2``; it may be off by what the tolerance of the log-probabilities does to it.
     """
-    if settings.start not in pairs.fixed or settings.form != settings.opponent_form:
+    otherwise = settings.form != settings.opponent_form or settings.opponent_soft_cap is False
+    if settings.start not in pairs.fixed or otherwise:
         return
     import torch
 
-    from mnpo.learning.batches import by_tokens, shuffled
-    from mnpo.learning.training import precision
+    from mnpo.learning.batches import by_tokens
+    from mnpo.learning.training import drawn, precision
 
     lengths = pairs.lengths
-    batch = next(shuffled(lengths, settings.training.batch_size, settings.seed))
+    batch = next(drawn(settings.training, lengths, settings.seed))
     batch = [batch[i] for i in by_tokens([lengths[r] for r in batch], settings.training.micro_batch_tokens)[0]]
     with torch.no_grad(), precision(settings.training, module):
         loss, shown = pairs.losses(module, batch)

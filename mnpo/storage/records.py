@@ -27,7 +27,7 @@ class RecordError(BadInput):
 @dataclass(frozen=True)
 class Table:
     """A kind of table: columns (name -> string, int or float), the key that identifies a row, columns never blank, and
-    texts that are empty where a table has no such column."""
+    columns that are empty (texts) or 0 (numbers) where they are not given, as in files of earlier versions."""
 
     noun: str
     columns: dict[str, str]
@@ -66,10 +66,11 @@ SAMPLES = Table(
         "tokens": "int",  # generated, the end of turn included
         "finish": "string",  # stop, or length when it was cut
         "seed": "int",
+        "thinking": "int",  # characters at the response's start that no oracle is shown (mnpo/models/thinking.py)
     },
     ("prompt_id", "k"),
     ("prompt_id", "prompt"),
-    CONTEXT,
+    (*CONTEXT, "thinking"),
 )
 SCORES = Table(
     "scores",
@@ -142,11 +143,13 @@ ANSWERS = Table(
         "category": "string",
         "prompt": "string",  # what was asked in this turn
         "response": "string",
-        "tokens": "int",
+        "tokens": "int",  # of the response
         "finish": "string",
+        "thinking": "int",  # tokens before it, which were taken off
     },
     ("item_id", "turn"),
     ("item_id", "prompt"),
+    optional=("thinking",),
 )
 ITEMS = Table(
     "benchmark items",
@@ -175,7 +178,7 @@ def read(table: Table, *paths: str | Path) -> pd.DataFrame:
     frames = []
     for path in paths:
         try:
-            frames.append(_whole(table, pq.read_table(path).to_pandas()))
+            frames.append(_completed(table, pq.read_table(path).to_pandas()))
         except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise RecordError(
@@ -196,19 +199,22 @@ def write(table: Table, rows: pd.DataFrame | Sequence[dict[str, Any]], path: str
     import pyarrow.parquet as pq
 
     if isinstance(rows, pd.DataFrame):
-        frame = _whole(table, rows)
+        frame = _completed(table, rows)
     else:
-        blank = dict.fromkeys(table.optional, "")
-        frame = pd.DataFrame([blank | row for row in rows], columns=list(table.columns))
+        frame = pd.DataFrame([_blanks(table) | row for row in rows], columns=list(table.columns))
     check(table, frame, path)
     fields = pa.schema([(c, getattr(pa, TYPES[t])()) for c, t in table.columns.items()])
     arrays = [pa.array(frame[c].tolist(), type=fields.field(c).type) for c in table.columns]
     pq.write_table(pa.Table.from_arrays(arrays, schema=fields), path)
 
 
-def _whole(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with the optional columns that it lacks."""
-    return rows.assign(**{column: "" for column in table.optional if column not in rows.columns})
+def _blanks(table: Table) -> dict[str, Any]:
+    return {column: "" if table.columns[column] == "string" else 0 for column in table.optional}
+
+
+def _completed(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with the optional columns that they lack."""
+    return rows.assign(**{column: blank for column, blank in _blanks(table).items() if column not in rows.columns})
 
 
 def check(table: Table, rows: pd.DataFrame, where: str | Path) -> None:

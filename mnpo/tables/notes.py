@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mnpo import statistics
 from mnpo.planning import paper_tables
@@ -40,6 +40,21 @@ def missing_note(missing: int, refused: float) -> str:
     return f"{missing} verdicts, ratings or checks missing{by_endpoint}, not counted."
 
 
+def answers_notes(summary: Mapping[str, Any]) -> list[str]:
+    """What there is to say of a policy's answers: how many are empty and how they ended, and thinking taken off."""
+    notes = []
+    if empty := summary.get("empty"):
+        ends = ", ".join(f"{number} {finish}" for finish, number in sorted(empty.items()))
+        notes.append(f"{sum(empty.values())} of {summary['answers']} answers are empty ({ends}), and count as such.")
+    if thinking := summary.get("thinking"):
+        nothing = f" ({thinking['empty']} of them have nothing after it)" if thinking["empty"] else ""
+        notes.append(
+            f"thinking was taken off {thinking['answers']} of {summary['answers']} answers{nothing}; mean length "
+            f"{thinking['mean_tokens']:.0f} tokens, with thinking {thinking['mean_tokens_with_thinking']:.0f}."
+        )
+    return notes
+
+
 def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
     """Protocols of a column, its missing items, and evaluations without its metric."""
     protocols: dict[str, list[str]] = {}
@@ -53,6 +68,9 @@ def _column_notes(view: View, column: paper_tables.Column) -> Iterator[str]:
                 yield f"{column.heading}, {row.key}: {result.path.name} does not report {column.metric}."
             if otherwise := result.summary.get("read_otherwise"):
                 yield f"{column.heading}, {row.key}: {otherwise} {READ_OTHERWISE}."
+        told = (note for result in view.judgings(row, column) for note in answers_notes(result.summary))
+        for note in dict.fromkeys(told):  # once for all judgements of the same answers
+            yield f"{column.heading}, {row.key}: {note}"
         if cell.missing:
             yield f"{column.heading}, {row.key}: {missing_note(cell.missing, cell.refused)}"
         wanted = len(view.policies.get(row.key, []))

@@ -23,7 +23,8 @@ from mnpo.config.evaluation import BenchmarkSettings
 from mnpo.config.reading import load
 from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
-from tests.helpers.templated import GEMMA, TEMPLATES, policy_with
+from mnpo.storage.records import read_rows
+from tests.helpers.templated import GEMMA, TEMPLATES, THINKING, policy_with, thinking_policy
 
 pytestmark = pytest.mark.slow  # importing lm-eval takes ten seconds, and most load a model
 ELEVEN = [card.name for card in CARDS.values() if card.harness == "lm-eval"]
@@ -519,3 +520,52 @@ def test_a_watched_model_is_the_model_for_everything_else(sft_policy: Path) -> N
     model = load(sft_policy, batch_size=4)
     watched = Watched(model, "x")
     assert watched.max_length == model.max_length == 128 and watched.rank == 0
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("name", THINKING)
+def test_a_right_answer_after_thinking_is_right_and_both_lengths_are_told(
+    name: str, special: bool, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thinking may hold what ends an answer (GSM8K's "Question:"); the last of eight items never ends it.
+
+    The tokens are real: lm-eval decodes them.
+    """
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    directory = thinking_policy(tmp_path / "policy", THINKING[name], special)
+    numbers = [row["answer"].split("####")[1].strip() for row in read_rows(next(data["gsm8k"].rglob("test*")))]
+    questions = [row["question"] for row in read_rows(next(data["gsm8k"].rglob("test*")))]
+    thought = ("" if name == "opened" else "<think>") + "Question: is it 5? #### 5</think>"
+
+    def generate(model: Any, context: Any, *_: Any, **__: Any) -> Any:
+        rows = []
+        for ids in context:
+            prompt = model.tokenizer.decode(ids)
+            n = max(range(8), key=lambda n: prompt.rfind(questions[n]))
+            text = thought[:-8] if n == 7 else f"{thought}So #### {numbers[n]}\n\nQuestion: another? #### 1"
+            rows.append(model.tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"])
+        longest = max(map(len, rows))
+        padded = [row + [model.tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
+        return torch.cat([context, torch.tensor(padded)], 1)
+
+    monkeypatch.setattr(HFLM, "_model_generate", generate)
+    chosen = {"gsm8k": BenchmarkSettings(shots=0, max_new_tokens=200)}
+
+    def measured(strip: Any) -> lm_eval.Result:
+        return lm_eval.evaluate(Settings(policy="x", benchmarks=chosen, strip=strip), directory, data)["gsm8k"]
+
+    summary, rows = measured(None)
+    assert summary["value"] == 100 * 7 / 8 and [row["value"] for row in rows] == [1.0] * 7 + [0.0]
+    assert [row["response"] for row in rows] == [*(f"So #### {n}\n\n" for n in numbers[:7]), ""]
+    tags = (1 if name == "opened" else 2) if special else (8 if name == "opened" else 15)
+    length = len("Question: is it 5? #### 5") + tags
+    last = length - (1 if special else 8)
+    told, own = summary["thinking"], [len(row["response"]) for row in rows]
+    assert (summary["answers"], summary["empty"], told["answers"], told["empty"]) == (8, {"stop": 1}, 8, 1)
+    assert told["mean_tokens"] == sum(own) / 8
+    assert told["mean_tokens_with_thinking"] == (sum(own) + 7 * length + last) / 8
+    if not special:
+        summary, rows = measured("none")
+        assert summary["value"] == 0 and "thinking" not in summary and "empty" not in summary

@@ -174,6 +174,18 @@ def test_a_wrong_value_is_named_with_its_key(write: Callable[..., Path], extra: 
             "kind: weighted, weights: {a: 1}, of: [b]",
             "oracles.short: kind weighted does not read of",
         ),
+        ("kind: rule, rule: brevity", "kind: function, function: f", "oracles.short: kind function needs file"),
+        ("kind: rule, rule: brevity", "kind: function, file: f.py", "oracles.short: kind function needs function"),
+        (
+            "kind: rule, rule: brevity",
+            "kind: function, file: f.py, function: f, comparisons: 2",
+            "oracles.short: kind function does not read comparisons",
+        ),
+        (
+            "kind: rule, rule: brevity",
+            "kind: function, file: f.py, function: f, compare: true, temperature: 2",
+            "oracles.short: kind function that compares does not read temperature",
+        ),
         ("runs: {one", "runs: {sft", "runs: nothing here can be called sft: that is the name of a policy"),
         ("runs: {one", "runs: {One run", "runs."),
         ("part_size: 2, ", "", "prompts: source demo needs part_size"),
@@ -464,3 +476,24 @@ def test_a_benchmarks_protocol_is_one_that_it_has(configured: Callable[..., Conf
     assert [mixed.judged(b) for b in ("minerva", "gsm8k", "mt-bench")] == [True, False, True]
     with pytest.raises(ConfigError, match=r"evaluation\.judges: minerva need a judge, and none is named"):
         configured(evaluation={"protocol": "evalscope", "benchmarks": ["minerva", "gsm8k"], "judges": []})
+
+
+@pytest.mark.parametrize(
+    ("text", "function", "expected"),
+    [
+        (None, "short", r"^oracles\.own: .*own\.py: cannot be read \(No such file"),
+        ("def shor(responses): ...", "short", r"^oracles\.own: .*own\.py has no function 'short'; did you mean 'shor'"),
+        ("def short(answers): ...", "short", r"^oracles\.own: .*own\.py: short has a parameter 'answers'"),
+        ("def short(first, second): ...", "short", r"short has a parameter 'first'"),
+        ("def short(responses:", "short", r"^oracles\.own: .*own\.py, line 1: not Python"),
+    ],
+)
+def test_a_function_that_cannot_be_asked_is_refused_by_the_plan(
+    tmp_path: Path, planned: Callable[..., Plan], text: str | None, function: str, expected: str
+) -> None:
+    if text is not None:
+        (tmp_path / "own.py").write_text(text)
+    oracles = planned().config.model_dump(exclude_none=True)["oracles"]
+    own = {"kind": "function", "file": str(tmp_path / "own.py"), "function": function}
+    with pytest.raises(ConfigError, match=expected):
+        planned(oracles={**oracles, "own": own})

@@ -116,7 +116,7 @@ def test_questions_of_the_judged_are_held_out_prompts(made: Path) -> None:
 def test_the_demo_judge_understands_the_prompts(made: Path) -> None:
     import yaml
 
-    arena = yaml.safe_load((made / "arena-hard/config/arena-hard-v0.1.yaml").read_text(encoding="utf-8"))
+    arena = yaml.safe_load((made / "arena-hard/config/judge_config.yaml").read_text(encoding="utf-8"))
     question = read_questions("arena-hard", made / "arena-hard")[0].turns[0]
     ideal = json.loads(next(i.truth for f in world.FAMILIES for i in world._prompts(f) if i.prompt == question))[
         "answer"

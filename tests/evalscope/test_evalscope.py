@@ -84,6 +84,20 @@ def test_a_policy_that_knows_the_answers_scores_all(data: dict[str, Path], tmp_p
     assert summary["value"] == 100 and summary["stderr"] == 0 and {row["tokens"] for row in items} == {3}
 
 
+def test_thinking_that_was_taken_off_is_told(data: dict[str, Path], tmp_path: Path) -> None:
+    """By whoever answers: EvalScope sees answers alone. The last one never ended its thinking."""
+
+    def replies(asked: Sequence[str]) -> list[dict[str, Any]]:
+        said = {"response": "ANSWER: 1", "tokens": 3, "thinking": 7, "finish": "stop"}
+        return [said] * (len(asked) - 1) + [{"response": "", "tokens": 0, "thinking": 20, "finish": "length"}]
+
+    settings = Settings.model_validate({"policy": "tiny", "benchmarks": {"gsm8k": {"shots": 0}}})
+    ((_, summary, _),) = results(settings, data, of_each(replies), tmp_path)
+    n = summary["answers"]
+    lengths = {"mean_tokens": 3 * (n - 1) / n, "mean_tokens_with_thinking": (10 * (n - 1) + 20) / n}
+    assert summary["empty"] == {"length": 1} and summary["thinking"] == {"answers": n, "empty": 1, **lengths}
+
+
 def test_a_number_is_offered_by_its_value_too(data: dict[str, Path], tmp_path: Path) -> None:
     rows = read_rows(next(data["gsm8k"].rglob("test*")))
     right = {row["question"]: row["answer"].split("####")[1].strip() for row in rows}

@@ -1,8 +1,12 @@
-"""Policies of random weights with the chat templates of Gemma-2, Llama-3 and Qwen."""
+"""Policies of random weights with the chat templates of Gemma-2, Llama-3 and Qwen, and what they are made to say."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 GEMMA = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
@@ -17,6 +21,15 @@ QWEN = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+OPENED = QWEN.replace("assistant\n{%", "assistant\n<think>\n{%")
+"""Every answer begins in its thinking, as DeepSeek-R1's."""
+EMPTIED = QWEN.replace(
+    "{{ m.content }}",
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content.split('</think>')[-1] }}",
+)
+"""An earlier answer's thinking is not shown again, and the last one's is shown as empty, as Qwen3's."""
+THINKING = {"opened": OPENED, "emptied": EMPTIED}
 TEMPLATES = {
     "gemma-2": (GEMMA, "<bos>", ["<start_of_turn>", "<end_of_turn>"]),
     "llama-3": (LLAMA, "<|begin_of_text|>", ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
@@ -63,3 +76,27 @@ def policy_with(
     LlamaForCausalLM(config).save_pretrained(directory)
     fast.save_pretrained(directory)
     return directory
+
+
+def thinking_policy(directory: Path, template: str, special: bool = False, length: int = 4096) -> Path:
+    """One whose template knows of thinking; `special`: its tags are special tokens."""
+    tags = ["<think>", "</think>"] if special else []
+    return policy_with(directory, template, None, ["<|im_start|>", "<|im_end|>", *tags], length=length)
+
+
+def saying(monkeypatch: pytest.MonkeyPatch, directory: Path, said: Callable[[str], tuple[str, str]]) -> None:
+    """Have a policy say to each prompt, as it reads it, what `said` says of it, and end as that says (stop, length)."""
+    from mnpo.models.checkpoints import load_tokenizer
+    from mnpo.samplers import Request, Response, transformers
+
+    tokenizer = load_tokenizer(directory)
+
+    def draw(model: Any, requests: Sequence[Request], *rest: Any, **others: Any) -> list[Response]:
+        drawn = []
+        for request in requests:
+            text, finish = said(tokenizer.decode(request.prompt))
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            drawn.append(Response(ids + [tokenizer.convert_tokens_to_ids("<|im_end|>")] * (finish == "stop"), finish))
+        return drawn
+
+    monkeypatch.setattr(transformers, "draw", draw)

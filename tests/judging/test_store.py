@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ from mnpo.judging.client import Client
 from mnpo.judging.requests import Answer, answer_key
 from mnpo.judging.store import Store
 from tests.helpers.repeated_words import WORDS, asked, stored, texts
+from tests.helpers.without_locks import without_locks
 
 PROGRAM = """
 import json, sys
@@ -43,6 +45,27 @@ from mnpo.judging.store import Store
 with Store(Path(sys.argv[1])) as store:
     assert store.claim("killed", 600) and not store.claim("left", 600)
     os.kill(os.getpid(), 9)
+"""
+
+OPENING = """
+import sys
+from pathlib import Path
+from mnpo.errors import BadInput
+from mnpo.judging import store
+store.BUSY = 0.1
+try:
+    with store.Store(Path(sys.argv[1])) as opened:
+        opened.check()
+except BadInput as error:
+    print(error)
+"""
+
+HOLDING = """
+import sqlite3, sys
+with sqlite3.connect(sys.argv[1], isolation_level=None) as database:
+    database.execute("BEGIN IMMEDIATE")
+    print("held", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -174,3 +197,39 @@ def test_a_store_that_cannot_be_made_is_one_message(client: Callable[..., Client
     store.mkdir(parents=True)
     with serve() as server, pytest.raises(BadInput, match="the store of answers cannot be used"):
         client(server)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_file_system_without_locks_is_named_with_the_setting_that_helps(tmp_path: Path) -> None:
+    """Real refusals (ENOLCK) of what Python and SQLite ask the system; elsewhere the same process has its store."""
+    here, elsewhere = tmp_path / "without", tmp_path / "with"
+    here.mkdir()
+    environment = without_locks(here, tmp_path)
+
+    def opened(store: Path) -> str:
+        command = [sys.executable, "-c", OPENING, str(store)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    said = opened(here / "judgements" / "store.sqlite")
+    assert said.startswith(f"{here / 'judgements'}: its file system does not lock files (No locks available), as some")
+    assert "set `stores` in the configuration" in said and "other process" not in said
+    assert not list((here / "judgements").iterdir())  # nothing half made
+    assert opened(elsewhere / "judgements" / "store.sqlite") == ""
+    assert (elsewhere / "judgements" / "store.sqlite").is_file()
+
+
+def test_a_store_that_another_process_holds_says_so(
+    client: Callable[..., Client], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as server:
+        asking = client(server)
+        asking.ask(asked("cat"))
+        monkeypatch.setattr("mnpo.judging.store.BUSY", 0.1)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDING, str(store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(BadInput, match=r"cannot be used \(database is locked\); .* that no other process holds it"):
+            asking.ask(asked("dog"))
+        holder.communicate("")
+        assert texts(asking.ask(asked("dog"))) == ["dog dog"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, get_scheduler
 
 from mnpo.config.training import Optimisation
 from mnpo.errors import DiskFull, Diverged, Interrupted
@@ -76,6 +76,47 @@ def test_a_constant_schedule_rises_and_stays() -> None:
     assert [schedule(settings, step, 10) for step in range(10)] == pytest.approx([1 / 3, 2 / 3] + [1.0] * 8)
 
 
+def transformers_rates(kind: str, steps: int, warmup: float) -> list[float]:
+    """The rate of each step as transformers' own scheduler sets it, from a peak of 1."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = get_scheduler(kind, optimiser, math.ceil(warmup * steps), steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimiser.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+@pytest.mark.parametrize(("steps", "warmup"), [(78, 0.1), (26, 0.1), (74, 0.1), (10, 0.0), (1, 0.1)])
+def test_a_rise_from_zero_is_transformers_own(kind: Any, steps: int, warmup: float) -> None:
+    settings = Optimisation(warmup=warmup, schedule=kind, warmup_from_zero=True)
+    ours = [schedule(settings, step, steps) for step in range(steps)]
+    assert ours == pytest.approx(transformers_rates(kind, steps, warmup), abs=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "rise", "more"), [(78, 8, 1 / 39), (26, 3, 1 / 13)])
+def test_our_rise_sums_to_one_peak_more(steps: int, rise: int, more: float) -> None:
+    """Of a rise of W steps, ``sum (s + 1) / W - sum s / W = 1``; a cosine of n steps sums to (n + 1) / 2. So
+    transformers' rates sum to (W - 1) / 2 + (S - W + 1) / 2 = S / 2, and ours to one more (ledger, point 46)."""
+    ours, theirs = (
+        sum(schedule(Optimisation(warmup_from_zero=zero), step, steps) for step in range(steps))
+        for zero in (False, True)
+    )
+    assert round(0.1 * steps) == math.ceil(0.1 * steps) == rise
+    assert theirs == pytest.approx(steps / 2) and ours == pytest.approx(steps / 2 + 1)
+    assert ours / theirs - 1 == pytest.approx(more)
+
+
+def test_a_linear_schedule_falls_by_as_much_each_step() -> None:
+    settings = Optimisation(warmup=0.2, schedule="linear")
+    assert [schedule(settings, step, 10) for step in range(10)] == pytest.approx(
+        [1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    )
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_short_trainings_never_have_a_rate_of_zero_or_above_its_peak(steps: int) -> None:
     for warmup in (0.0, 0.1, 0.5, 1.0):
@@ -113,6 +154,25 @@ def test_steps_are_those_of_adamw_however_the_batch_is_cut(micro: int, clip: flo
             steps, schedule="constant", micro_batch_tokens=micro, betas=(0.8, 0.95), weight_decay=decay, clip=clip
         )
         torch.testing.assert_close(w, adamw_by_hand(steps, 0.01, (0.8, 0.95), decay, clip), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("off", [None, 0])
+def test_without_clipping_the_largest_gradient_counts_whole(off: float | None) -> None:
+    """Two steps by hand, with no bound on a norm that is above the default's."""
+    w, history = train(2, schedule="constant", betas=(0.8, 0.95), clip=off)
+    torch.testing.assert_close(w, adamw_by_hand(2, 0.01, (0.8, 0.95), 0.0, math.inf), rtol=0, atol=1e-6)
+    assert history[0]["gradient_norm"] > 1
+
+
+def test_rmsprop_is_torchs_with_its_own_constants() -> None:
+    """v = .99 v + .01 g^2; w -= rate * g / (sqrt(v) + 1e-8), by hand."""
+    w, v = START.clone(), torch.zeros(2, dtype=torch.float64)
+    for _ in range(3):
+        gradient = 2 * ((X @ w - Y)[:, None] * X).mean(0)
+        v = 0.99 * v + 0.01 * gradient**2
+        w = w - 0.01 * gradient / (v.sqrt() + 1e-8)
+    trained, _ = train(3, schedule="constant", optimiser="rmsprop", betas=(0.1, 0.2))
+    torch.testing.assert_close(trained, w, rtol=0, atol=1e-6)
 
 
 def test_metrics_are_means_over_the_batch_before_the_step() -> None:

@@ -72,10 +72,33 @@ def test_a_template_that_forgets_bos_gets_one_and_its_end_of_turn_is_found(rando
     assert chat.encode("Say cat", "cat") == usual
 
 
-def test_a_template_that_does_not_end_turns_is_refused(random_policy: Path) -> None:
+def test_where_the_template_does_not_end_turns_eos_does_or_what_is_said(
+    random_policy: Path, plain: Callable[[str], list[int]]
+) -> None:
     tokenizer = load_tokenizer(random_policy)
     tokenizer.chat_template = "{%- for m in messages -%}{{ m['role'] + ': ' + m['content'] + '\\n' }}{%- endfor -%}"
-    with pytest.raises(BadInput, match="does not end an assistant's turn"):
+    chat = Chat(tokenizer, ROOM)
+    assert chat.end_of_turn == EOS and chat.stop_ids == [EOS, END]  # generation_config.json names both
+    assert chat.encode("Say cat", "cat").response == [
+        *plain("assistant: cat"),
+        EOS,
+    ]  # what no template asks for, it says
+    said = Chat(tokenizer, ROOM.model_copy(update={"end_of_turn": "<end_of_turn>"}))
+    assert said.encode("Say cat", "cat").response[-1] == said.end_of_turn == END
+    assert Chat(tokenizer, ROOM.model_copy(update={"end_of_turn": EOS})).end_of_turn == EOS
+
+
+@pytest.mark.parametrize("named", ["no such token", 100_000, -1])
+def test_an_end_of_turn_that_is_not_one_token_is_refused(named: str | int, tokenizer: Any) -> None:
+    with pytest.raises(BadInput, match=f"text.end_of_turn: {named!r} is .* tokens in .*random; name a single one"):
+        _ = Chat(tokenizer, ROOM.model_copy(update={"end_of_turn": named})).end_of_turn
+
+
+def test_a_model_without_any_end_is_refused(random_policy: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(random_policy)
+    tokenizer.chat_template = "{%- for m in messages -%}{{ m['role'] + ': ' + m['content'] + '\\n' }}{%- endfor -%}"
+    tokenizer.eos_token, tokenizer.name_or_path = None, str(tmp_path / "x")
+    with pytest.raises(BadInput, match="x: the chat template does not end an assistant's turn.*text.end_of_turn"):
         _ = Chat(tokenizer, ROOM).end_of_turn
 
 
@@ -140,7 +163,7 @@ def test_any_prompt_fits_its_limit_with_the_template_whole(
 def test_a_response_that_does_not_fit_is_cut_at_the_end_and_counted(
     tokenizer: Any, plain: Callable[[str], list[int]]
 ) -> None:
-    response = "cat dog " * 30
+    response = "cat dog" + " cat dog" * 29
     for spare in (0, 1):  # exactly full with the end of turn, then one too long
         chat = Chat(tokenizer, ROOM)
         prompt = chat.prompt("Say cat")

@@ -179,16 +179,24 @@ def test_two_bos_are_refused(adds_bos: bool, random_policy: Path, tmp_path: Path
         load_tokenizer(path)
 
 
-def test_no_bos_where_the_tokenizer_wants_one_is_refused(random_policy: Path, tmp_path: Path) -> None:
-    path = tokenizer_with(tmp_path, random_policy, QWEN, adds_bos=True)
-    with pytest.raises(BadInput, match=r"begins a text with <bos>, but its chat template renders none"):
-        load_tokenizer(path)
+def test_no_bos_where_the_tokenizer_wants_one_gets_it(random_policy: Path, tmp_path: Path) -> None:
+    from mnpo.models.chat import Chat
+
+    tokenizer = load_tokenizer(tokenizer_with(tmp_path, random_policy, QWEN, adds_bos=True))
+    room = Text(max_length=80, max_prompt_length=48)
+    bos, rendered = tokenizer.bos_token_id, tokenizer("<start_of_turn>x<end_of_turn>", add_special_tokens=False)
+    assert Chat(tokenizer, room).prompt("x") == [bos, *rendered["input_ids"]]
+    for said, front in (("template", []), ("none", []), ("add", [bos])):
+        chat = Chat(tokenizer, room.model_copy(update={"bos": said}))
+        assert chat.prompt("x") == [*front, *rendered["input_ids"]]
 
 
 def test_a_template_that_refuses_a_users_turn_is_one_message(random_policy: Path, tmp_path: Path) -> None:
+    from mnpo.models.chat import Chat
+
     path = tokenizer_with(tmp_path, random_policy, "{{ raise_exception('system first') }}", adds_bos=True)
-    with pytest.raises(BadInput, match="does not render a user's turn .system first."):
-        load_tokenizer(path)
+    with pytest.raises(BadInput, match=f"{path}: the chat template does not render turns of user .system first."):
+        Chat(load_tokenizer(path), Text()).prompt("x")
 
 
 # -------------------------------------------------------------------------------------------------------------- padding

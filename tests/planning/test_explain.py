@@ -29,8 +29,11 @@ training: { learning_rate: 2.0e-4 }
 cache: cache
 add:
   models: { judge-rm: { hub: lab/judge-rm, revision: %s } }
-  oracles: { learned: { kind: reward-model, model: judge-rm } }
+  oracles:
+    learned: { kind: reward-model, model: judge-rm }
+    own: { kind: function, file: rewards.py, function: short }
 runs:
+  dpo: { objective: { name: dpo }, oracle: own, iterations: [{ parts: [1] }] }
   inpo: { objective: { name: inpo, eta: 0.2 }, oracle: learned, iterations: [{ parts: [1] }, { parts: [2] }] }
   td-mnpo:
     objective: { name: td-mnpo, eta: 0.2, history: 2, weights: [3/4, 1/4] }
@@ -41,6 +44,8 @@ runs:
 evaluation: { bootstrap: 100 }
 tables: { targets: [heldout, figures], win_against: [sft] }
 """
+REWARDS = "from words import count\n\n\ndef short(responses):\n    return [-count(r) for r in responses]\n"
+WORDS = "def count(text):\n    return len(text.split())\n"
 OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"  # revisions
 RESULTS = "results/small"
 MAIN = f"{RESULTS}/tables/main.csv"
@@ -50,6 +55,8 @@ MAIN = f"{RESULTS}/tables/main.csv"
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     checkout = Checkout.of_project(tmp_path_factory.mktemp("finished"), CONFIG)
     (checkout.path / CONFIG).write_text(SMALL % OLD)
+    (checkout.path / "rewards.py").write_text(REWARDS)
+    (checkout.path / "words.py").write_text(WORDS)
     checkout.believe()
     return checkout
 
@@ -117,7 +124,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], str, list[str]]] = {
         edit(CONFIG, "learning_rate: 2.0e-4", "learning_rate: 4.0e-4"),
         MAIN,
         # the first iterations are what started it; the second ones changed too, each shown as one of the four
-        ["train inpo.1 (and 3 more of train): training.learning_rate was 0.0002 and is 0.0004"],
+        ["train dpo.1 (and 4 more of train): training.learning_rate was 0.0002 and is 0.0004"],
     ),
     "sampling temperature": (
         edit(CONFIG, "temperature: 0.8", "temperature: 0.9"),
@@ -129,6 +136,17 @@ CASES: dict[str, tuple[Callable[[Checkout], None], str, list[str]]] = {
         MAIN,
         ["tabulate heldout: bootstrap was 100 and is 200"],
     ),
+    "a user's function": (
+        edit("rewards.py", "-count(r)", "-2 * count(r)"),
+        MAIN,
+        ["score sft part1 shard 0 (and 1 more of score): the code of rewards.py changed"],
+    ),
+    "what a user's function imports from beside it": (
+        edit("words.py", "text.split()", "text"),
+        MAIN,
+        ["score sft part1 shard 0 (and 1 more of score): the code of words.py changed"],
+    ),
+    "a comment in a user's function": (edit("rewards.py", "def short", "# words\ndef short"), MAIN, []),
     "a plot's code": (
         edit("mnpo/stages/plot.py", "capsize=3", "capsize=4"),
         f"{RESULTS}/figures/win_rate.svg",
@@ -138,10 +156,10 @@ CASES: dict[str, tuple[Callable[[Checkout], None], str, list[str]]] = {
         edit(
             CONFIG,
             "evaluation:",
-            "  dpo: { objective: { name: dpo }, oracle: overall, iterations: [{ parts: [1] }] }\nevaluation:",
+            "  ipo: { objective: { name: ipo }, oracle: overall, iterations: [{ parts: [1] }] }\nevaluation:",
         ),
         MAIN,
-        [f"{RESULTS}/evals/dpo.1/heldout.json, {RESULTS}/evals/dpo.1/heldout.parquet is among its inputs now"],
+        [f"{RESULTS}/evals/ipo.1/heldout.json, {RESULTS}/evals/ipo.1/heldout.parquet is among its inputs now"],
     ),
     "another command of a rule": (
         edit("workflow/rules/pairs.smk", " --output {output:q}", "  --output {output:q}"),

@@ -212,10 +212,14 @@ def test_whose_log_probabilities_the_sampler_says_is_no_matter_of_sampling(plann
     plan, reusing = planned(sampling={"logprobs": True}), planned(sampling={"logprobs": True, "reuse_logprobs": True})
     job = {"policy": "inpo.1", "part": "part2", "shard": "0"}
     assert plan.settings("sample", **job) == reusing.settings("sample", **job)
-    assert reusing.files.reused_logprobs("inpo.1", 2, "inpo.1") == [
+    assert reusing.files.reused_logprobs("inpo.1", 2, "chat", "inpo.1") == [
         f"{reusing.files.root}/logps/inpo.1/part2/sampler/0.parquet"
     ]
-    assert reusing.files.reused_logprobs("inpo.1", 2, "sft") == plan.files.reused_logprobs("inpo.1", 2, "inpo.1") == []
+    assert reusing.files.reused_logprobs("inpo.1", 2, "chat", "sft") == []
+    assert plan.files.reused_logprobs("inpo.1", 2, "chat", "inpo.1") == []
+    assert (
+        reusing.files.reused_logprobs("inpo.1", 2, "chat-uncapped", "inpo.1") == []
+    )  # the sampler's model has its cap
 
 
 def test_shards_multiply_samples_and_scores_alone(planned: Planned) -> None:
@@ -264,12 +268,117 @@ def test_the_official_code_preset_reads_texts_raw_and_ignores_weights(planned: P
     assert code.policies.fits["mine.2"].opponents == (("mine.1", 0.5), ("sft", 0.5))
     assert (
         code.files.fit_logps(code.policies.fits["mine.2"])[0]
-        == "results/demo/logps/mine.1/part2/overall/raw-nobos/mine.1.parquet"
+        == "results/demo/logps/mine.1/part2/overall/raw-nobos-uncapped/mine.1.parquet"
     )
-    assert json.loads(code.settings("logps", text="raw-nobos"))["form"] == {"render": "raw", "bos": False}
+    read = json.loads(code.settings("logps", text="raw-nobos-uncapped"))
+    assert read["form"] == {"render": "raw", "bos": False} and read["soft_cap"] is False
     one, other = (json.loads(p.settings("train", policy="mine.2")) for p in (paper, code))
-    assert {k for k in one if one[k] != other[k]} == {"length_normalised", "form", "opponent_form", "opponents"}
+    differing = {"length_normalised", "form", "opponent_form", "opponents", "training", "opponent_soft_cap"}
+    assert {k for k in other if one.get(k) != other[k]} == differing
     assert other["length_normalised"] is True and other["form"] == {"render": "raw", "bos": True}
+    assert other["training"] == one["training"] | {"clip": 0.0, "warmup_from_zero": True, "last_batch": "drop"}
+
+
+# One field of `protocol` beside the preset -> the keys of train's settings that it changes, and the values there.
+SLIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "mean": ({"length_normalised": True}, {"length_normalised": True}),
+    "opponents raw": (
+        {"opponent_text": {"render": "raw"}},
+        {"opponent_form": {"render": "raw", "bos": True}},
+    ),
+    "policy without a BOS": ({"policy_text": {"bos": False}}, {"form": {"render": "chat", "bos": False}}),
+    "uniform": ({"uniform_weights": True}, {"opponents": [["mine.1", 0.5], ["sft", 0.5]]}),
+    "no soft-cap": ({"opponent_soft_cap": False}, {"opponent_soft_cap": False}),
+    "no clipping": ({"clip": None}, {"training": {"clip": 0.0}}),
+    "clipping elsewhere": ({"clip": 2}, {"training": {"clip": 2.0}}),
+    "transformers' warm-up": ({"warmup_from_zero": True}, {"training": {"warmup_from_zero": True}}),
+    "last batch dropped": ({"last_batch": "drop"}, {"training": {"last_batch": "drop"}}),
+    "windows": ({"batches": "windows"}, {"training": {"batches": "windows"}}),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_each_field_of_the_protocol_is_switched_by_itself(planned: Planned, slip: str) -> None:
+    fields, wanted = SLIPS[slip]
+    settings: dict[str, Any] = {"name": "td-mnpo", "eta": 0.2, "history": 2, "weights": [0.9, 0.1]}
+    paper, other = (
+        json.loads(planned(runs={"mine": run}, tables=SFT_ONLY).settings("train", policy="mine.2"))
+        for run in (a_run(**settings), a_run(**settings) | {"protocol": fields})
+    )
+    changed = {k: v for k, v in other.items() if paper.get(k) != v}
+    if "training" in wanted:
+        wanted = {"training": paper["training"] | wanted["training"]}
+    assert changed == wanted and set(paper) <= set(other)
+
+
+def test_a_field_of_the_official_code_can_be_taken_back(planned: Planned) -> None:
+    run = a_run(preset="official-code", name="inpo", eta=0.2)
+    taken = run | {"protocol": {"clip": 1.0, "length_normalised": False, "opponent_soft_cap": True}}
+    protocol = planned(runs={"mine": taken}, tables=SFT_ONLY).policies.fits["mine.1"].protocol
+    assert (protocol.clip, protocol.length_normalised, protocol.opponent_soft_cap) == (1.0, False, True)
+    assert protocol.warmup_from_zero and protocol.opponent_text.tag() == "raw-nobos"
+
+
+def test_a_runs_own_training_comes_after_its_preset(planned: Planned) -> None:
+    run = a_run(preset="official-code", name="inpo", eta=0.2) | {"training": {"clip": 0.5}}
+    training = planned(runs={"mine": run}, tables=SFT_ONLY).policies.fits["mine.1"].training
+    assert (training.clip, training.last_batch) == (0.5, "drop")
+
+
+def test_an_unknown_field_of_the_protocol_is_named(planned: Planned) -> None:
+    run = a_run(name="inpo", eta=0.2) | {"protocol": {"clipp": None}}
+    with pytest.raises(ConfigError, match=r"runs.mine, iteration 1, protocol: clipp: unknown key; did you mean 'clip'"):
+        planned(runs={"mine": run}, tables=SFT_ONLY).policies.fits  # noqa: B018
+
+
+def test_the_public_codes_opponents_oldest_first_put_the_later_weight_on_the_newest(planned: Planned) -> None:
+    """Ledger, point 41: run2.sh at 6ec8c8d passes stage 1, then stage 2, with weights .25 and .75."""
+    settings: dict[str, Any] = {"name": "td-mnpo", "eta": 0.2, "history": 2, "weights": [0.25, 0.75]}
+
+    def third(**more: Any) -> dict[str, float]:
+        run = a_run(**settings, **more)
+        return dict(planned(runs={"mine": run}, tables=SFT_ONLY).policies.fits["mine.3"].opponents)
+
+    assert third() == third(order="newest-first") == {"mine.2": 0.25, "mine.1": 0.75}
+    assert third(order="oldest-first") == {"mine.2": 0.75, "mine.1": 0.25}
+
+
+def test_players_are_weighted_by_name_whatever_their_order(planned: Planned) -> None:
+    def opponents(weights: Any) -> dict[str, float]:
+        ours = a_run(2, name="ht-mnpo", eta=0.2, players=["b", "c"], weights=weights)
+        others = {n: a_run(2, name="ht-mnpo", eta=0.2, players=["a"]) for n in "bc"}
+        return dict(planned(runs={"a": ours, **others}, tables=SFT_ONLY).policies.fits["a.2"].opponents)
+
+    assert opponents({"c": 3, "b": 1}) == opponents([0.25, 0.75]) == {"b.1": 0.25, "c.1": 0.75}
+    with pytest.raises(ConfigError, match="weights leave out the player 'c'"):
+        opponents({"b": 1})
+    with pytest.raises(ConfigError, match="weights name 'd', which is no player"):
+        opponents({"b": 1, "c": 1, "d": 1})
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"name": "td-mnpo", "weights": {"mine": 1}}, "weights have names, and td-mnpo has no players; give a list"),
+        ({"name": "inpo", "order": "oldest-first"}, "objective inpo does not read order; td-mnpo does"),
+    ],
+)
+def test_weights_that_nobody_can_read_are_refused(planned: Planned, objective: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planned(runs={"mine": a_run(eta=0.2, **objective)}, tables=SFT_ONLY).policies.fits  # noqa: B018
+
+
+def test_sppos_preset_needs_preferences_read_as_its_authors_do(planned: Planned, demo: Path) -> None:
+    sppo = a_run(1, preset="official", name="sppo", eta=0.001)
+    oracles = deepcopy(read_yaml(demo)["oracles"])
+    oracles["overall"] |= {"temperature": 1, "own_response": True}
+    training = planned(runs={"mine": sppo}, oracles=oracles, tables=SFT_ONLY).policies.fits["mine.1"].training
+    assert (training.optimiser, training.schedule, training.clip) == ("rmsprop", "linear", 0.0)
+    assert (training.warmup_from_zero, training.last_batch) == (True, "drop")
+    with pytest.raises(ConfigError, match="give oracles.overall a temperature, and own_response: true"):
+        planned(runs={"mine": sppo}, tables=SFT_ONLY).policies.fits  # noqa: B018
+    with pytest.raises(ConfigError, match="preset official is that of sppo's authors; of MNPO's it is official-code"):
+        planned(runs={"mine": sppo | {"objective": {"name": "inpo", "eta": 0.2}}}, tables=SFT_ONLY).policies.fits  # noqa: B018
 
 
 def test_onpo_fits_an_anchor_and_then_the_policy_on_the_same_pairs(planned: Planned) -> None:

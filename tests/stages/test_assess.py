@@ -15,6 +15,7 @@ from mnpo.config.text import Text
 from mnpo.demo.world import RULES
 from mnpo.stages.assess import run
 from mnpo.storage.records import JUDGED, PROMPTS, read
+from tests.helpers.templated import THINKING, saying, thinking_policy
 
 ORACLES = ("overall", "correctness", "brevity", "courtesy", "majority")
 
@@ -115,3 +116,31 @@ def test_settings_that_the_benchmark_does_not_know_are_refused(
             prompts_directory / "heldout.parquet",
             tmp_path / "o.json",
         )
+
+
+def test_oracles_are_shown_no_thinking_and_both_lengths_are_told(
+    tmp_path: Path, settings: dict[str, Any], prompts_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right answer after thinking; tokens are bytes, and one is the end of turn."""
+    policy = thinking_policy(tmp_path / "policy", THINKING["opened"])
+    prompts = read(PROMPTS, prompts_directory / "heldout.parquet")
+    right = {row["prompt"]: json.loads(row["truth"])["answer"] for row in prompts.to_dict("records")}
+    answers = {prompt: answer if isinstance(answer, str) else str(answer) for prompt, answer in right.items()}
+
+    def said(prompt: str) -> tuple[str, str]:
+        return "So 6.</think>" + answers[prompt.split("user\n")[1].split("<|im_end|>")[0]], "stop"
+
+    saying(monkeypatch, policy, said)
+    long = Text(max_length=400, max_prompt_length=300).model_dump()
+    for strip in ("think", "none"):
+        given = {**settings, "text": long, "strip": strip}
+        run(given, policy, policy, prompts_directory / "heldout.parquet", tmp_path / f"{strip}.json")
+    shown, whole = (read(JUDGED, tmp_path / f"{strip}.parquet") for strip in ("think", "none"))
+    assert set(shown["response"]) == set(answers.values())
+    assert (shown.loc[shown["oracle"] == "correctness", "score"] == 1).all()
+    assert not (whole.loc[whole["oracle"] == "correctness", "score"] == 1).any()
+    assert (whole["tokens"] - shown["tokens"] == len("So 6.</think>")).all()
+    one, other = (json.loads((tmp_path / f"{strip}.json").read_text()) for strip in ("think", "none"))
+    assert one["tokens_with_thinking"] == other["tokens"] and "tokens_with_thinking" not in other
+    for mode in ("greedy", "sampled"):
+        assert one["tokens"][mode] == pytest.approx(other["tokens"][mode] - len("So 6.</think>"))

@@ -53,6 +53,30 @@ def test_a_footnote_counts_the_ratings_that_the_other_reading_takes_otherwise(tm
     assert "MT-Bench, SFT: " not in notes
 
 
+def test_a_footnote_counts_empty_answers_and_how_they_ended(tmp_path: Path) -> None:
+    of = {"sft": {"answers": 16, "empty": {}}, "mine": {"answers": 16, "empty": {"length": 2, "content_filter": 1}}}
+    paths = [summary(tmp_path, policy, "mt-bench.demo", **counts) for policy, counts in of.items()]
+    settings = Settings(labels={"sft": "SFT", "mine": "Mine"}, benchmarks=["mt-bench.demo"])
+    run(settings, tmp_path / "benchmarks", evaluations=paths)
+    notes = (tmp_path / "benchmarks.md").read_text()
+    said = "- MT-Bench, Mine: 3 of 16 answers are empty (1 content_filter, 2 length), and count as such.\n"
+    assert notes.count(said) == notes.count("empty") == 1
+
+
+def test_a_footnote_tells_both_lengths_where_thinking_was_taken_off(tmp_path: Path) -> None:
+    lengths = {"mean_tokens": 120.4, "mean_tokens_with_thinking": 900.0}
+    of = {"sft": {"answers": 16, "empty": {}}, "mine": {"answers": 16, "empty": {"length": 2}}}
+    of["mine"]["thinking"] = {"answers": 15, "empty": 2, **lengths}
+    paths = [summary(tmp_path, policy, "gsm8k", **counts) for policy, counts in of.items()]
+    run(Settings(labels={"sft": "SFT", "mine": "Mine"}, benchmarks=["gsm8k"]), tmp_path / "b", evaluations=paths)
+    notes = (tmp_path / "b.md").read_text()
+    assert "- GSM8K, Mine: 2 of 16 answers are empty (2 length), and count as such.\n" in notes
+    said = (
+        "GSM8K, Mine: thinking was taken off 15 of 16 answers (2 of them have nothing after it); mean length 120 tokens"
+    )
+    assert f"- {said}, with thinking 900.\n" in notes and "SFT: thinking" not in notes
+
+
 def test_footnotes_say_what_each_benchmark_computes(table: Path) -> None:
     """Once where policies agree, else for each, with a warning; escaped in HTML; none of what has not run."""
     notes = [

@@ -72,7 +72,17 @@ def fourth(tmp_path: Path) -> Path:
     for policy, right in (("td.3", 9), ("td-2.3", 7)):
         paths.append(evaluation(tmp_path, policy, "gsm8k", correct(right, 10)))
     paths.append(
-        evaluation(tmp_path, "td.3", "humaneval", correct(8, 10), missing=2, read_otherwise=4, protocol="sampled")
+        evaluation(
+            tmp_path,
+            "td.3",
+            "humaneval",
+            correct(8, 10),
+            missing=2,
+            read_otherwise=4,
+            answers=164,
+            empty={"length": 3},
+            protocol="sampled",
+        )
     )
     rows = {"SFT": ["sft"], "INPO": ["inpo.3"], "TD-MNPO": ["td.3", "td-2.3"]}
     run(settings("table4", rows), tmp_path / "tables", PUBLISHED, paths[::-1])
@@ -156,6 +166,7 @@ def test_footnotes_say_protocol_items_and_what_is_missing(fourth: Path) -> None:
     assert "HumanEval: measured in different ways, rows do not compare." in text
     assert "HumanEval, TD-MNPO: 2 verdicts, ratings or checks missing, not counted." in text
     assert "HumanEval, TD-MNPO: 4 replies of the judge hold another rating, or none, in the reading that" in text
+    assert text.count("- HumanEval, TD-MNPO: 3 of 164 answers are empty (3 length), and count as such.\n") == 1
     assert "HumanEval: noise is up to about 10.6, and 0 of the paper's 36 gaps are larger." in text
 
 

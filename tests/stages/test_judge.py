@@ -13,7 +13,7 @@ import pytest
 from mnpo.benchmarks.questions import read_questions
 from mnpo.demo import benchmarks
 from mnpo.demo.judge import Loopback, serve
-from mnpo.storage.records import ANSWERS, write
+from mnpo.storage.records import ANSWERS, read, rows_of, write
 
 pytestmark = pytest.mark.slow
 KEY = "sk-recognisable-0123456789abcdef"
@@ -54,6 +54,18 @@ def leaks(here: Path, process: subprocess.CompletedProcess[str]) -> list[str]:
     assert {"log", "store.sqlite"} <= {Path(name).name for name in files}
     everything = files | {"stdout": process.stdout.encode(), "stderr": process.stderr.encode()}
     return [name for name, content in everything.items() if KEY[3:18].encode() in content]
+
+
+def test_a_summary_counts_the_empty_answers_that_were_judged(here: Path) -> None:
+    rows = rows_of(read(ANSWERS, here / "answers.parquet"))
+    rows[1] |= {"response": "", "finish": "length"}
+    rows[2] |= {"response": " \n", "finish": "content_filter"}
+    write(ANSWERS, rows, here / "answers.parquet")
+    with serve() as server:
+        process = judge(here, server)
+    assert process.returncode == 0, process.stderr
+    summary = json.loads((here / "made/arena-hard.demo.json").read_text())
+    assert (summary["answers"], summary["empty"]) == (len(rows), {"length": 1, "content_filter": 1})
 
 
 @pytest.mark.parametrize("fault", ["401", "500", "schema", "reset"])

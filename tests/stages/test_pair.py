@@ -227,3 +227,20 @@ def test_shards_give_the_same_pairs_as_the_whole(chain: dict[str, Path], tmp_pat
     whole = read(PAIRS, chain["pairs"]).set_index("pair_id")
     together = read(PAIRS, tmp_path / "pairs.parquet").set_index("pair_id").loc[whole.index]
     pd.testing.assert_frame_equal(together, whole)
+
+
+@pytest.mark.parametrize(("strip", "left"), [(None, ["a</think>7", "b</think>8"]), ("none", ["c", "a</think>7"])])
+def test_a_response_that_never_ends_its_thinking_is_empty_and_training_sees_what_was_sampled(
+    strip: str | None, left: list[str], tmp_path: Path, manifest_of: Callable[[Path], Any]
+) -> None:
+    texts = [("a</think>7", 9, 2.0), ("b</think>8", 9, 3.0), ("c", 1, 9.0)]
+    row = {"prompt_id": "p", "family": "", "prompt": "P", "truth": "", "tokens": 1, "finish": "stop", "seed": 0}
+    samples = [row | {"k": k, "response": text, "thinking": n} for k, (text, n, _) in enumerate(texts)]
+    scores = [{"prompt_id": "p", "k": k, "score": score, "win": 0.5} for k, (_, _, score) in enumerate(texts)]
+    files = [tmp_path / f"{name}.parquet" for name in ("samples", "scores", "pairs")]
+    write(SAMPLES, samples, files[0])
+    write(SCORES, scores, files[1])
+    run(Settings(pairing=Pairing(), strip=strip), [files[0]], [files[1]], files[2])  # type: ignore[arg-type]
+    pairs = read(PAIRS, files[2])
+    assert sorted(pairs[["chosen", "rejected"]].to_numpy()[0]) == sorted(left)
+    assert manifest_of(files[2])["empty_responses"] == (strip is None)

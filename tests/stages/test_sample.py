@@ -19,6 +19,7 @@ from mnpo.stages.sample import Settings, run
 from mnpo.storage.records import PROMPTS, SAMPLES, read, write
 from tests.helpers import warm
 from tests.helpers.interrupting import Signalled
+from tests.helpers.templated import THINKING, saying, thinking_policy
 
 MANIFEST = shutil.ignore_patterns("manifest.json")  # as of a policy that was made elsewhere
 
@@ -251,3 +252,12 @@ def test_a_command_killed_without_a_warning_keeps_its_finished_batches(
     assert f"journal.jsonl: {kept} batches were finished before, and are not done again" in done.stderr
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_samples_are_whole_and_say_how_much_of_them_is_thinking(
+    sample: Callable[..., pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = thinking_policy(tmp_path / "policy", THINKING["opened"], special=True)
+    saying(monkeypatch, policy, lambda prompt: ("So 6.</think>cat", "stop"))
+    found = sample(policy=policy, text=Text(max_length=400, max_prompt_length=300))
+    assert set(found["response"]) == {"So 6.</think>cat"} and set(found["thinking"]) == {len("So 6.</think>")}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mnpo.demo.judge import serve
 from mnpo.demo.world import RULES
 from mnpo.errors import BadInput, Interrupted
 from mnpo.stages.score import COMPARISONS, Settings, run
+from mnpo.storage import user_code
 from mnpo.storage.records import SAMPLES, SCORES, read, write
 from tests.helpers import warm
 
@@ -84,6 +87,25 @@ def test_against_another_policy_scores_are_win_rates_and_whom_it_meets_decides(
     write(SAMPLES, read(SAMPLES, mine).assign(prompt_id="q"), tmp_path / "other.parquet")
     with pytest.raises(BadInput, match=r"other\.parquet: no response to 1 prompts, such as p, to compare with"):
         wins(tmp_path / "other.parquet")
+
+
+def test_a_users_function_scores_and_its_code_is_on_record(
+    tmp_path: Path, chain: dict[str, Path], manifest_of: Callable[[Path], Any]
+) -> None:
+    file, output = tmp_path / "rewards.py", tmp_path / "scores.parquet"
+    file.write_text(
+        "def short(responses, columns):\n    return [-len(r) if c else 0 for r, c in zip(responses, columns)]\n"
+    )
+    own = {"own": {"kind": "function", "file": str(file), "function": "short"}}
+    settings = Settings(oracle="own", oracles=own, functions=user_code.digests(file))
+    run(settings, chain["samples"], output)
+    responses = read(SAMPLES, chain["samples"])["response"]
+    assert read(SCORES, output)["score"].tolist() == [-float(len(r)) for r in responses]
+    assert manifest_of(output)["settings"]["functions"] == settings.functions
+    assert str(file) in manifest_of(output)["inputs"]
+    file.write_text("def short(responses): return [0] * len(responses)\n")
+    with pytest.raises(BadInput, match=r"rewards\.py: its code changed after this job was planned"):
+        run(settings, chain["samples"], output)
 
 
 @pytest.fixture
@@ -223,3 +245,38 @@ def test_rules_refuse_prompts_that_are_not_of_their_world(tmp_path: Path, oracle
             tmp_path / "scores.parquet",
         )
     assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_an_oracle_is_shown_no_thinking_unless_a_setting_says_so(
+    tmp_path: Path, manifest_of: Callable[[Path], Any]
+) -> None:
+    """The first by its template, the second only where it is said, the third never ends it."""
+    texts = [("So 6.</think>\n\ncat", 13), ("<think>So 7.</think>dog", 0), ("So 8.", 5)]
+    row = {"prompt_id": "p", "family": "", "prompt": "Say cat", "truth": "", "tokens": 1, "finish": "stop", "seed": 0}
+    rows = [row | {"k": k, "response": text, "thinking": n} for k, (text, n) in enumerate(texts)]
+    samples, other = tmp_path / "samples.parquet", tmp_path / "others.parquet"
+    write(SAMPLES, rows, samples)
+    write(SAMPLES, rows[:1], other)
+    shown = {
+        None: {"cat", texts[1][0], ""},
+        "think": {"cat", "dog", ""},
+        "none": {text for text, _ in texts},
+    }
+    for strip, expected in shown.items():
+        for against in (None, other):
+            with serve() as server:
+                judge = {"kind": "judge", "judge": {"model": "demo", "endpoint": server.url}}
+                asked = Settings(oracle="llm", oracles={"llm": judge}, strip=strip)  # type: ignore[arg-type]
+                output = tmp_path / f"{strip}-{against is None}.parquet"
+                run(asked, samples, output, against)
+            shown_as = re.compile(r"Start of Assistant [AB]'s Answer\|>\n(.*?)\n<\|The End", re.S)
+            assert {text for e in server.exchanges for text in shown_as.findall(e.prompt)} == expected
+    facts = manifest_of(tmp_path / "None-True.parquet")
+    assert (facts["without_thinking"], facts["empty_without_thinking"]) == (2, 1)
+    assert "without_thinking" not in manifest_of(tmp_path / "none-True.parquet")
+
+
+def test_samples_of_an_earlier_version_have_no_thinking(chain: dict[str, Path], tmp_path: Path) -> None:
+    old = tmp_path / "samples.parquet"
+    pd.read_parquet(chain["samples"]).drop(columns="thinking").to_parquet(old)
+    assert read(SAMPLES, old).equals(read(SAMPLES, chain["samples"])) and not read(SAMPLES, old)["thinking"].any()

@@ -205,3 +205,12 @@ def test_real_evaluations_make_tables(
     run(real, paths, tmp_path / "tables")
     assert pd.read_csv(tmp_path / "tables" / "wins.csv")["win_rate"].tolist() == [0.5, 0.5]
     assert len(pd.read_csv(tmp_path / "tables" / "families.csv").columns) == 1 + 7
+
+
+def test_both_lengths_are_shown_where_thinking_was_taken_off(settings: Settings, tmp_path: Path) -> None:
+    paths = [evaluation(tmp_path / "evals", policy, scores) for policy, scores in SCORES.items()]
+    summary = json.loads(paths[1].read_text())
+    paths[1].write_text(json.dumps(summary | {"tokens_with_thinking": {"sampled": 40.5, "greedy": 9.0}}))
+    run(settings, paths, tmp_path / "tables")
+    table = pd.read_csv(tmp_path / "tables/main.csv")
+    assert table["tokens"].tolist() == [3.5, 3.5, 3.5] and table["tokens_with_thinking"].tolist() == [3.5, 40.5, 3.5]

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +27,7 @@ from mnpo.storage.artifacts import digest
 from mnpo.storage.records import ITEMS, read
 from tests.helpers import warm
 from tests.helpers.checkouts import ODD
+from tests.helpers.without_locks import without_locks
 
 JUDGED = ("alpaca-eval", "arena-hard", "mt-bench")
 
@@ -79,10 +82,15 @@ def test_what_is_no_policy_or_no_benchmark_is_refused_and_leaves_nothing(
     assert not list(here.rglob("config.yaml")) and not (here / "results/mine").exists()
 
 
-def evaluate(root: Path, policy: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def evaluate(
+    root: Path, policy: Path, *options: str, environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
     """`mnpo evaluate` by few.yaml."""
     command = ["mnpo", "evaluate", "--policy", str(policy), "--config", "few.yaml", *options, "--", "--quiet"]
-    return warm.run(*command, environment=os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"})
+    own = {**environment, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+    if environment is not os.environ:  # which libraries that are loaded already do not see
+        return subprocess.run([sys.executable, "-m", *command], env=own, capture_output=True, text=True, check=False)
+    return warm.run(*command, environment=own)
 
 
 @pytest.mark.slow
@@ -154,3 +162,34 @@ def test_a_policy_that_changed_under_its_name_is_measured_again(
     result = evaluate(root, policy, "--benchmarks", "arc")
     assert result.returncode != 0
     assert "elsewhere: damaged or edited after it was made" in result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_where_no_file_can_be_locked_the_judge_has_its_store_elsewhere(
+    here: Path, tmp_path: Path, random_policy: Path, root: Path
+) -> None:
+    """Said before anything runs; with `stores`, everything runs. Moving the stores makes nothing run again."""
+    few = {"mt-bench": {"limit": 2, "max_new_tokens": 4}}
+    changes = {"extends": str(root / "configs/demo.yaml"), "evaluation": {"settings": few}}
+    (here / "few.yaml").write_text(yaml.safe_dump(changes))
+    policy = shutil.copytree(random_policy, tmp_path / "elsewhere")
+    environment = without_locks(here / "results", tmp_path)
+    asked = ("--benchmarks", "mt-bench")
+    result = evaluate(root, policy, *asked, environment=environment)
+    assert result.returncode != 0 and not (here / "results/elsewhere/answers").exists()
+    assert "does not lock files (No locks available)" in result.stdout + result.stderr
+
+    shutil.rmtree(here / "results")
+    (here / "few.yaml").write_text(yaml.safe_dump(changes | {"stores": str(tmp_path / "stores")}))
+    result = evaluate(root, policy, *asked, environment=environment)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    below = "results/elsewhere/judgements/demo/elsewhere.mt-bench.sqlite"
+    assert (tmp_path / "stores" / below).is_file() and not (here / below).exists()
+
+    figure = here / "results/elsewhere/evals/elsewhere/mt-bench.demo.json"
+    before = figure.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "stores")
+    (here / "few.yaml").write_text(yaml.safe_dump(changes))
+    assert evaluate(root, policy, *asked).returncode == 0
+    assert figure.stat().st_mtime_ns == before and not (here / below).exists()

@@ -47,9 +47,14 @@ def drawn(policy, part, shard):
 
 
 def launched(stage):
-    """The words that start a stage's Python. Being a function of `resources`, it is no reason to run a job again."""
-    words = cluster.launch(stage, PLAN.config.resources.of(stage), CLUSTER, Path(workflow.basedir) / "workflow/rank.sh")
-    return lambda wildcards, resources: words
+    """The words that start a stage's Python."""
+    needs, rank = PLAN.config.resources.of(stage), Path(workflow.basedir) / "workflow/rank.sh"
+    return no_reason(cluster.launch(stage, needs, CLUSTER, rank))
+
+
+def no_reason(value):
+    """A param that, being a function of `resources`, is no reason to run a job again."""
+    return lambda wildcards, resources: value
 
 
 def scored_by(oracles):

@@ -38,12 +38,13 @@ rule harness:
     log:
         f"{LOGS}/harness/{{policy}}.log",
     conda:
-        "../../envs/eval.yaml"
+        f"../../envs/{'infer' if PLAN.config.evaluation.backend == 'vllm' else 'eval'}.yaml"
     threads: PLAN.threads("harness")
     resources:
         **asked("harness"),
     params:
         settings=lambda w: PLAN.settings("harness", policy=w.policy),
+        command=no_reason(environments.command(PLAN, "harness", {})),
         data=[
             f"--data={name}={directory}"
             for name, directory in PLAN.measurements.data(PLAN.measurements.harness).items()
@@ -51,7 +52,7 @@ rule harness:
         directory=lambda w, output: os.path.dirname(output[0]),
         external=lambda w: found(PLAN.files.policy(w.policy), *PLAN.measurements.sources(PLAN.measurements.harness)),
     shell:
-        "exec python -m mnpo --log {log:q} harness --settings {params.settings:q} --policy {input.policy:q} {params.data:q}"
+        "exec python -m mnpo --log {log:q} {params.command:q} --settings {params.settings:q} --policy {input.policy:q} {params.data:q}"
         " --output {params.directory:q}"
 
 
@@ -102,10 +103,14 @@ rule answer:
         settings=lambda w: PLAN.settings("answer", policy=w.policy, benchmark=w.benchmark),
         code=PLAN.code("answer"),
         policy=lambda w: [f"--policy={directory}" for directory in policy_files(w.policy)],
+        # Where paid answers lie is a function of `resources` too, and so no reason to run again.
+        store=lambda w, resources: (
+            [] if policy_files(w.policy) else [f"--store={PLAN.files.said(w.policy, w.benchmark)}"]
+        ),
         external=lambda w: found(*policy_files(w.policy), *PLAN.measurements.sources([w.benchmark])),
     shell:
         "exec python -m mnpo --log {log:q} answer --settings {params.settings:q} {params.policy:q} --data {input.data:q}"
-        " --output {output:q}"
+        " {params.store:q} --output {output:q}"
 
 
 # The judge is asked from where there is internet. Its answers are kept for good: a rerun pays for what is new.
@@ -132,8 +137,8 @@ rule judge:
             "judge", policy=w.policy, benchmark=w.benchmark, judge=w.judge, repeat=w.repeat
         ),
         code=PLAN.code("judge"),
-        command=lambda w: "judge-evalscope" if by_evalscope(w) else "judge",
-        store=lambda w: PLAN.files.judgements(w.policy, w.benchmark, w.judge),
+        command=lambda w: environments.command(PLAN, "judge", w),
+        store=lambda w, resources: PLAN.files.judgements(w.policy, w.benchmark, w.judge),
         external=lambda w: found(*PLAN.measurements.sources([w.benchmark])),
     shell:
         "exec python -m mnpo --log {log:q} {params.command:q} --settings {params.settings:q} --answers {input.answers:q} --data {input.data:q}"

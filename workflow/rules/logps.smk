@@ -5,7 +5,7 @@ rule logps:
     input:
         policy=lambda w: PLAN.files.policy(w.scorer),
         pairs=PLAN.files.pairs("{policy}", "{part}", "{oracle}"),
-        sampler=lambda w: PLAN.files.reused_logprobs(w.policy, w.part, w.scorer),
+        sampler=lambda w: PLAN.files.reused_logprobs(w.policy, w.part, w.text, w.scorer),
     output:
         logps=PLAN.files.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}"),
         manifest=manifest(PLAN.files.logps("{policy}", "{part}", "{oracle}", "{text}", "{scorer}")),

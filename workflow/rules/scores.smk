@@ -23,10 +23,15 @@ rule score:
         settings=lambda w: PLAN.settings("score", oracle=w.oracle),
         code=lambda w: PLAN.code("score", [w.oracle]),
         against=lambda w, input: [f"--against={file}" for file in input.against],
+        store=lambda w, resources: (
+            [f"--store={PLAN.files.opinions(w.policy, w.part, w.oracle, w.shard)}"]
+            if PLAN.oracles.asks(w.oracle)
+            else []
+        ),
         external=lambda w: found(*PLAN.files.model_sources(PLAN.oracles.models([w.oracle]))),
     shell:
         "exec python -m mnpo --log {log:q} score --settings {params.settings:q} --samples {input.samples:q} {params.against:q}"
-        " --output {output.scores:q}"
+        " {params.store:q} --output {output.scores:q}"
 
 
 # Oracles that ask a judge do so where the internet is: on the login node, where their models, if any, run as well.

@@ -19,7 +19,7 @@ rule download:
         "exec python -m mnpo --log {log:q} download --settings {params.settings:q} --output {output:q}"
 
 
-# What the demo measures policies on: small data of its own, in the columns of the public benchmarks.
+# Small data in the columns of public ones (the demo, a rehearsal), and small models in the files of published ones.
 rule miniature:
     output:
         directory(PLAN.files.miniature("{benchmark}")),
@@ -34,3 +34,15 @@ rule miniature:
         code=PLAN.code("miniature"),
     shell:
         "exec python -m mnpo --log {log:q} miniature --settings {params.settings:q} --output {output:q}"
+
+
+use rule miniature as miniature_model with:
+    output:
+        directory(PLAN.files.miniature_model("{model}")),
+    log:
+        f"{LOGS}/miniature/model.{{model}}.log",
+    wildcard_constraints:
+        model="[^/]+",
+    params:
+        settings=lambda w: PLAN.settings("miniature", model=w.model),
+        code=PLAN.code("miniature"),

@@ -172,6 +172,36 @@ rule costs:
         "exec python -m mnpo --log {log:q} costs --output {params.table:q} {input:q}"
 
 
+# What a small version of a configuration says of that one: engines, speeds, fixed costs.
+rule rehearsal:
+    input:
+        of=PLAN.config.tables.rehearsal_of,
+        artifacts=job_graph.priced(PLAN),
+    output:
+        html=report(
+            PLAN.files.table("rehearsal") + ".html",
+            caption="../report/rehearsal.rst",
+            category="Tables",
+            labels={"table": "rehearsal"},
+        ),
+        csv=PLAN.files.table("rehearsal") + ".csv",
+        md=PLAN.files.table("rehearsal") + ".md",
+    log:
+        f"{LOGS}/rehearsal.log",
+    conda:
+        "../../envs/eval.yaml"
+    threads: PLAN.threads("tabulate")
+    resources:
+        **asked("tabulate"),
+    params:
+        settings=PLAN.settings("rehearsal"),
+        code=PLAN.code("rehearsal"),
+        artifacts=lambda w, input: [f"--artifacts={file}" for file in input.artifacts],
+        table=subpath(output.csv, strip_suffix=".csv"),
+    shell:
+        "exec python -m mnpo --log {log:q} rehearsal --settings {params.settings:q} {params.artifacts:q} --output {params.table:q}"
+
+
 rule plot:
     input:
         tables=PLAN.targets.heldout,

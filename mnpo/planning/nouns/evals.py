@@ -39,6 +39,8 @@ def _answer_settings(plan: Plan, policy: str, benchmark: str) -> dict[str, Any]:
     keys = {"api", "endpoint", "key", *ASKED}
     endpoint = model.model_dump(include=keys, exclude_none=True) if model and model.api else None
     chosen = plan.config.evaluation.of(benchmark).model_dump(include={"limit", "max_new_tokens"}, exclude_none=True)
+    if endpoint:
+        chosen |= plan.config.evaluation.model_dump(include={"max_empty"}, exclude_defaults=True)
     how = _measuring(plan, policy)
     seed = derive(plan.config.seed, "answer", benchmark)
     return {"asked": {**how, "benchmark": benchmark, "seed": seed, **chosen}, "endpoint": endpoint}
@@ -47,7 +49,8 @@ def _answer_settings(plan: Plan, policy: str, benchmark: str) -> dict[str, Any]:
 def _measuring(plan: Plan, policy: str) -> dict[str, Any]:
     """How a benchmark runs a policy."""
     keys = {"backend", "batch_size", "dtype", "max_length"}
-    return {"policy": policy, **plan.config.evaluation.model_dump(include=keys, exclude_none=True)}
+    how = plan.config.evaluation.model_dump(include=keys, exclude_none=True)
+    return {"policy": policy, **how, **plan.policies.strip(policy)}
 
 
 def _own_judge(plan: Plan) -> list[str]:
@@ -80,6 +83,7 @@ def _assess_settings(plan: Plan, policy: str) -> dict[str, Any]:
         "dtype": evaluation.dtype,
         "text": plan.config.text,
         "seed": derive(plan.config.seed, "evaluate", HELDOUT),
+        **plan.policies.strip(policy),
     }
 
 

@@ -13,15 +13,18 @@ if TYPE_CHECKING:
 
 @reads("logps")
 def _logps_settings(plan: Plan, text: str) -> dict[str, Any]:
-    forms = {f.tag(): f for p in PRESETS.values() for f in (p.opponent_text, p.policy_text)}
-    return {"form": forms[text], "text": plan.config.text, "dtype": plan.config.training.dtype}
+    protocols = [*PRESETS.values(), *(fit.protocol for fit in plan.policies.fits.values())]
+    protocol = {p.reading(): p for p in protocols}[text]
+    capped = {} if protocol.opponent_soft_cap else {"soft_cap": False}
+    form, dtype = protocol.opponent_text, plan.config.training.dtype
+    return {"form": form, "text": plan.config.text, "dtype": dtype, **capped}
 
 
 @work
 def _logps_work(plan: Plan) -> list[Work]:
     base = plan.config.reference.model
     scored = unique(
-        (fit.sampler, part, fit.oracle, fit.protocol.opponent_text.tag(), scorer)
+        (fit.sampler, part, fit.oracle, fit.protocol.reading(), scorer)
         for fit in plan.policies.fits.values()
         for scorer in fit.scorers
         for part in fit.parts
@@ -38,5 +41,5 @@ def _logps_work(plan: Plan) -> list[Work]:
             oracle=oracle,
         )
         for policy, part, oracle, text, scorer in scored
-        for said in [plan.files.reused_logprobs(policy, part, scorer)]
+        for said in [plan.files.reused_logprobs(policy, part, text, scorer)]
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mnpo.config.blocks import REFERENCE
 from mnpo.config.sampling import Pairing
 from mnpo.planning.fits import AGAINST
 from mnpo.planning.registry import Work, reads, work
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 @reads("pair")
 def _pair_settings(plan: Plan, oracle: str) -> dict[str, Any]:
     """`min_gap` is in the units of the oracle's scores; win rates against a policy have none."""
-    return {"pairing": Pairing() if AGAINST in oracle else plan.config.pairing}
+    return {"pairing": Pairing() if AGAINST in oracle else plan.config.pairing, **plan.policies.strip(REFERENCE)}
 
 
 @reads("prefer")

@@ -32,6 +32,7 @@ def _sft_settings(plan: Plan, policy: str) -> dict[str, Any]:
 def _train_settings(plan: Plan, policy: str) -> dict[str, Any]:
     fit = plan.policies.fits[policy]
     chosen = {k: v for k, v in fit.objective.member_settings().items() if v is not None}
+    capped = {} if fit.protocol.opponent_soft_cap else {"opponent_soft_cap": False}
     return {
         "policy": policy,
         "start": fit.start,
@@ -42,6 +43,7 @@ def _train_settings(plan: Plan, policy: str) -> dict[str, Any]:
         "length_normalised": fit.protocol.length_normalised,
         "form": fit.protocol.policy_text,
         "opponent_form": fit.protocol.opponent_text,
+        **capped,
         "text": plan.config.text,
         "seed": derive(plan.config.seed, "train", policy),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mnpo.config.blocks import REFERENCE
 from mnpo.planning.files import HELDOUT, part_name
 from mnpo.planning.fits import AGAINST
 from mnpo.planning.registry import Work, reads, work
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 @reads("score")
 def _score_settings(plan: Plan, oracle: str) -> dict[str, Any]:
-    return plan.oracles.settings([oracle]) | {"oracle": oracle.partition(AGAINST)[0]}
+    named = {"oracle": oracle.partition(AGAINST)[0]}
+    return plan.oracles.settings([oracle]) | named | plan.policies.strip(REFERENCE)  # whose runs' policies are sampled
 
 
 @work
@@ -36,7 +38,7 @@ def _scores_work(plan: Plan) -> list[Work]:
             models=tuple(plan.oracles.models([oracle])),
             part=part,
             oracle=oracle,
-            judge=oracle if oracle.partition(AGAINST)[0] in plan.oracles.asking else None,
+            judge=oracle if plan.oracles.asks(oracle) else None,
         )
         for policy, part, oracle in scored
     ]

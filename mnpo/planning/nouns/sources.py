@@ -1,4 +1,4 @@
-"""Stages that make downloads, and the demo's own benchmarks: what each reads, and its work."""
+"""Stages that make downloads, small data and small models: what each reads, and its work."""
 
 from __future__ import annotations
 
@@ -34,11 +34,18 @@ def _downloads(plan: Plan) -> list[Work]:
 
 
 @reads("miniature")
-def _miniature_settings(plan: Plan, benchmark: str) -> dict[str, Any]:
-    return {"benchmark": benchmark, "seed": plan.config.seed}  # of the world: its questions are held out there
+def _miniature_settings(plan: Plan, benchmark: str | None = None, model: str | None = None) -> dict[str, Any]:
+    """`seed` is the world's: a benchmark's questions are held out there."""
+    of = {"benchmark": benchmark} if model is None else {"model": plan.config.models[model].miniature}
+    return {**of, "seed": plan.config.seed}
 
 
 @work
 def _miniatures(plan: Plan) -> list[Work]:
-    made = [name for name, entry in plan.config.datasets.items() if entry.demo]
-    return [Work("miniature", name, (plan.files.miniature(name),), ()) for name in made]
+    files, config = plan.files, plan.config
+    made = {name: files.miniature(name) for name, entry in config.datasets.items() if entry.demo}
+    models = {name: files.miniature_model(name) for name, entry in config.models.items() if entry.miniature}
+    return [
+        *(Work("miniature", name, (directory,), ()) for name, directory in made.items()),
+        *(Work("miniature", f"model {name}", (directory,), ()) for name, directory in models.items()),
+    ]

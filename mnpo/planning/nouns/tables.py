@@ -75,6 +75,11 @@ def _exploitability_settings(plan: Plan) -> dict[str, Any]:
     } | _intervals(plan, "exploitability")
 
 
+@reads("rehearsal")
+def _rehearsal_settings(plan: Plan) -> dict[str, Any]:
+    return {"of": plan.config.tables.rehearsal_of}
+
+
 @reads("preferences")
 def _preferences_settings(plan: Plan) -> dict[str, Any]:
     policies = plan.policies

@@ -1,0 +1,1 @@
+"""A real small model, and what a run on it needs."""

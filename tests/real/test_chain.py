@@ -1,0 +1,233 @@
+"""The chain on a published model: what it trains, scores and samples is what plain transformers makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnpo.config.sampling import Decoding
+from mnpo.config.text import Text
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_model, load_tokenizer
+
+pytestmark = pytest.mark.slow
+
+TEXT = Text(max_length=256, max_prompt_length=192)
+CONVERSATIONS = [
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("Count from 8 to 12.", "Sure:\n\n8, 9, 10, 11,  12."),
+    ("Is ice warm?", "No. Ice is frozen water, so it is cold at 0 °C and below. 🧊"),
+    ("Name a fruit, and say why you like it. One sentence, please; it is for a child of five.", "Pears: they drip!"),
+]
+
+
+@pytest.fixture(scope="module")
+def policy(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model without its BOS, which opens every turn."""
+    directory = tmp_path_factory.mktemp("policies") / "no-bos"
+    directory.mkdir()
+    for file in smollm2.iterdir():
+        (directory / file.name).symlink_to(file)
+    told = json.loads((smollm2 / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").unlink()
+    (directory / "tokenizer_config.json").write_text(json.dumps(told | {"bos_token": None}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> Any:
+    """The published one, as transformers reads it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path) -> Any:
+    """Likewise."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def rendered(tokenizer: Any) -> Callable[..., list[int]]:
+    """The token ids of a conversation by the published template; without a response, ready for one."""
+
+    def ids(prompt: str, response: str | None = None) -> list[int]:
+        turns = [{"role": "user", "content": prompt}]
+        turns += [{"role": "assistant", "content": response}] if response is not None else []
+        return tokenizer.apply_chat_template(  # type: ignore[no-any-return]
+            turns, tokenize=True, add_generation_prompt=response is None, return_dict=False
+        )
+
+    return ids
+
+
+def logp(model: Any, prompt: list[int], whole: list[int]) -> float:
+    """Log-probability of what follows the prompt, from one forward pass of transformers; nats."""
+    with torch.no_grad():
+        log = model(input_ids=torch.tensor([whole])).logits[0].double().log_softmax(-1)
+    return sum(float(log[i - 1, whole[i]]) for i in range(len(prompt), len(whole)))
+
+
+@pytest.mark.parametrize(("prompt", "response"), CONVERSATIONS)
+def test_token_ids_are_those_of_the_published_template(
+    policy: Path, tokenizer: Any, rendered: Callable[..., list[int]], prompt: str, response: str
+) -> None:
+    """But for the newline after the end of the turn, which no response has."""
+    encoded = Chat(load_tokenizer(policy), TEXT).encode(prompt, response)
+    assert encoded.prompt == rendered(prompt)
+    assert [*encoded.prompt, *encoded.response, *tokenizer("\n")["input_ids"]] == rendered(prompt, response)
+    assert encoded.response[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_log_probabilities_are_those_of_plain_transformers(
+    tmp_path: Path, policy: Path, model: Any, rendered: Callable[..., list[int]]
+) -> None:
+    from mnpo.stages.logps import Settings, run
+    from mnpo.storage.records import LOGPS, PAIRS, read, write
+
+    scores = dict.fromkeys(("chosen_score", "rejected_score", "chosen_win", "rejected_win"), 0.5)
+    rejected = "I do not know; ask somebody else."
+    pairs = [
+        {"pair_id": str(i), "prompt_id": str(i), "prompt": prompt, "chosen": response, "rejected": rejected, **scores}
+        for i, (prompt, response) in enumerate(CONVERSATIONS)
+    ]
+    write(PAIRS, pairs, tmp_path / "pairs.parquet")
+    run(Settings(form={}, text=TEXT), policy, tmp_path / "pairs.parquet", tmp_path / "logps.parquet")
+    found = read(LOGPS, tmp_path / "logps.parquet")
+    for pair, row in zip(pairs, found.to_dict("records"), strict=True):
+        prompt = rendered(pair["prompt"])
+        for side in ("chosen", "rejected"):
+            whole = rendered(pair["prompt"], pair[side])[:-1]  # no newline after the turn
+            assert row[side] == pytest.approx(logp(model, prompt, whole), abs=1e-4)
+            assert row[f"{side}_tokens"] == len(whole) - len(prompt)
+            assert row[side] < -1
+
+
+def test_greedy_responses_are_those_of_generate(policy: Path, model: Any, rendered: Callable[..., list[int]]) -> None:
+    """Ours in one batch of prompts of different lengths, transformers' one by one."""
+    from mnpo.samplers import Request
+    from mnpo.samplers.transformers import draw
+
+    chat = Chat(load_tokenizer(policy), TEXT)
+    prompts = [prompt for prompt, _ in CONVERSATIONS]
+    requests = [Request(chat.prompt(prompt), 0) for prompt in prompts]
+    decoding = Decoding(temperature=0, max_new_tokens=24)
+    drawn = draw(load_model(policy), requests, decoding, chat.stop_ids, 8, "greedy")
+    for prompt, response in zip(prompts, drawn, strict=True):
+        ids = torch.tensor([rendered(prompt)])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+        assert response.tokens == made[0, ids.shape[1] :].tolist(), prompt
+    assert drawn[0].finish == "stop" and chat.decode(drawn[0].tokens) == "The capital of France is Paris."
+
+
+def test_fine_tuning_on_a_handful_of_conversations_teaches_them(
+    tmp_path: Path, policy: Path, model: Any, rendered: Callable[..., list[int]]
+) -> None:
+    from mnpo.stages.sft import Settings, run
+    from mnpo.storage.records import DEMONSTRATIONS, write
+
+    rows = [
+        {"row": i, "prompt_id": str(i), "family": "", "prompt": prompt, "truth": "", "response": response}
+        for i, (prompt, response) in enumerate(CONVERSATIONS)
+    ]
+    write(DEMONSTRATIONS, rows, tmp_path / "demonstrations.parquet")
+    sft = {"steps": 5, "batch_size": 4, "learning_rate": 1e-4}
+    settings = {"policy": "sft", "model": {"path": str(policy)}, "sft": sft, "text": TEXT.model_dump(), "seed": 0}
+    run(Settings.model_validate(settings), tmp_path / "demonstrations.parquet", tmp_path / "sft")
+    history = [json.loads(line)["loss"] for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
+    parts = [(rendered(p), rendered(p, r)[:-1]) for p, r in CONVERSATIONS]
+    tokens = sum(len(whole) - len(prompt) for prompt, whole in parts)
+    before, after = (
+        -sum(logp(m, prompt, whole) for prompt, whole in parts) / tokens for m in (model, load_model(tmp_path / "sft"))
+    )
+    assert history[0] == pytest.approx(before, abs=1e-4)
+    assert after < before / 2
+
+
+INSTRUCTIONS: list[tuple[str, str, dict[str, Any], Callable[[str], bool]]] = [
+    ("Describe the sea without any commas.", "punctuation:no_comma", {}, lambda r: "," not in r),
+    ("Name three colours, without commas.", "punctuation:no_comma", {}, lambda r: "," not in r),
+    (
+        "Write about rain. Use the words cloud and river.",
+        "keywords:existence",
+        {"keywords": ["cloud", "river"]},
+        lambda r: all(word in r.lower() for word in ("cloud", "river")),
+    ),
+    (
+        "What is a cat? Do not use the word animal.",
+        "keywords:forbidden_words",
+        {"forbidden_words": ["animal"]},
+        lambda r: not re.search(r"\banimal\b", r.lower()),
+    ),
+    (
+        "What is the capital of Italy? Answer with less than 12 words.",
+        "length_constraints:number_words",
+        {"relation": "less than", "num_words": 12},
+        lambda r: len(re.findall(r"\w+", r)) < 12,
+    ),
+    (
+        "Tell me about bread with at least 20 words.",
+        "length_constraints:number_words",
+        {"relation": "at least", "num_words": 20},
+        lambda r: len(re.findall(r"\w+", r)) >= 20,
+    ),
+    (
+        "Write a title about birds, wrapped in double angular brackets, such as <<wings>>.",
+        "detectable_format:title",
+        {},
+        lambda r: bool(re.search(r"<<[^\n]*\w[^\n]*>>", r)),
+    ),
+    (
+        "Say good morning. Wrap your whole answer in double quotation marks.",
+        "startend:quotation",
+        {},
+        lambda r: len(r.strip()) > 1 and r.strip()[0] == r.strip()[-1] == '"',
+    ),
+    (
+        "Give exactly 2 bullet points about tea, each beginning with *.",
+        "detectable_format:number_bullet_lists",
+        {"num_bullets": 2},
+        lambda r: len(re.findall(r"^\s*(?:\*[^*\n]|-).*$", r, re.M)) == 2,
+    ),
+    (
+        "Say what snow is. Finish with: That is all.",
+        "startend:end_checker",
+        {"end_phrase": "That is all."},
+        lambda r: r.strip().strip('"').lower().endswith("that is all."),
+    ),
+]
+"""Ten items in IFEval's form, of our own: prompt, instruction, its arguments, and what its check comes to."""
+
+
+def test_ifeval_on_ten_items(tmp_path: Path, policy: Path, model: Any, rendered: Callable[..., list[int]]) -> None:
+    """Replies are the greedy ones of transformers; an item's value is what a check written here says of its reply."""
+    from mnpo.benchmarks import lm_eval
+
+    items = [
+        {"key": key, "prompt": prompt, "instruction_id_list": [name], "kwargs": [kwargs]}
+        for key, (prompt, name, kwargs, _) in enumerate(INSTRUCTIONS)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    sentences = tmp_path / "nltk_data/tokenizers/punkt_tab/english"  # which none of the ten counts
+    sentences.mkdir(parents=True)
+    chosen = {"ifeval": {"max_new_tokens": 40}}
+    settings = lm_eval.Settings.model_validate({"policy": "smollm2", "benchmarks": chosen, "batch_size": 10})
+    summary, rows = lm_eval.evaluate(settings, policy, {"ifeval": tmp_path})["ifeval"]
+    assert [row["value"] for row in rows] == [
+        float(check(row["response"])) for row, (*_, check) in zip(rows, INSTRUCTIONS, strict=True)
+    ]
+    assert summary["items"] == 10 and summary["value"] == pytest.approx(10 * sum(row["value"] for row in rows))
+    assert 0 < summary["value"] < 100
+    for row, (prompt, *_) in list(zip(rows, INSTRUCTIONS, strict=True))[:3]:
+        ids = torch.tensor([rendered(prompt)])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+        assert row["response"].strip() == Chat(load_tokenizer(policy), TEXT).decode(made[0, ids.shape[1] :].tolist())
