@@ -27,7 +27,7 @@ from mnpo.errors import BadInput
 
 REFERENCE = "sft"  # the policy that every run starts from
 DEMO = "demo"  # the endpoint of a judge that the stage starts itself
-DATASET = "dataset"  # whose responses came with the prompts
+DATASET = "dataset"  # whose responses, or whose preferences, came with the prompts
 
 
 class ConfigError(BadInput):

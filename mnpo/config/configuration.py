@@ -52,11 +52,11 @@ class Config(Block):
     exploitability: Exploitability | None = None
     resources: Resources = Resources()
 
-    @field_validator("runs", "models")
+    @field_validator("runs", "models", "oracles")
     @classmethod
     def _reserved(cls, entries: dict[str, Any]) -> dict[str, Any]:
         for taken in {REFERENCE, DATASET} & set(entries):
-            raise ValueError(f"nothing here can be called {taken}: that is the name of a policy")
+            raise ValueError(f"nothing here can be called {taken}: that is the name of a policy or of the data set")
         return entries
 
     @model_validator(mode="after")
@@ -82,10 +82,9 @@ class Config(Block):
         if self.prompts.dataset is not None:
             _known("prompts.dataset", self.prompts.dataset, list(self.datasets), "dataset")
         for name, run in self.runs.items():
-            _known(f"runs.{name}.oracle", run.oracle, known_oracles, "oracle")
+            if run.oracle is not None:
+                _known(f"runs.{name}.oracle", run.oracle, known_oracles, "oracle")
             for t, iteration in enumerate(run.iterations, 1):
-                if iteration.samples == "dataset" and self.prompts.responses is None:
-                    raise ValueError(f"runs.{name}.iterations[{t}].samples: dataset needs prompts.responses")
                 for part in iteration.parts:
                     if not 1 <= part <= self.prompts.parts:
                         raise ValueError(
@@ -123,6 +122,12 @@ class Config(Block):
                 "held-out evaluation; name voters that need none"
             )
         return self
+
+    def by_data(self, run: Run, t: int) -> bool:
+        """Whether the pairs of a run's iteration `t` are preferred by the data themselves, not by an oracle."""
+        samples = run.iterations[t - 1].samples
+        scored = self.prompts.responses is not None and run.oracle is not None
+        return samples == "demonstrations" or (samples == "dataset" and not scored)
 
     def is_used_in_place(self, policy: str) -> bool:
         """Whether a policy is a model that nothing has to be done to: its files are used where they are."""

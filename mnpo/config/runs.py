@@ -15,7 +15,7 @@ class Objective(Block):
     """A member of the family in mnpo/method/objectives.py, by name, and the settings it leaves open."""
 
     name: Literal[
-        "simpo", "cpo", "dpo", "distill-dpo", "ipo", "dno-prct", "sppo", "inpo", "onpo", "egpo",
+        "simpo", "cpo", "dpo", "distill-dpo", "ipo", "dno-prct", "spin", "sppo", "inpo", "onpo", "egpo",
         "td-mnpo", "ht-mnpo", "eo-mnpo",
     ]  # fmt: skip
     eta: Positive | None = None
@@ -111,8 +111,11 @@ class Iteration(Block):
     """One round of a run: which train parts, and what differs from the run's settings."""
 
     parts: Parts
-    samples: Literal["policy", "dataset"] = "policy"
-    """Whose responses become pairs: the current policy's, or those that came with the prompts (prompts.responses)."""
+    samples: Literal["policy", "dataset", "demonstrations"] = "policy"
+    """Whose responses become pairs. `policy`: the current policy's, as the oracle prefers them. `dataset`: those that
+    came with the prompts, as the oracle prefers them (prompts.responses); without that key, or without an oracle, the
+    rows' own `chosen` over `rejected`. `demonstrations`: the answers that came with the prompts, each over one of the
+    current policy's."""
     objective: dict[str, Any] = {}
     """Replaces keys of the run's objective in this iteration."""
     training: dict[str, Any] = {}
@@ -120,12 +123,13 @@ class Iteration(Block):
 
 
 class Run(Block):
-    """A row of the tables: an objective, an oracle, and the iterations that apply them."""
+    """A row of the tables: an objective, an oracle where pairs need one, and the iterations that apply them."""
 
     label: str | None = None
     """How tables and figures call it."""
     objective: Objective
-    oracle: Name
+    oracle: Name | None = None
+    """None where no iteration needs one (see `samples`)."""
     iterations: list[Iteration] = Field(min_length=1)
     training: dict[str, Any] = {}
     """Replaces keys of the common `training` block."""

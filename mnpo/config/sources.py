@@ -32,7 +32,10 @@ class Prompts(Block):
     further: list[str] | None = None
     """Further columns of the rows, which oracles get beside the prompt: an answer, constraints."""
     responses: str | None = None
-    """The column with the rows' own responses, a list of texts, for iterations with `samples: dataset`."""
+    """The column with the rows' own responses, a list of texts, for iterations with `samples: dataset`. None: these
+    learn from the rows' own `chosen` and `rejected` (docs/data.md)."""
+    scores: list[str] | None = Field(None, min_length=2, max_length=2)
+    """The columns with the scores of the rows' own `chosen` and `rejected`, for objectives that read scores."""
     seed: int = 42
     """`file` and `dataset`: seed of the shuffle before the cut. The demo's world follows the configuration's seed."""
     parts: int = Field(3, ge=1, le=1000)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mnpo.config.blocks import DATASET
 from mnpo.config.configuration import Config
 from mnpo.config.runs import UNCAPPED
 from mnpo.config.sources import Dataset, Model, Source
@@ -188,6 +189,10 @@ class Files:
     def sample_shards(self, policy: str, part: str | int) -> list[str]:
         """All shards of a policy's samples on a part."""
         return [self.samples(policy, part, s) for s in range(self.shards)]
+
+    def own_samples(self, policy: str, part: str | int) -> list[str]:
+        """The samples in pairs that the data prefer: a policy's; none where both sides came with the prompts."""
+        return [] if policy == DATASET else self.sample_shards(policy, part)
 
     def score_shards(self, policy: str, part: str | int, oracle: str) -> list[str]:
         """All shards of an oracle's scores of them."""

@@ -33,6 +33,7 @@ class Fit:
     """The policy whose samples become the pairs; DATASET: those that came with the prompts."""
     parts: tuple[int, ...]
     oracle: str
+    """DATASET: none, the data themselves prefer."""
     opponents: tuple[tuple[str, float], ...]
     """(policy, lambda), newest first; lambda sums to one."""
     objective: Objective
@@ -128,11 +129,13 @@ def _fit(
     )
     if opponents is None:
         opponents = _opponents(config, name, objective, t)
+    oracle = _oracle(config, run, t, sampler, where)
     try:
-        family.member(**objective.member_settings())
+        member = family.member(**objective.member_settings())
         weights = weights_of(objective, len(opponents), protocol, where)
     except ValueError as error:
         raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+    _require_samples(config, objective, member, iteration, oracle, where)
     return Fit(
         policy=policy,
         run=name,
@@ -140,7 +143,7 @@ def _fit(
         start=start,
         sampler=sampler,
         parts=tuple(iteration.parts),
-        oracle=run.oracle,
+        oracle=oracle,
         opponents=_together(opponents, weights),
         objective=objective,
         training=training,
@@ -148,13 +151,49 @@ def _fit(
     )
 
 
+def _oracle(config: Config, run: Run, t: int, sampler: str, where: str) -> str:
+    """Who prefers one of the sampler's responses to another; DATASET: the data themselves."""
+    samples = run.iterations[t - 1].samples
+    if config.by_data(run, t) and (sampler == DATASET or samples == "demonstrations"):
+        return DATASET
+    if run.oracle is None:
+        raise ConfigError(
+            f"{where}: learns from {sampler}'s responses, and nothing says which are better; name the run's oracle, or "
+            "take pairs as the data have them (samples: dataset or demonstrations)"
+        )
+    return run.oracle
+
+
+def _require_samples(
+    config: Config, objective: Objective, member: family.Objective, iteration: Iteration, oracle: str, where: str
+) -> None:
+    """Whether the iteration's samples are what the objective can learn from."""
+    if objective.name == "spin" and iteration.samples != "demonstrations":
+        raise ConfigError(
+            f"{where}: spin prefers demonstrations to its own responses; set samples: demonstrations "
+            "(dno-prct is the same loss on an oracle's pairs)"
+        )
+    if oracle == DATASET and config.prompts.source == "demo":
+        raise ConfigError(
+            f"{where}: samples: {iteration.samples}, and the demo's prompts come with neither; "
+            "set prompts.source to file or dataset"
+        )
+    if oracle == DATASET and member.reward_scale is not None:
+        remedy = "name the columns that have them by prompts.scores"
+        if iteration.samples == "demonstrations":
+            remedy = "demonstrations have none; take another objective"
+        elif config.prompts.scores is not None:
+            return
+        raise ConfigError(f"{where}: objective {objective.name} reads scores of chosen and rejected; {remedy}")
+
+
 def _protocol(config: Config, run: Run, objective: Objective, where: str) -> Protocol:
     """The run's preset, with the fields that it replaces."""
     if run.preset == "official":
-        oracle = config.oracles[run.oracle]
         if objective.name != "sppo":
             raise ConfigError(f"{where}: preset official is that of sppo's authors; of MNPO's it is official-code")
-        if oracle.temperature is None or not oracle.own_response:
+        oracle = config.oracles[run.oracle] if run.oracle else None
+        if oracle is None or oracle.temperature is None or not oracle.own_response:
             raise ConfigError(
                 f"{where}: preset official reads preferences as sppo's authors do: give oracles.{run.oracle} a "
                 "temperature, and own_response: true"

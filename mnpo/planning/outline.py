@@ -96,7 +96,7 @@ def _policies(forecast: Forecast) -> str:
             fit.start,
             "the data set's own" if fit.sampler == DATASET else fit.sampler,
             ", ".join(map(str, fit.parts)),
-            fit.oracle,
+            "the data set" if fit.oracle == DATASET else fit.oracle,
             _opponents(fit),
         ]
         for fit in _made(forecast)

@@ -106,9 +106,20 @@ class Policies:
                 raise ConfigError(
                     f"exploitability.policies: unknown policy {policy!r}{nearest(policy, self.evaluated)}"
                 )
-            if policy == REFERENCE and e.oracle is None:
-                raise ConfigError(f"exploitability.oracle: {REFERENCE} was trained for none; name one")
-        return {policy: e.oracle or self.fits[policy].oracle for policy in e.policies or self.lasts}
+        oracles = {p: e.oracle or self._oracle_of(p) for p in e.policies or self.lasts}
+        for policy, oracle in oracles.items():
+            if oracle is None:
+                raise ConfigError(f"exploitability.oracle: {policy} was trained for none; name one")
+        return {policy: oracle for policy, oracle in oracles.items() if oracle is not None}
+
+    def _oracle_of(self, policy: str) -> str | None:
+        """Whom a policy was trained for; None: for none."""
+        return None if policy == REFERENCE else self._run_of(policy).oracle
+
+    @property
+    def judged_by(self) -> dict[str, str]:
+        """The last policy of every run, of every seed -> the oracle that it was trained for, or that evaluates."""
+        return {policy: self._oracle_of(policy) or self.config.evaluation.oracle for policy in self.lasts}
 
     @property
     def exploiters(self) -> dict[str, list[str]]:
@@ -160,12 +171,21 @@ class Policies:
     @property
     def paired(self) -> list[tuple[str, int, str]]:
         """Whose responses, to which part's prompts, are scored by which oracle and paired; each once."""
+        return [of for of in self._pairs if of[2] != DATASET]
+
+    @property
+    def preferred(self) -> list[tuple[str, int, str]]:
+        """Whose responses, to which part's prompts, are paired as the data prefer them; each once."""
+        return [of for of in self._pairs if of[2] == DATASET]
+
+    @property
+    def _pairs(self) -> list[tuple[str, int, str]]:
         wanted = ((fit.sampler, part, fit.oracle) for fit in self.fits.values() for part in fit.parts)
         return list(dict.fromkeys(wanted))
 
     @property
     def annotated(self) -> list[tuple[str, int, str]]:
-        """Those of runs: without the best responses of an exploitability."""
+        """Those that are scored, of runs: without the best responses of an exploitability."""
         return [of for of in self.paired if AGAINST not in of[2]]
 
     def label(self, policy: str) -> str:

@@ -89,7 +89,7 @@ def pairs_of(responses: Sequence[Row], pairing: Pairing, counts: Counter[str]) -
     counts["repeated_responses"] += len(answered) - texts
     counts["middle_responses"] += texts % 2 if pairing.form == "each" else 0
     wanted = list(FORMS[pairing.form](answered))
-    pairs = [_pair(better, worse) for better, worse in wanted if better["score"] - worse["score"] > pairing.min_gap]
+    pairs = [pair_of(better, worse) for better, worse in wanted if better["score"] - worse["score"] > pairing.min_gap]
     counts["tied_scores"] += len(wanted) - len(pairs)
     return pairs
 
@@ -127,7 +127,8 @@ def _ranked(responses: Sequence[Row]) -> list[Row]:
     return list(ranked.values())
 
 
-def _pair(chosen: Row, rejected: Row) -> Row:
+def pair_of(chosen: Row, rejected: Row) -> Row:
+    """A row of PAIRS."""
     text = f"{chosen['response']}\0{rejected['response']}"
     return {
         "pair_id": f"{chosen['prompt_id']}:{hashlib.sha256(text.encode()).hexdigest()[:12]}",  # other texts, other pair

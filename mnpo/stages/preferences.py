@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mnpo.config.blocks import Block
+from mnpo.config.blocks import DATASET, Block
 from mnpo.errors import BadInput
 from mnpo.stages.pair import REASONS
 from mnpo.storage.artifacts import manifest
@@ -23,11 +23,11 @@ class Settings(Block):
     """What this stage reads."""
 
     rows: list[tuple[str, int, str]]
-    """Whose responses, to which part's prompts, judged by which oracle."""
+    """Whose responses, to which part's prompts, judged by which oracle; DATASET, of the last rows: by none."""
 
 
 def run(
-    settings: Settings, pairs: Sequence[Path], scores: Sequence[Path], samples: Sequence[Path], output: Path
+    settings: Settings, pairs: Sequence[Path], output: Path, scores: Sequence[Path] = (), samples: Sequence[Path] = ()
 ) -> None:
     """Make the table of cycles, ties and pairs of every iteration.
 
@@ -35,15 +35,16 @@ def run(
 
     Args:
         pairs: a file for each row of the settings.
-        scores: all shards of each row, row by row.
-        samples: as many, which the scores are of. Where a data set's own responses are used, none is dropped.
         output: the table without its ending.
+        scores: all shards of each row that an oracle judged, row by row.
+        samples: as many, which the scores are of. Where a data set's own responses are used, none is dropped.
 
     Raises:
         BadInput: files that do not fit the rows, or one without a manifest.
     """
-    shards = len(scores) // max(1, len(settings.rows))
-    if len(pairs) != len(settings.rows) or not len(scores) == len(samples) == shards * len(settings.rows):
+    judged_rows = sum(oracle != DATASET for _, _, oracle in settings.rows)
+    shards = len(scores) // max(1, judged_rows)
+    if len(pairs) != len(settings.rows) or not len(scores) == len(samples) == shards * judged_rows:
         raise BadInput(
             f"{len(settings.rows)} rows, {len(pairs)} files of pairs, {len(scores)} of scores and {len(samples)} of "
             "samples do not fit"
@@ -53,13 +54,14 @@ def run(
         drawn, judged = ([_facts(file) for file in files[i * shards : (i + 1) * shards]] for files in (samples, scores))
         paired = _facts(pairs[i])
         rows.append(
-            {"policy": policy, "part": part, "oracle": oracle}
-            | {name: sum(facts[name] for facts in judged) for name in OF_SCORES}
-            | {name: sum(facts.get(name, 0) for facts in drawn) for name in OF_SAMPLES}
+            {"policy": policy, "part": part, "oracle": "data set" if oracle == DATASET else oracle}
+            | {name: sum(facts[name] for facts in judged) if judged else None for name in OF_SCORES}
+            | {name: sum(facts.get(name, 0) for facts in drawn) if judged else None for name in OF_SAMPLES}
+            | ({} if judged else {"prompts": paired["prompts"]})
             | {"pairs": paired["rows"], "prompts_without_a_pair": paired["prompts_without_a_pair"]}
             | {name: paired[name] for name in REASONS}
         )
-    write(pd.DataFrame(rows), output, "preferences", settings.model_dump(), [*pairs, *scores, *samples])
+    write(pd.DataFrame(rows, dtype=object), output, "preferences", settings.model_dump(), [*pairs, *scores, *samples])
 
 
 def _facts(file: Path) -> dict[str, Any]:

@@ -67,8 +67,7 @@ def _demo(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read(p: Prompts, data: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Shuffle a user's prompts, keep the held-out ones aside, and cut the rest into parts."""
-    rows = _dataset_rows(p.split, data) if data else read_rows(p.path or "")
-    where = f"{data}, {p.split}" if data else str(p.path)
+    rows, where = source_rows(p, data)
     prompts, facts = _distinct(rows, p, where)
     unique = _ordered(prompts)
     random.Random(p.seed).shuffle(unique)
@@ -93,16 +92,16 @@ def _distinct(rows: Sequence[Mapping[str, Any]], p: Prompts, where: str) -> tupl
     """Prompt's id -> its row of the table, each once: of rows with the same prompt, the smallest truth."""
     prompts: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows, 1):
-        found = _prompt(row, p, f"{where}: row {number}")
+        found = asked(row, p, f"{where}: row {number}")
         prompts.setdefault(found["prompt_id"], found)
         prompts[found["prompt_id"]] = min(found, prompts[found["prompt_id"]], key=lambda r: r["truth"])
     return prompts, {"repeated_prompts": len(rows) - len(prompts)}
 
 
-def _prompt(row: Mapping[str, Any], p: Prompts, where: str) -> dict[str, str]:
+def asked(row: Mapping[str, Any], p: Prompts, where: str) -> dict[str, str]:
     """The table's row of a data set's row."""
-    asked = conversations.columns(conversations.prompt_of(row, where, p.column))
-    return {"prompt_id": prompt_id(**asked), "family": "", "truth": _further(row, p, where), **asked}
+    turns = conversations.columns(conversations.prompt_of(row, where, p.column))
+    return {"prompt_id": prompt_id(**turns), "family": "", "truth": _further(row, p, where), **turns}
 
 
 def _further(row: Mapping[str, Any], p: Prompts, where: str) -> str:
@@ -120,8 +119,8 @@ def _apart(
     """Held-out prompts from a split of their own, and the train prompts without them."""
     if p.heldout_split is None or data is None:
         return [], unique
-    where = f"{data}, {p.heldout_split}"
-    prompts, _ = _distinct(_dataset_rows(p.heldout_split, data), p, where)
+    rows, where = source_rows(p, data, p.heldout_split)
+    prompts, _ = _distinct(rows, p, where)
     if len(prompts) < p.heldout:
         raise BadInput(f"{where}: {len(prompts)} different prompts, and prompts.heldout asks for {p.heldout}")
     heldout = _ordered(prompts)
@@ -148,20 +147,16 @@ def _own_responses(
                 f"{where}: row {number}: {p.responses} is {str(texts)[:60]!r}, expected a list of texts; "
                 "set prompts.responses to the column with the rows' own responses"
             )
-        prompt = known.get(_prompt(row, p, f"{where}: row {number}")["prompt_id"])
+        prompt = known.get(asked(row, p, f"{where}: row {number}")["prompt_id"])
         responses += [{**prompt, "response": text} for text in texts if prompt is not None]
     kept = [response for response in responses if response["response"].strip()]
     return [{**response, "row": number} for number, response in enumerate(kept)], len(responses) - len(kept)
 
 
-def _dataset_rows(split: str, directory: Path) -> list[Mapping[str, Any]]:
-    from datasets import load_dataset
-
-    try:
-        return list(load_dataset(str(directory), split=split))
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{directory}: cannot be read as a data set with the split {split!r} ({reason})") from None
+def source_rows(p: Prompts, data: Path | None, split: str | None = None) -> tuple[list[dict[str, Any]], str]:
+    """The rows that prompts are read from, and how messages call them."""
+    rows = read_rows(data or p.path or "", split or p.split)
+    return rows, f"{data}, {split or p.split}" if data else str(p.path)
 
 
 def prompt_id(prompt: str, context: str = "") -> str:

@@ -49,11 +49,14 @@ def prompt_of(row: Row, where: str, column: str = "prompt") -> list[Turn]:
     Args:
         row: of a data set.
         where: its file and number, for messages.
-        column: what holds its prompt, a text or a list of messages. A row without a `prompt` is read by CONVENTIONS.
+        column: what holds its prompt, a text or a list of messages. A row without a `prompt` is read by CONVENTIONS, or
+            as what its conversations `chosen` and `rejected` answer.
 
     Raises:
         BadInput: none found; a turn that is empty, of an unknown role, or out of turn; no user at the end.
     """
+    if not _has_prompt(row, column) and {"chosen", "rejected"} <= row.keys():
+        return preference_of(row, where, column).prompt
     name = _column(row, where, column)
     found = _read(row, name, where)
     if name in CONVENTIONS and found[-1]["role"] == "assistant":
@@ -64,6 +67,8 @@ def prompt_of(row: Row, where: str, column: str = "prompt") -> list[Turn]:
 def demonstration_of(row: Row, where: str, column: str = "prompt") -> list[Turn]:
     """The conversation that a row shows, its last turn the assistant's. Arguments and errors as of `prompt_of`."""
     name = _column(row, where, column)
+    if name == "prompt" and not any(answer in row for answer in RESPONSES):  # which may be the first turn of them only
+        name = next((whole for whole in CONVENTIONS[:2] if whole in row), name)
     found = _read(row, name, where)
     if found and found[-1]["role"] == "user" and (answer := next((c for c in RESPONSES if c in row), None)):
         found = [*found, {"role": "assistant", "content": _text(row, answer, where)}]
@@ -86,8 +91,7 @@ def preference_of(row: Row, where: str, column: str = "prompt") -> Preference:
         sides[side] = _text(row, side, where) if isinstance(row[side], str) else messages(row[side], f"{where}: {side}")
     before = {side: value[:-1] for side, value in sides.items() if not isinstance(value, str)}
     whole = [value for value in before.values() if value]
-    has_prompt = column in row or any(name in row for name in CONVENTIONS)
-    prompt = prompt_of(row, where, column) if has_prompt else whole[0] if whole else None
+    prompt = prompt_of(row, where, column) if _has_prompt(row, column) else whole[0] if whole else None
     if prompt is None:
         raise BadInput(
             f"{where} has neither a prompt nor conversations in chosen and rejected; add a column {column!r}"
@@ -138,10 +142,18 @@ def checked(conversation: list[Turn], where: str, ends: str) -> list[Turn]:
     return conversation
 
 
+def _columns(column: str) -> tuple[str, ...]:
+    """Where a row's conversation may be."""
+    return (column, *(CONVENTIONS if column == "prompt" else ()))
+
+
+def _has_prompt(row: Row, column: str) -> bool:
+    return any(name in row for name in _columns(column))
+
+
 def _column(row: Row, where: str, column: str) -> str:
     """The column that holds a row's conversation."""
-    names: tuple[str, ...] = (column, *(CONVENTIONS if column == "prompt" else ()))
-    for name in names:
+    for name in _columns(column):
         if name in row:
             return name
     raise BadInput(f"{where} has no {column!r} (it has {', '.join(row)}); set prompts.column")

@@ -259,9 +259,15 @@ def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a user's JSONL or Parquet file, as dictionaries. Raises RecordError naming the line."""
+def read_rows(path: str | Path, split: str = "train") -> list[dict[str, Any]]:
+    """The rows of a user's JSONL or Parquet file, or of a data set's directory (its `split`), as dictionaries.
+
+    Raises:
+        RecordError: names the line.
+    """
     path = Path(path)
+    if path.is_dir():
+        return _dataset_rows(path, split)
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
     if path.suffix == ".parquet":
@@ -286,3 +292,13 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             raise RecordError(f"{path}: line {number} is not an object: {line[:80]!r}")
         rows.append(row)
     return rows
+
+
+def _dataset_rows(directory: Path, split: str) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(str(directory), split=split))
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecordError(f"{directory}: cannot be read as a data set with the split {split!r} ({reason})") from None

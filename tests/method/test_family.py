@@ -58,9 +58,8 @@ def test_every_member_says_what_it_reads_and_only_fields_of_an_objective() -> No
     assert set().union(*SETTINGS.values()) <= set(Objective.__dataclass_fields__) | {"eta", "eta_rate"}
 
 
-def test_a_run_can_name_every_member_but_the_one_on_demonstrations() -> None:
-    """SPIN's y_w is a demonstration; no run makes such pairs yet."""
-    assert set(get_args(runs.Objective.model_fields["name"].annotation)) == set(FAMILY) - {"spin"}
+def test_a_run_can_name_every_member() -> None:
+    assert set(get_args(runs.Objective.model_fields["name"].annotation)) == set(FAMILY)
 
 
 @pytest.mark.parametrize("name", ANY)

@@ -243,7 +243,6 @@ def refused(root: Path, changes: dict[str, Any]) -> str:
         ({"evaluation": {"models": ["smollm"]}}, "evaluation.models: unknown model 'smollm'; did you mean 'smollm3'?"),
         ({"tables": {"rows": {"table2": {"DPO": "dop"}}}}, "tables.rows.table2.DPO: unknown run or model 'dop'; did"),
         ({"prompts": {"dataset": "ultrafedback"}}, "prompts.dataset: unknown dataset 'ultrafedback'; did you mean"),
-        ({"prompts": {"responses": None}}, "samples: dataset needs prompts.responses"),
         ({"evaluation": {"judges": []}}, "evaluation.judges: alpaca-eval, arena-hard, mt-bench need a judge"),
         ({"resources": {"stages": {"trian": {"gpus": 8}}}}, "resources.stages.trian"),
         ({"models": {"x": {"hub": "a/b", "api": "c"}}}, "give exactly one of hub, github, path, architecture, api"),

@@ -53,7 +53,7 @@ def test_cycles_add_up_over_shards_and_what_made_no_pair_has_its_reason(
         pair.run(pair.Settings(pairing={}), *map(list, zip(*shards, strict=True)), pairs[-1])
     samples, scores = map(list, zip(*(shard for shards in parts for shard in shards), strict=True))
     settings = preferences.Settings(rows=[("SFT", 1, "majority"), ("INPO 1", 2, "majority")])
-    preferences.run(settings, pairs, scores, samples, tmp_path / "table")
+    preferences.run(settings, pairs, tmp_path / "table", scores, samples)
     table = pd.read_csv(tmp_path / "table.csv")
     first, second = table.to_dict("records")
     assert first == {
@@ -68,11 +68,33 @@ def test_cycles_add_up_over_shards_and_what_made_no_pair_has_its_reason(
     assert "prompts_with_a_cycle" in (tmp_path / "table.md").read_text()
 
 
+def test_pairs_that_the_data_prefer_have_a_row_without_cycles(tmp_path: Path, oracle_settings: dict[str, Any]) -> None:
+    samples, scores = shard(tmp_path / "1", {"a": CIRCLE, "b": RANKED}, oracle_settings)
+    scored, given = tmp_path / "scored.parquet", tmp_path / "given.parquet"
+    pair.run(pair.Settings(pairing={}), [samples], [scores], scored)
+    with artifact(given, "prefer", {}, []) as made:
+        made.path.write_text("")
+        made.facts = dict.fromkeys(pair.REASONS, 0) | {"identical_responses": 2}
+        made.facts |= {"rows": 5, "prompts": 7, "prompts_without_a_pair": 2}
+    settings = preferences.Settings(rows=[("INPO 1", 1, "majority"), ("data set", 1, "dataset")])
+    preferences.run(settings, [scored, given], tmp_path / "table", [scores], [samples])
+    first, second = pd.read_csv(tmp_path / "table.csv").to_dict("records")
+    assert (first["oracle"], first["prompts"], first["prompts_with_a_cycle"], first["pairs"]) == ("majority", 2, 1, 1)
+    assert (second["oracle"], second["prompts"], second["pairs"], second["identical_responses"]) == (
+        "data set",
+        7,
+        5,
+        2,
+    )
+    assert pd.isna(second["prompts_with_a_cycle"]) and pd.isna(second["dropped_responses"])
+    assert "n/a" in (tmp_path / "table.md").read_text()
+
+
 def test_files_that_do_not_fit_the_rows_are_refused(tmp_path: Path, chain: dict[str, Path]) -> None:
     settings = preferences.Settings(rows=[("SFT", 1, "overall")])
     with pytest.raises(BadInput, match="1 rows, 0 files of pairs, 1 of scores and 1 of samples do not fit"):
-        preferences.run(settings, [], [chain["scores"]], [chain["samples"]], tmp_path / "table")
+        preferences.run(settings, [], tmp_path / "table", [chain["scores"]], [chain["samples"]])
     bare = tmp_path / "bare.parquet"
     bare.write_bytes(chain["pairs"].read_bytes())
     with pytest.raises(BadInput, match=r"bare\.parquet: no manifest"):
-        preferences.run(settings, [bare], [chain["scores"]], [chain["samples"]], tmp_path / "table")
+        preferences.run(settings, [bare], tmp_path / "table", [chain["scores"]], [chain["samples"]])

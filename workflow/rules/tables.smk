@@ -87,7 +87,7 @@ rule tabulate:
 
 rule preferences:
     input:
-        pairs=[PLAN.files.pairs(*of) for of in PLAN.policies.annotated],
+        pairs=[PLAN.files.pairs(*of) for of in (*PLAN.policies.annotated, *PLAN.policies.preferred)],
         scores=[file for of in PLAN.policies.annotated for file in PLAN.files.score_shards(*of)],
         samples=[file for policy, part, _ in PLAN.policies.annotated for file in PLAN.files.sample_shards(policy, part)],
     output:

@@ -35,10 +35,10 @@ def kept_bytes(q: Quantities, work: Work) -> float:
         case "score":
             asked = calls(q, work)
             return sampled * row + (asked.input_tokens + asked.output_tokens) * TOKEN_BYTES
-        case "pair":
-            return q.part * q.pairs * (prompt + 2 * response + row)
+        case "pair" | "prefer":
+            return q.pairs_of(work.oracle or "") * (prompt + 2 * response + row)
         case "logps":
-            return float(q.part * q.pairs * row)
+            return float(q.pairs_of(work.oracle or "") * row)
         case "answer":
             return q.requests(work.benchmark or "") * (q.generated(work.benchmark or "") * TOKEN_BYTES + row)
         case "assess":

@@ -101,12 +101,12 @@ def games_a_prompt(q: Quantities, work: Work, comparisons: int | None) -> int:
 def _logps(q: Quantities, work: Work) -> list[Pass]:
     if not work.models:
         return []  # the sampler's own
-    return [Pass("read", q.size(work.models[0]), q.part * q.pairs * q.pair)]
+    return [Pass("read", q.size(work.models[0]), q.pairs_of(work.oracle or "") * q.pair)]
 
 
 def _train(q: Quantities, work: Work) -> list[Pass]:
     fit = q.plan.policies.fits[work.policy or ""]
-    tokens = q.part * len(fit.parts) * fit.training.epochs * q.pairs * q.pair
+    tokens = q.pairs_of(fit.oracle) * len(fit.parts) * fit.training.epochs * q.pair
     return [Pass("train", q.size(work.models[0]), tokens, again=fit.training.gradient_checkpointing)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnpo.benchmarks.cards import CARDS
-from mnpo.config.blocks import ConfigError
+from mnpo.config.blocks import DATASET, ConfigError
 from mnpo.config.sources import Model
 from mnpo.planning.costs.assumptions import DEMO_ITEMS
 from mnpo.planning.files import HELDOUT
@@ -66,11 +66,15 @@ class Quantities:
         self.pair = self.prompt + 2 * self.response
         """Tokens that reading a pair computes: its prompt once."""
         self.pairs = {"best-worst": 1, "all": self.k * (self.k - 1) // 2, "each": self.k // 2}[c.pairing.form]
-        """Of a prompt, when none is tied."""
+        """Of a prompt, when an oracle prefers and none is tied."""
 
     def size(self, model: str) -> float:
         """Parameters of an entry of `models`."""
         return parameters(self.plan.config.models[model])
+
+    def pairs_of(self, oracle: str) -> int:
+        """Pairs of a part, as `oracle` prefers or, DATASET, the data do."""
+        return self.part * (1 if oracle == DATASET else self.pairs)
 
     def prompts(self, work: Work) -> int:
         """Prompts of a part, or of the held-out ones."""

@@ -38,6 +38,7 @@ def _logps_work(plan: Plan) -> list[Work]:
             policy=scorer,
             models=() if said else (scorer if scorer in plan.config.models else base,),
             part=part,
+            oracle=oracle,
         )
         for policy, part, oracle, text, scorer in scored
         for said in [plan.files.reused_logprobs(policy, part, text, scorer)]

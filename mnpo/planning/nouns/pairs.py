@@ -19,6 +19,11 @@ def _pair_settings(plan: Plan, oracle: str) -> dict[str, Any]:
     return {"pairing": Pairing() if AGAINST in oracle else plan.config.pairing, **plan.policies.strip(REFERENCE)}
 
 
+@reads("prefer")
+def _prefer_settings(plan: Plan) -> dict[str, Any]:
+    return {"prompts": plan.config.prompts}
+
+
 @work
 def _pairs_work(plan: Plan) -> list[Work]:
     return [
@@ -28,6 +33,17 @@ def _pairs_work(plan: Plan) -> list[Work]:
             (plan.files.pairs(policy, part, oracle),),
             (*plan.files.sample_shards(policy, part), *plan.files.score_shards(policy, part, oracle)),
             part=part,
+            oracle=oracle,
         )
         for policy, part, oracle in plan.policies.paired
+    ] + [
+        Work(
+            "prefer",
+            f"{policy} part{part}",
+            (plan.files.pairs(policy, part, oracle),),
+            (plan.files.prompts(part), *plan.files.prompt_sources, *plan.files.own_samples(policy, part)),
+            part=part,
+            oracle=oracle,
+        )
+        for policy, part, oracle in plan.policies.preferred
     ]

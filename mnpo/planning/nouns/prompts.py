@@ -16,7 +16,8 @@ def _world(plan: Plan) -> list[str]:
 
 @reads("prompts", by_name=_world)
 def _prompts_settings(plan: Plan) -> dict[str, Any]:
-    return {"prompts": plan.config.prompts, "seed": plan.config.seed}
+    prompts = plan.config.prompts.model_copy(update={"scores": None})  # which the stage `prefer` reads
+    return {"prompts": prompts, "seed": plan.config.seed}
 
 
 @work

@@ -33,7 +33,9 @@ def _reuse_settings(plan: Plan, shard: str) -> dict[str, Any]:
 def _samples_work(plan: Plan) -> list[Work]:
     base = plan.config.reference.model
     fits = plan.policies.fits.values()
-    drawn: list[tuple[str, int | str]] = [(fit.sampler, part) for fit in fits for part in fit.parts]
+    drawn: list[tuple[str, int | str]] = [
+        (fit.sampler, part) for fit in fits for part in fit.parts if (fit.sampler, fit.oracle) != (DATASET, DATASET)
+    ]
     drawn += [(fit.exploits, part) for fit in fits if fit.exploits for part in fit.parts]
     drawn += [(policy, HELDOUT) for policies in plan.policies.exploiters.values() for policy in policies]
     shards = plan.files.shards

@@ -54,11 +54,11 @@ def _players_settings(plan: Plan) -> dict[str, Any]:
             [
                 policy,
                 {
-                    "oracle": plan.policies.fits[policy].oracle,
+                    "oracle": oracle,
                     "opponents": list(plan.policies.opponents(policy).items()),
                 },
             ]
-            for policy in plan.policies.lasts
+            for policy, oracle in plan.policies.judged_by.items()
         ],
         "scores": list(dict.fromkeys([evaluation.oracle, *evaluation.scores])),
     } | _intervals(plan, "players")
@@ -82,7 +82,8 @@ def _rehearsal_settings(plan: Plan) -> dict[str, Any]:
 
 @reads("preferences")
 def _preferences_settings(plan: Plan) -> dict[str, Any]:
-    return {"rows": [[plan.policies.sampler_label(p), part, oracle] for p, part, oracle in plan.policies.annotated]}
+    policies = plan.policies
+    return {"rows": [[policies.sampler_label(p), part, o] for p, part, o in (*policies.annotated, *policies.preferred)]}
 
 
 @reads("benchmarks")
@@ -143,4 +144,4 @@ def _preference_files(plan: Plan) -> list[str]:
             *plan.files.score_shards(policy, part, oracle),
             *plan.files.sample_shards(policy, part),
         )
-    ]
+    ] + [plan.files.pairs(*of) for of in plan.policies.preferred]

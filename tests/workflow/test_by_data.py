@@ -1,0 +1,95 @@
+"""The workflow on one's own data: pairs that they prefer themselves, no oracle asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from mnpo.storage.records import PAIRS, read, rows_of
+from tests.helpers.checkouts import Checkout
+
+pytestmark = pytest.mark.slow
+
+
+def jsonl(file: Path, rows: list[Any]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def said(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def metrics(policy: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (policy / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, random_policy: Path) -> dict[str, Any]:
+    """A configuration of nothing but a model, prompts and an evaluation, for runs to be added to."""
+    return {
+        "name": "small",
+        "prompts": {"source": "file", "path": "rows.jsonl", "parts": 1, "heldout": 2},
+        "models": {"base": {"path": str(random_policy)}},
+        "text": {"max_length": 80, "max_prompt_length": 48},
+        "reference": {"model": "base"},
+        "oracles": {"short": {"kind": "rule", "rule": "brevity"}},
+        "sampling": {"responses": 2, "max_new_tokens": 6},
+        "training": {"batch_size": 4, "learning_rate": 1e-3},
+        "evaluation": {"oracle": "short"},
+        "tables": {"targets": ["preferences"]},
+    }
+
+
+def project(path: Path, config: dict[str, Any], rows: list[Any]) -> Checkout:
+    checkout = Checkout.of_project(path, "own.yaml")
+    (path / "own.yaml").write_text(yaml.safe_dump(config))
+    jsonl(path / "rows.jsonl", rows)
+    return checkout
+
+
+def test_offline_objectives_learn_from_chosen_and_rejected(tmp_path: Path, base: dict[str, Any]) -> None:
+    """DPO, IPO, SimPO and CPO on one file of pairs, without an oracle; what is edited in it is paired again."""
+    rows = [{"prompt": f"Say cat {n} times.", "chosen": "cat cat", "rejected": "dog dog dog"} for n in range(11)]
+    rows += [rows[0], {"prompt": "Say cow.", "chosen": said("Say cow.", "cow"), "rejected": said("Say cow.", "cow")}]
+    objectives = [{"name": "dpo"}, {"name": "ipo", "eta": 1}, {"name": "simpo"}, {"name": "cpo"}]
+    runs = {o["name"]: {"objective": o, "iterations": [{"parts": [1], "samples": "dataset"}]} for o in objectives}
+    checkout = project(tmp_path / "own", base | {"runs": runs}, rows)
+    results = checkout.path / "results/small"
+    trained = [f"results/small/policies/{name}.1" for name in runs]
+    checkout.made("preferences", *trained)
+    pairs = rows_of(read(PAIRS, results / "pairs/dataset/part1/dataset.parquet"))
+    assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("cat cat", "dog dog dog")}
+    table = pd.read_csv(results / "tables/preferences.csv").iloc[0]
+    assert (table["policy"], table["oracle"], table["pairs"]) == ("data set", "data set", len(pairs))
+    assert table["identical_responses"] == table["prompts_without_a_pair"] == table["prompts"] - len(pairs)
+    assert metrics(results / "policies/dpo.1")[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert metrics(results / "policies/ipo.1")[0]["loss"] == pytest.approx(0.25, abs=1e-3)  # (1 / (2 eta))^2
+    for name in runs:
+        assert (
+            metrics(results / f"policies/{name}.1")[-1]["margin"] > metrics(results / f"policies/{name}.1")[0]["margin"]
+        )
+    assert not (results / "samples").exists() and not (results / "scores").exists()
+    assert checkout.planned("preferences", *trained) == set()
+    jsonl(checkout.path / "rows.jsonl", [row | {"chosen": "cat"} for row in rows])
+    assert "prefer pairs/dataset/part1/dataset.parquet" in checkout.planned("preferences", *trained)
+
+
+def test_spin_learns_from_demonstrations_over_its_own_responses(tmp_path: Path, base: dict[str, Any]) -> None:
+    rows = [{"messages": said(f"Say cat {n} times.", "cat cat")} for n in range(10)]
+    spin = {"objective": {"name": "spin", "beta": 0.5}, "iterations": [{"parts": [1], "samples": "demonstrations"}] * 2}
+    checkout = project(tmp_path / "own", base | {"runs": {"spin": spin}}, rows)
+    checkout.made("results/small/policies/spin.2", "preferences")
+    results = checkout.path / "results/small"
+    for start, policy in (("sft", "spin.1"), ("spin.1", "spin.2")):
+        pairs = read(PAIRS, results / f"pairs/{start}/part1/dataset.parquet")
+        assert set(pairs["chosen"]) == {"cat cat"} and "cat cat" not in set(pairs["rejected"])
+        first, *_, last = metrics(results / f"policies/{policy}")
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)  # at first the policy is its own opponent
+        assert last["margin"] > first["margin"]
+    assert list(pd.read_csv(results / "tables/preferences.csv")["policy"]) == ["SFT", "SPIN 1"]
