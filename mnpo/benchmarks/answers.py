@@ -12,7 +12,7 @@ from mnpo.benchmarks.questions import Question
 from mnpo.config.blocks import Block
 from mnpo.config.sampling import Decoding, Sampling
 from mnpo.config.sources import Model
-from mnpo.config.text import Text
+from mnpo.config.text import Reading, Text
 from mnpo.errors import BadInput
 from mnpo.seeds import derive
 
@@ -52,6 +52,8 @@ class Settings(Block):
     batch_size: int = Field(16, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int
+    text: Reading | None = None
+    """What is said about the policy's template; None: nothing."""
     limits: dict[str, int] = {}
     """Where the prompts are EvalScope's: the limit of the answers to each benchmark's."""
 
@@ -187,7 +189,8 @@ def _text(settings: Settings, architecture: Any) -> Text:
             f"{longest}: answers of {new} tokens leave no room for questions in the {window} of "
             f"{settings.policy}; set evaluation.settings.{longest}.max_new_tokens lower"
         )
-    return Text(max_length=window, max_prompt_length=window - new)
+    said = settings.text.model_dump() if settings.text else {}
+    return Text(max_length=window, max_prompt_length=window - new, **said)
 
 
 def of_api(

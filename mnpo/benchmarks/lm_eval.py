@@ -25,6 +25,7 @@ from mnpo.benchmarks.lm_eval_tasks import write_tasks
 from mnpo.benchmarks.result_cache import Results
 from mnpo.config.blocks import Block
 from mnpo.config.evaluation import Benchmark, BenchmarkSettings
+from mnpo.config.text import Reading
 from mnpo.progress import say
 
 SEED, NUMPY_SEED, TORCH_SEED, FEWSHOT_SEED = 0, 1234, 1234, 1234  # lm-eval's defaults
@@ -42,6 +43,8 @@ class Settings(Block):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int | None = Field(None, ge=16)
     """Tokens of prompt and reply together; None: what the policy can."""
+    text: Reading | None = None
+    """What is said about the policy's template; None: nothing."""
 
 
 def evaluate(settings: Settings, policy: Path, data: Mapping[str, Path]) -> dict[str, Result]:
@@ -75,6 +78,7 @@ def results(settings: Settings, policy: Path, data: Mapping[str, Path]) -> Resul
             batch_size=settings.batch_size,
             max_length=settings.max_length,
             seed=SEED,
+            reading=settings.text,
         )
         for benchmark, chosen in settings.benchmarks.items():
             summary, rows = _run(settings, model, CARDS[benchmark], chosen, prepared[benchmark])
@@ -95,7 +99,7 @@ def _run(settings: Settings, model: Any, card: Card, chosen: BenchmarkSettings, 
     for task in tasks.values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     wanted = _first(chosen.limit, {name: len(task.eval_docs) for name, task in tasks.items()})
-    watched = Watched(model, f"harness: {settings.policy}, {card.name}")
+    watched = Watched(model, f"harness: {settings.policy}, {card.name}", card.chat)
     found = run_tasks(
         watched,
         {"tasks": {name: tasks[name] for name in wanted}},

@@ -33,6 +33,8 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
     """
     text = settings.model_dump(mode="json")
     benchmarks = text["harness"].pop("benchmarks")
+    if settings.harness.text is None:  # as it was for results made before there was such a key
+        del text["harness"]["text"]
 
     def measured(names: list[str]) -> Results:
         chosen = {b: c for b, c in settings.harness.benchmarks.items() if b in names}
