@@ -115,7 +115,7 @@ def _respond(
         )
         for p, k in tasks
     ]
-    what, reader = f"assess {settings.policy}, {mode}", Reader(chat.tokenizer, settings.strip)
+    what, reader = f"assess {settings.policy}, {mode}", Reader(chat, settings.strip)
     drawn = draw(model, requests, decoding, chat.stop_ids, settings.batch_size, what)
     return [
         {

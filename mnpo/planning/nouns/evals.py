@@ -47,10 +47,11 @@ def _answer_settings(plan: Plan, policy: str, benchmark: str) -> dict[str, Any]:
 
 
 def _measuring(plan: Plan, policy: str) -> dict[str, Any]:
-    """How a benchmark runs a policy."""
+    """How a benchmark runs a policy. What `text` says of its template is said of this configuration's own policies."""
     keys = {"backend", "batch_size", "dtype", "max_length"}
+    said = None if policy in plan.config.models else plan.config.text.reading()
     how = plan.config.evaluation.model_dump(include=keys, exclude_none=True)
-    return {"policy": policy, **how, **plan.policies.strip(policy)}
+    return {"policy": policy, **how, **({"text": said} if said else {}), **plan.policies.strip(policy)}
 
 
 def _own_judge(plan: Plan) -> list[str]:
