@@ -248,7 +248,9 @@ def of_api(
         raise BadInput(
             f"{what}: {len(empty)} of {len(rows)} answers of {model.api} are empty ({endings(empty)}), more than "
             f"evaluation.max_empty ({settings.max_empty:g}) permits: a judge would take them for the policy's worst. "
-            f"{client.mend}; or raise evaluation.max_empty"
+            f"Where they were cut (length), raise models.{settings.policy}.max_tokens, in which thinking counts, or "
+            f"lower its reasoning_effort; else see what the endpoint filters. {client.mend}; or raise "
+            "evaluation.max_empty"
         )
     return rows, {"calls": client.tally, **_facts(rows)}
 
