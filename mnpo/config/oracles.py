@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -142,3 +143,10 @@ class Oracle(Block):
     def members(self) -> list[str]:
         """The oracles that this one is made of."""
         return [*(self.weights or {}), *(self.of or [])]
+
+
+def comparing(oracles: Mapping[str, Oracle], name: str) -> str | None:
+    """The oracle that makes `name` one that compares: itself, or one that it is made of; None where none does."""
+    if oracles[name].compares:
+        return name
+    return next((found for member in oracles[name].members() if (found := comparing(oracles, member))), None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mnpo.config.blocks import ConfigError
 from mnpo.config.configuration import Config
-from mnpo.config.oracles import COMPARED, SCORED
+from mnpo.config.oracles import COMPARED, SCORED, comparing
 from mnpo.errors import BadInput
 from mnpo.planning.files import Files
 from mnpo.planning.fits import AGAINST
@@ -26,6 +26,12 @@ class Oracles:
         """Every oracle that judges held-out responses."""
         e = self.config.evaluation
         return list(dict.fromkeys(filter(None, [e.oracle, *e.scores, e.accuracy, e.majority])))
+
+    @property
+    def over_reference(self) -> list[str]:
+        """Those of them that compare: their figure is a win rate over the reference's responses."""
+        e, specs = self.config.evaluation, self.config.oracles
+        return [name for name in dict.fromkeys(filter(None, [e.oracle, *e.scores])) if comparing(specs, name)]
 
     def models(self, names: Iterable[str]) -> list[str]:
         """The models behind oracles, and behind all that these are made of."""

@@ -39,6 +39,9 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
         elif rule == "score_asking":
             members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
             judges |= {name: asked for name, asked in members.items() if asked is not None}
+        elif rule == "assess":
+            asking = plan.config.with_members(plan.oracles.of_evaluation)
+            judges |= {name: asked for name in asking if (asked := plan.config.oracles[name].judge) is not None}
         elif rule == "answer" and not plan.policies.has_files(of["policy"]):
             judges[of["policy"]] = plan.config.models[of["policy"]].as_judge()
     requirements: list[Callable[[], None]] = [

@@ -46,12 +46,36 @@ def message(call: Callable[..., Any], *arguments: Any, **named: Any) -> str:
 # ----------------------------------------------------------------------------------------------------------- it is read
 
 
-def test_a_judge_does_not_vote_on_held_out_prompts(configured: Callable[..., Config]) -> None:
-    own = {name: oracle.model_dump(exclude_none=True) for name, oracle in configured().oracles.items()}
-    judge = {"kind": "judge", "judge": {"model": "gpt"}}
-    voters = {"kind": "majority", "of": ["correctness", "llm"]}
-    with pytest.raises(ConfigError, match=r"evaluation\.majority: crowd asks the judge llm"):
-        configured(oracles={**own, "llm": judge, "crowd": voters}, evaluation={"majority": "crowd"})
+def test_every_kind_of_oracle_may_decide_on_held_out_prompts(planned: Callable[..., Plan]) -> None:
+    own = planned().config.model_dump(exclude_none=True)["oracles"]
+    further = {
+        "llm": {"kind": "judge", "judge": {"model": "gpt"}},
+        "crowd": {"kind": "majority", "of": ["correctness", "llm"]},
+        "one": {"kind": "annotator", "of": ["brevity", "crowd"]},
+    }
+    for name in further:
+        plan = planned(
+            oracles={**own, **further}, evaluation={"oracle": name, "scores": ["brevity", "llm"], "majority": "crowd"}
+        )
+        assert plan.oracles.over_reference == list(dict.fromkeys([name, "llm"]))
+
+
+def test_right_answers_are_not_counted_by_one_who_compares(planned: Callable[..., Plan]) -> None:
+    expected = "evaluation.accuracy: majority rests on majority, which compares responses and calls none right"
+    assert expected in message(planned, evaluation={"accuracy": "majority"})
+
+
+def test_held_out_prompts_need_an_oracle_only_where_something_is_made_of_them(planned: Callable[..., Plan]) -> None:
+    expected = "evaluation.oracle: required by tables.targets (heldout, figures); name who decides wins"
+    assert expected in message(
+        planned, evaluation={"oracle": None}, tables={"targets": ["heldout", "figures", "costs"]}
+    )
+    plan = planned(
+        evaluation={"oracle": None, "scores": [], "accuracy": None, "majority": None},
+        tables={"targets": ["benchmarks"]},
+    )
+    assert plan.oracles.of_evaluation == []
+    assert "evaluation.oracle: name who decides" in message(plan.settings, "assess", policy="sft")
 
 
 def test_the_demo_loads(demo: Path) -> None:
@@ -461,11 +485,6 @@ def test_reading_a_configuration_and_planning_import_no_heavy_library(root: Path
     heavy, seconds = result.stdout.rsplit(" ", 1)
     assert heavy == "[]"
     assert float(seconds) < 2, f"{seconds} s of CPU, {time.monotonic() - started:.1f} s of wall clock"
-
-
-def test_wins_cannot_be_decided_by_a_majority_vote(planned: Callable[..., Plan]) -> None:
-    for key, value in (("oracle", "majority"), ("scores", ["majority"])):
-        assert "rests on majority" in message(planned, evaluation={key: value})
 
 
 def test_a_benchmarks_protocol_is_one_that_it_has(configured: Callable[..., Config]) -> None:

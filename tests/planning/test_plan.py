@@ -732,3 +732,20 @@ def test_each_benchmark_may_have_its_protocol(planned: Planned) -> None:
     asked = {"policy": "sft", "judge": "demo", "repeat": ""}
     settings = {b: json.loads(plan.settings("judge", benchmark=b, **asked)) for b in plan.measurements.answered}
     assert settings["minerva"]["protocol"] == "evalscope" and "protocol" not in settings["arena-hard"]
+
+
+# ------------------------------------------------------------------------------------------------ oracles that compare
+
+
+def test_what_compares_reads_the_references_responses(planned: Callable[..., Plan]) -> None:
+    plan = planned(evaluation={"oracle": "majority"})
+    rows = "results/demo/evals/sft/heldout.parquet"
+    inputs = {piece.what: piece.inputs for piece in job_graph.everything(plan) if piece.stage == "assess"}
+    assert rows in inputs["td-mnpo.3"] and rows not in inputs["sft"]
+    assert not any(rows in piece.inputs for piece in job_graph.everything(planned()) if piece.stage == "assess")
+    for stage in ("tabulate", "players", "plot"):
+        assert json.loads(plan.settings(stage))["over_reference"] == ["majority"]
+        assert "over_reference" not in json.loads(planned().settings(stage))
+    assert json.loads(planned(evaluation={"oracle": "majority", "accuracy": None}).settings("plot"))[
+        "family_value"
+    ] == ("win rate over SFT, sampled")

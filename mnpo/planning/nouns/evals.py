@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mnpo.config.blocks import DEMO, REFERENCE
+from mnpo.config.blocks import DEMO, REFERENCE, ConfigError
 from mnpo.config.sources import ASKED
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.registry import Work, reads, work
@@ -69,6 +69,8 @@ def _judge_settings(plan: Plan, policy: str, benchmark: str, judge: str, repeat:
 @reads("assess")
 def _assess_settings(plan: Plan, policy: str) -> dict[str, Any]:
     evaluation, sampling = plan.config.evaluation, plan.config.sampling
+    if evaluation.oracle is None:
+        raise ConfigError("evaluation.oracle: name who decides wins on held-out prompts; this target needs it")
     return plan.oracles.settings(plan.oracles.of_evaluation) | {
         "policy": policy,
         "oracle": evaluation.oracle,
@@ -124,7 +126,7 @@ def _heldout(plan: Plan) -> list[Work]:
             "assess",
             policy,
             (plan.files.evaluation(policy, HELDOUT),),
-            (plan.files.policy(policy), *shared),
+            (plan.files.policy(policy), *shared, *plan.files.opposing(policy, plan.oracles.over_reference)),
             policy=policy,
             models=models,
         )
