@@ -43,6 +43,8 @@ class Settings(Block):
     models: dict[str, Model] = {}
     functions: dict[str, str] = {}
     """A user's file -> the digest of its code, when the job was planned."""
+    nltk: str | None = None
+    """Where NLTK's data are, for constraints on sentences."""
     responses: int
     decoding: Decoding
     batch_size: int

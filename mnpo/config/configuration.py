@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mnpo.config.blocks import DATASET, REFERENCE, Block, Name, nearest
+from mnpo.config.constraints import ID_COLUMN, KWARGS_COLUMN
 from mnpo.config.evaluation import DECIDED, Evaluation, Exploitability, Tables
 from mnpo.config.oracles import Judge, Oracle, comparing
 from mnpo.config.resources import Resources
@@ -117,6 +118,28 @@ class Config(Block):
                 f"evaluation.oracle: required by tables.targets ({', '.join(needing)}); name who decides wins on "
                 "held-out prompts, or leave these out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _oracles_know_the_prompts(self) -> Config:
+        """What an oracle needs beside the prompt is there: the demo's truth, or the columns of constraints."""
+        e, source = self.evaluation, self.prompts.source
+        exploited = self.exploitability.oracle if self.exploitability else None
+        asked = [e.oracle, *e.scores, e.accuracy, e.majority, exploited]
+        for name in self.with_members(filter(None, [*(run.oracle for run in self.runs.values()), *asked])):
+            oracle = self.oracles[name]
+            if oracle.kind == "rule" and source != "demo":
+                raise ValueError(
+                    f"oracles.{name}: a rule judges prompts of the demo's world by what they were made of, and "
+                    f"prompts.source is {source}; use an oracle of another kind, such as function"
+                )
+            if oracle.kind == "constraints" and oracle.constraints is None:
+                for column in (ID_COLUMN, KWARGS_COLUMN):
+                    if column not in (self.prompts.further or []) or source == "demo":
+                        raise ValueError(
+                            f"oracles.{name}: without `constraints`, each row has its own in the columns {ID_COLUMN} "
+                            f"and {KWARGS_COLUMN}; name both in prompts.further (source file or dataset)"
+                        )
         return self
 
     def is_used_in_place(self, policy: str) -> bool:

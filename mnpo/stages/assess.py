@@ -10,7 +10,7 @@ from mnpo.benchmarks import heldout
 from mnpo.config.blocks import validated
 from mnpo.config.sources import directories
 from mnpo.oracles import Kept
-from mnpo.storage import user_code
+from mnpo.storage import text_tools, user_code
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import JUDGED, PROMPTS, read, rows_of, write
 
@@ -46,6 +46,9 @@ def run(
     rows = read(PROMPTS, prompts)
     other = [] if against is None else [against]
     inputs = [policy, reference, prompts, *other, *directories(wanted.models.values()), *map(Path, wanted.functions)]
+    if wanted.nltk:
+        inputs.append(Path(wanted.nltk))
+        text_tools.use([Path(wanted.nltk)])
     items = output.with_suffix(".parquet")
     with (
         artifact(output, "assess", settings, inputs) as made,

@@ -669,7 +669,13 @@ def test_the_demos_own_code_is_part_of_the_demos_digests_only(
     """The world behind the prompts and the tiny model behind SFT count where the configuration uses them."""
     seen: list[tuple[str, ...]] = []
     monkeypatch.setattr("mnpo.storage.code_digests.digest", lambda *modules: seen.append(modules) or "")
-    local = {"prompts": {"source": "file", "path": "p.jsonl"}, "models": {"tiny": {"path": "here"}}}
+    checks = {"kind": "constraints", "constraints": [{"id": "punctuation:no_comma"}]}
+    local = {
+        "prompts": {"source": "file", "path": "p.jsonl"},
+        "models": {"tiny": {"path": "here"}},
+        "oracles": {name: checks for name in planned().config.oracles if name != "majority"}
+        | {"majority": {"kind": "majority", "of": ["overall"]}},
+    }
     for plan in (planned(), planned(**local)):
         for stage in ("prompts", "sft", "pair"):
             plan.code(stage)

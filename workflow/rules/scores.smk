@@ -5,7 +5,7 @@ rule score:
     input:
         samples=PLAN.files.samples("{policy}", "{part}", "{shard}"),
         against=lambda w: PLAN.files.against(w.part, w.oracle, w.shard),
-        models=lambda w: PLAN.files.model_sources(PLAN.oracles.models([w.oracle])),
+        sources=lambda w: PLAN.oracles.sources([w.oracle]),
     output:
         scores=PLAN.files.scores("{policy}", "{part}", "{oracle}", "{shard}"),
         manifest=manifest(PLAN.files.scores("{policy}", "{part}", "{oracle}", "{shard}")),
@@ -23,7 +23,7 @@ rule score:
         settings=lambda w: PLAN.settings("score", oracle=w.oracle),
         code=lambda w: PLAN.code("score", [w.oracle]),
         against=lambda w, input: [f"--against={file}" for file in input.against],
-        external=lambda w: found(*PLAN.files.model_sources(PLAN.oracles.models([w.oracle]))),
+        external=lambda w: found(*PLAN.oracles.sources([w.oracle])),
     shell:
         "exec python -m mnpo --log {log:q} score --settings {params.settings:q} --samples {input.samples:q} {params.against:q}"
         " --output {output.scores:q}"

@@ -119,7 +119,11 @@ def _benchmarks_of(plan: Plan, policy: str) -> list[Work]:
 
 def _heldout(plan: Plan) -> list[Work]:
     oracles = plan.oracles.models(plan.oracles.of_evaluation)
-    shared = (plan.files.policy(REFERENCE), plan.files.prompts(HELDOUT), *plan.files.model_sources(oracles))
+    shared = (
+        plan.files.policy(REFERENCE),
+        plan.files.prompts(HELDOUT),
+        *plan.oracles.sources(plan.oracles.of_evaluation),
+    )
     models = (plan.config.reference.model, *oracles)
     return [
         Work(
