@@ -77,7 +77,9 @@ def main(which: str, options: list[str]) -> int:
     began = time.monotonic()
     try:
         rehearsal.check_out()
-        if any((rehearsal.path / ".snakemake/locks").glob("*")):  # of a call that was interrupted, whose cluster is gone
+        if any(
+            (rehearsal.path / ".snakemake/locks").glob("*")
+        ):  # of a call that was interrupted, whose cluster is gone
             rehearsal.shell(f"snakemake --configfile {CONFIGS[which]} --cores 1 --unlock")
         workflow = rehearsal.start("--configfile", CONFIGS[which], *TWO_RANKS, *options)
         print(f"{which}: its log is {workflow.log}", flush=True)
