@@ -189,11 +189,15 @@ def test_a_wrong_value_is_named_with_its_key(write: Callable[..., Path], extra: 
         ("parts: [1]", "parts: [3]", "runs.one.iterations[1].parts: no part 3; prompts.parts is 2"),
         ("parts: [1]", "parts: []", "runs.one.iterations.0.parts: "),
         ("name: dpo", "name: dop", "runs.one.objective.name: "),
-        ("{path: somewhere}", "{}", "models.tiny: give exactly one of hub, github, path, architecture, api (got none)"),
+        (
+            "{path: somewhere}",
+            "{}",
+            "models.tiny: give exactly one of hub, github, path, architecture, miniature, api (got none)",
+        ),
         (
             "{path: somewhere}",
             "{path: a, hub: b}",
-            "models.tiny: give exactly one of hub, github, path, architecture, api (got hub, path)",
+            "models.tiny: give exactly one of hub, github, path, architecture, miniature, api (got hub, path)",
         ),
         ("kind: rule, rule: brevity", "kind: rule", "oracles.short: kind rule needs rule"),
         (
@@ -462,6 +466,15 @@ def test_greedy_sampling_is_no_mistake_where_nothing_is_sampled(configured: Call
     greedy = {"sampling": {"temperature": 0}}
     assert configured(**iterated(parts=[1], samples="dataset") | responses | greedy).sampling.temperature == 0
     assert configured(sampling={"logprobs": True}, floating=True).floating  # where true is meant, it is taken
+
+
+def test_null_drops_a_row_that_the_extended_configuration_has(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "fewer.yaml").write_text(
+        f"extends: {root / 'config.yaml'}\ntables: {{rows: {{table3: {{DPO: null, INPO: null}}, table4: null}}}}\n"
+    )
+    rows, theirs = load(tmp_path / "fewer.yaml").tables.rows, load(root / "config.yaml").tables.rows
+    assert list(rows["table3"]) == [row for row in theirs["table3"] if row not in ("DPO", "INPO")]
+    assert rows["table4"] == {} and rows["table2"] == theirs["table2"]
 
 
 # ---------------------------------------------------------------------------------------------------- schema and weight
