@@ -37,9 +37,7 @@ def lengths(count: int, scale: float = 1.0) -> list[tuple[int, int, int]]:
 def counted() -> None:
     """Of the paper's batches: how unlike they are, and how much of a step's time is its tokens."""
     rows = [sum(row) for row in lengths(PAIRS)]
-    print(
-        "| batches | ranks | mean length of a batch, sd | of a batch's rows, sd | padding | tokens a step's time pays for |"
-    )
+    print("| batches | ranks | sd of means | sd within | padding | tokens a step pays for |")
     print("|---|---|---|---|---|---|")
     for way in WAYS:
         steps = list(islice(shuffled(rows, BATCH, 0, windows=way == "windows"), PAIRS // BATCH))
