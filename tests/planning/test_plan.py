@@ -359,7 +359,7 @@ def test_players_are_weighted_by_name_whatever_their_order(planned: Planned) -> 
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ({"name": "td-mnpo", "weights": {"mine": 1}}, "weights have names, and td-mnpo has no players; give a list"),
+        ({"name": "td-mnpo", "weights": {"mine": 1}}, "weights have names, but td-mnpo has no players; give a list"),
         ({"name": "inpo", "order": "oldest-first"}, "objective inpo does not read order; td-mnpo does"),
     ],
 )
