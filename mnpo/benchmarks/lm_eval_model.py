@@ -107,20 +107,14 @@ class _Batching(_Chatting):
 class Watched:
     """lm-eval's model, with an eye on what it is fed.
 
-    Refuses a prompt without exactly one BOS where the policy's prompts begin with one; shortens replies rather than
-    prompts where both do not fit; counts the prompts and replies that are cut all the same; shows progress.
-
-    Args:
-        model: what `load_policy` returned.
-        what: for messages.
-        conversing: whether prompts are conversations.
+    Refuses a prompt without exactly one BOS where the policy's template has one; shortens replies rather than prompts
+    where both do not fit; counts the prompts and replies that are cut all the same; shows progress.
     """
 
-    def __init__(self, model: Any, what: str, conversing: bool = False) -> None:
+    def __init__(self, model: Any, what: str) -> None:
         self._model = model
         self._what = what
-        model.conversing = conversing
-        self._bos = None if model.chat.text.bos == "template" and not conversing else model.chat.bos
+        self._bos = None if model.chat.text.bos == "template" and not model.conversing else model.chat.bos
         self.prompts_cut = 0
         self.replies_cut = 0
         self.max_new_tokens = 0
