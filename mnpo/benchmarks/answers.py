@@ -153,7 +153,8 @@ def of_policy(
         return [Given(chat.decode(r.tokens).strip(), len(r.tokens), r.finish) for r in draw(requests, decoding)]
 
     rows = converse(asked, settings, answer)
-    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"]}
+    counted = {name: n for name, n in chat.counts.items() if n}
+    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"], **counted}
     return rows, {**facts, **_facts(rows)}
 
 

@@ -201,10 +201,12 @@ class Chat:
 
     def _before_end(self, opening: Opening) -> str:
         """What the template puts between a response and the token that ends it: some have a space there."""
-        ended = self.template.specials.search(opening.trail)
-        if ended is None or self._plain(ended[0]) != [self.end_of_turn]:
-            return ""
-        return opening.trail[: ended.start()]
+        before, ended, _ = opening.trail.partition(self._end)
+        return before if ended and not self.template.specials.search(before) else ""
+
+    @cached_property
+    def _end(self) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
 
     def _following(self, read: _Prompt, text: str) -> list[int]:
         """Token ids of `text` behind a prompt."""
