@@ -225,9 +225,9 @@ class Chat:
         """The id of a token that is named."""
         ids = [token] if isinstance(token, int) else self._plain(token)
         if len(ids) != 1 or not 0 <= ids[0] < len(self.tokenizer):
+            what = f"the {len(ids)} tokens {ids}" if len(ids) != 1 else f"beyond its {len(self.tokenizer)} ids"
             raise BadInput(
-                f"text.end_of_turn: {token!r} is {len(ids)} tokens in {self.template.where}; name a single one of its "
-                "vocabulary"
+                f"text.end_of_turn: {token!r} is no token of {self.template.where} ({what}); name one of its vocabulary"
             )
         return int(ids[0])
 
