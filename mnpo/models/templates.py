@@ -136,21 +136,23 @@ class Template:
         """What follows `opening` where the answer to `turns` is `response`, without what stands behind it.
 
         Counted are responses that the template changes, as by stripping them, and those that it would not write whole
-        behind this opening: thinking that it leaves out of what was answered, or behind an empty block. These follow as
-        they are, which is how they were sampled.
+        behind this opening: thinking that it leaves out of what was answered, or behind an empty block, or thinking
+        that has no end. These follow as they are, which is how they were sampled.
         """
         whole, marked = self._answered(turns, response), self.mark(response)
         if self._control_tokens.search(response):
             self.counts["responses_with_control_tokens"] += 1
-        found = whole[len(opening.whole) : len(whole) - len(opening.trail)]
-        fits = whole.startswith(opening.whole) and whole.endswith(opening.trail)
-        if fits and found.endswith(marked):
-            return found
-        if fits and "".join(marked.split()) in "".join(found.split()):
-            self.counts["responses_changed_by_template"] += 1
-            return found
+        opens = any(response.lstrip().startswith(first) for first in opening.lead.split()[:1])  # as the template would
+        if whole.startswith(opening.whole) and whole.endswith(opening.trail):
+            found = whole[len(opening.whole) : len(whole) - len(opening.trail)]
+            if not (opens and found == opening.lead + marked):
+                if found.endswith(marked):
+                    return found
+                if "".join(marked.split()) in "".join(found.split()):
+                    self.counts["responses_changed_by_template"] += 1
+                    return found
         self.counts["responses_left_as_they_are"] += 1
-        return opening.lead + marked
+        return marked if opens else opening.lead + marked
 
     def _answered(self, turns: Turns, response: str) -> str:
         return self.render([*turns, {"role": "assistant", "content": response}])

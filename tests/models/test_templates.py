@@ -212,6 +212,12 @@ def test_thinking_behind_an_empty_block_follows_it_as_it_is_and_is_counted(chat_
     assert chat.counts["responses_left_as_they_are"] == 1
 
 
+def test_thinking_that_was_cut_gets_no_empty_block_in_front(chat_of: Callable[..., Chat]) -> None:
+    chat = chat_of("qwen-3")
+    assert tokens(chat, chat.encode(ASKED, "<think>\none").response) == ["<think>", "Ċ", "one", "<|im_end|>"]
+    assert chat.counts["responses_left_as_they_are"] == 1
+
+
 @pytest.mark.parametrize("name", ["gemma-2", "gemma-3", "llama-2", "mistral"])
 def test_a_response_that_the_template_strips_is_trained_as_it_renders_it_and_counted(
     name: str, chat_of: Callable[..., Chat]
