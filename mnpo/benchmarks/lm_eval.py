@@ -92,7 +92,6 @@ def _run(settings: Settings, model: Any, card: Card, chosen: BenchmarkSettings, 
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import set_torch_seed
 
-    model.conversing = card.chat
     random.seed(SEED)
     np.random.seed(NUMPY_SEED)
     set_torch_seed(TORCH_SEED)
@@ -100,7 +99,7 @@ def _run(settings: Settings, model: Any, card: Card, chosen: BenchmarkSettings, 
     for task in tasks.values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     wanted = _first(chosen.limit, {name: len(task.eval_docs) for name, task in tasks.items()})
-    watched = Watched(model, f"harness: {settings.policy}, {card.name}")
+    watched = Watched(model, f"harness: {settings.policy}, {card.name}", card.chat)
     found = run_tasks(
         watched,
         {"tasks": {name: tasks[name] for name in wanted}},

@@ -109,14 +109,20 @@ class _Batching(_Chatting):
 class Watched:
     """lm-eval's model, with an eye on what it is fed.
 
-    Refuses a prompt without exactly one BOS where the policy's template has one; shortens replies rather than prompts
-    where both do not fit; counts the prompts and replies that are cut all the same; shows progress.
+    Refuses a prompt without exactly one BOS where the policy's prompts begin with one; shortens replies rather than
+    prompts where both do not fit; counts the prompts and replies that are cut all the same; shows progress.
+
+    Args:
+        model: what `load_policy` returned.
+        what: for messages.
+        conversing: whether prompts are conversations.
     """
 
-    def __init__(self, model: Any, what: str) -> None:
+    def __init__(self, model: Any, what: str, conversing: bool = False) -> None:
         self._model = model
         self._what = what
-        self._bos = None if model.chat.text.bos == "template" and not model.conversing else model.chat.bos
+        model.conversing = conversing
+        self._bos = None if model.chat.text.bos == "template" and not conversing else model.chat.bos
         self.prompts_cut = 0
         self.replies_cut = 0
         self.max_new_tokens = 0

@@ -464,17 +464,3 @@ def test_a_benchmarks_protocol_is_one_that_it_has(configured: Callable[..., Conf
     assert [mixed.judged(b) for b in ("minerva", "gsm8k", "mt-bench")] == [True, False, True]
     with pytest.raises(ConfigError, match=r"evaluation\.judges: minerva need a judge, and none is named"):
         configured(evaluation={"protocol": "evalscope", "benchmarks": ["minerva", "gsm8k"], "judges": []})
-
-
-@pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        ({"bos": "yes"}, "text.bos: Input should be 'template', 'add' or 'none'"),
-        ({"date": "tomorrow"}, "text.date: 'tomorrow' is not a date; write it as 2024-07-26"),
-        ({"control_token": "text"}, "text.control_token: unknown key; did you mean 'control_tokens'"),
-        ({"system": ""}, "text.system: String should have at least 1 character"),
-    ],
-)
-def test_what_is_said_of_a_template_is_checked(demo: Path, said: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load(demo, {"text": said})

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 
 from mnpo.benchmarks.lm_eval_model import _Chatting
+from mnpo.config.blocks import ConfigError
+from mnpo.config.reading import load
 from mnpo.config.sampling import Sampling
 from mnpo.config.text import Text, TextForm
 from mnpo.errors import BadInput
@@ -387,3 +389,17 @@ def test_settings_of_block_text_that_are_not_said_are_not_in_what_a_stage_reads(
     assert Text().model_dump() == {"max_length": 2048, "max_prompt_length": 1800, "overflow": "truncate"}
     assert Text().reading() is None and json.loads(Text().model_dump_json()) == Text().model_dump()
     assert Text(system="x", template="chatml").reading() == {"system": "x"}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"bos": "yes"}, "text.bos: Input should be 'template', 'add' or 'none'"),
+        ({"date": "tomorrow"}, "text.date: 'tomorrow' is not a date; write it as 2024-07-26"),
+        ({"control_token": "text"}, "text.control_token: unknown key; did you mean 'control_tokens'"),
+        ({"system": ""}, "text.system: String should have at least 1 character"),
+    ],
+)
+def test_what_is_said_of_a_template_is_checked(demo: Path, said: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(demo, {"text": said})
