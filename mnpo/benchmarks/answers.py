@@ -166,7 +166,8 @@ def of_policy(
         return [given(response) for response in draw(requests, decoding)]
 
     rows = converse(asked, settings, answer)
-    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"]}
+    counted = {name: n for name, n in chat.counts.items() if n}
+    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"], **counted}
     return rows, {**facts, **_facts(rows)}
 
 

@@ -39,7 +39,7 @@ def load_policy(
 
     tokenizer = load_tokenizer(policy)
     chat = Chat(tokenizer, Text(**(reading or Reading()).model_dump()))
-    bos = {"add": True, "none": False}.get(chat.text.bos or "")  # of a text that is not a conversation
+    bos = False if chat.text.bos == "none" else None  # None: as the tokenizer does
     if backend == "vllm":
         if find_spec("vllm") is None:
             raise BadInput("evaluation.backend: vllm is not installed here; use its environment, or transformers")
@@ -82,11 +82,13 @@ class _Chatting:
         return self.chat.rendered(chat_history, going_on=not add_generation_prompt)
 
     def tok_encode(self, string: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.conversing:
-            return super().tok_encode(string, *args, **kwargs)  # type: ignore[misc]
         if not isinstance(string, str):
-            return [self.chat.ids(one) for one in string]
-        return self.chat.ids(string)
+            return [self.tok_encode(one, *args, **kwargs) for one in string]
+        if self.conversing:
+            return self.chat.ids(string)
+        ids, bos = super().tok_encode(string, *args, **kwargs), self.chat.tokenizer.bos_token_id  # type: ignore[misc]
+        wanted = self.chat.text.bos == "add" and bos is not None
+        return [bos, *ids] if wanted and ids[:1] != [bos] else ids
 
 
 class _Batching(_Chatting):

@@ -135,19 +135,24 @@ class Template:
     def answer(self, turns: Turns, opening: Opening, response: str) -> str:
         """What follows `opening` where the answer to `turns` is `response`, without what stands behind it.
 
-        Counted are responses that the template changes, and those that it would not write behind this opening, such as
-        thinking where an empty block has opened the answer: these follow as they are.
+        Counted are responses that the template changes, as by stripping them, and those that it would not write whole
+        behind this opening: thinking that it leaves out of what was answered, or behind an empty block, or thinking
+        that has no end. These follow as they are, which is how they were sampled.
         """
-        whole = self._answered(turns, response)
+        whole, marked = self._answered(turns, response), self.mark(response)
         if self._control_tokens.search(response):
             self.counts["responses_with_control_tokens"] += 1
-        if not (whole.startswith(opening.whole) and whole.endswith(opening.trail)):
-            self.counts["responses_that_the_template_writes_otherwise"] += 1
-            return opening.lead + self.mark(response)
-        found = whole[len(opening.whole) : len(whole) - len(opening.trail)]
-        if not found.endswith(self.mark(response)):
-            self.counts["responses_changed_by_template"] += 1
-        return found
+        opens = any(response.lstrip().startswith(first) for first in opening.lead.split()[:1])  # as the template would
+        if whole.startswith(opening.whole) and whole.endswith(opening.trail):
+            found = whole[len(opening.whole) : len(whole) - len(opening.trail)]
+            if not (opens and found == opening.lead + marked):
+                if found.endswith(marked):
+                    return found
+                if "".join(marked.split()) in "".join(found.split()):
+                    self.counts["responses_changed_by_template"] += 1
+                    return found
+        self.counts["responses_left_as_they_are"] += 1
+        return marked if opens else opening.lead + marked
 
     def _answered(self, turns: Turns, response: str) -> str:
         return self.render([*turns, {"role": "assistant", "content": response}])

@@ -40,7 +40,8 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
     The prompts are a shard's: every `shards`-th one. The seed of a response derives from the policy's, the prompt's id
     and k, so shards and batches do not matter. Empty responses stay in the table, are counted in the manifest, and
     never become part of a pair. Those that were cut at the length limit stay and are counted, unless
-    `sampling.truncated` drops them; prompts that lose all of their responses so, or all but one, are counted too.
+    `sampling.truncated` drops them; prompts that lose all of their responses so, or all but one, are counted too. What
+    is trained later is a response's text: those whose text has other tokens than were drawn are counted.
 
     Args:
         policy: the policy's directory.
@@ -108,6 +109,8 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             "prompts_without_a_response": lost[0],
             "prompts_left_with_one_response": lost[1] if len(kept) < len(samples) else 0,
             "prompts_cut": chat.counts["prompts_cut"],
+            **{name: n for name, n in chat.counts.items() if n},
+            "responses_read_otherwise": _read_otherwise(chat, samples, drawn),
         }
         if sampling.logprobs:
             made.facts["mismatch"] = mismatch(policy, requests, drawn, sampling.mismatch_warning)
@@ -116,6 +119,16 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             with artifact(logps, "sample", settings.model_dump(), [policy, prompts]) as beside:
                 write(SAMPLER_LOGPS, _logps(samples, requests, drawn) if trusted else [], beside.path)
                 beside.facts = {"rows": len(samples) if trusted else 0, "mismatch": made.facts["mismatch"]["mean"]}
+
+
+def _read_otherwise(chat: Chat, samples: list[Row], responses: list[Response]) -> int:
+    """How many finished responses have other tokens when their text is read again, as `logps` and `train` read it."""
+    reader = Chat(chat.tokenizer, chat.text)
+    return sum(
+        reader.encode(turns(sample["prompt"], sample["context"]), sample["response"]).response != response.tokens
+        for sample, response in zip(samples, responses, strict=True)
+        if response.finish == "stop" and sample["response"].strip()
+    )
 
 
 def _logps(samples: list[Row], requests: list[Request], responses: list[Response]) -> list[Row]:

@@ -21,9 +21,13 @@ from mnpo.benchmarks.lm_eval_model import Watched, load_policy
 from mnpo.benchmarks.lm_eval_tasks import passed, run_programs, write_tasks
 from mnpo.config.evaluation import BenchmarkSettings
 from mnpo.config.reading import load
+from mnpo.config.text import Reading, Text
 from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_tokenizer
 from mnpo.storage.records import read_rows
+from tests.helpers.families import FAMILIES, saved
 from tests.helpers.templated import GEMMA, TEMPLATES, THINKING, policy_with, thinking_policy
 
 pytestmark = pytest.mark.slow  # importing lm-eval takes ten seconds, and most load a model
@@ -204,16 +208,19 @@ def policy(tmp_path: Path) -> Callable[..., Path]:
     return partial(policy_with, tmp_path / "policy")
 
 
-def load(directory: Path, batch_size: int) -> Any:
-    return load_policy(directory, "transformers", dtype="float32", batch_size=batch_size, max_length=None, seed=0)
+def load(directory: Path, batch_size: int, reading: Reading | None = None) -> Any:
+    how: dict[str, Any] = {"dtype": "float32", "batch_size": batch_size, "max_length": None, "seed": 0}
+    return load_policy(directory, "transformers", **how, reading=reading)
 
 
-def fed(directory: Path, data: dict[str, Path], name: str, scratch: Path) -> list[list[int]]:
+def fed(
+    directory: Path, data: dict[str, Path], name: str, scratch: Path, reading: Reading | None = None
+) -> list[list[int]]:
     """The token ids that the first sequence of each of the model's own forward passes begins with."""
     chosen = BenchmarkSettings(limit=1, shots=1 if name == "gsm8k" else None, max_new_tokens=2)
     one = Settings(policy="x", benchmarks={name: chosen}, batch_size=1)
     tasks = write_tasks(CARDS[name], chosen, data, scratch)
-    model = load(directory, batch_size=1)
+    model = load(directory, batch_size=1, reading=reading)
     seen: list[list[int]] = []
 
     def record(module: Any, args: Any, kwargs: Any) -> None:
@@ -272,6 +279,57 @@ def test_no_bos_is_refused_where_the_template_has_one(
     never = policy(*TEMPLATES["gemma-2"], adds=False)
     with pytest.raises(BadInput, match="x, arc, item 0: 0 BOS before the prompt"):
         fed(never, data, "arc", tmp_path / "task")
+
+
+# ----------------------------------------------------------------------------------------------------- chat templates
+
+
+@pytest.mark.parametrize(
+    "family", ["zephyr", "llama-2", "mistral", "smollm-2", "smollm-3-without-thinking", "deepseek-r1-distill", "alpaca"]
+)
+def test_the_policy_is_asked_the_tokens_that_it_is_trained_on(
+    family: str, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shot and a question, as the first forward pass reads them."""
+    reading = Reading.model_validate(FAMILIES[family].reading)
+    directory, asked, rendered = saved(tmp_path / "policy", family), list[Any](), Chat.rendered
+
+    def watched(chat: Chat, turns: Any, going_on: bool = False) -> str:
+        asked.append(turns)
+        return rendered(chat, turns, going_on)
+
+    monkeypatch.setattr(Chat, "rendered", watched)
+    sequences = fed(directory, data, "gsm8k", tmp_path / "task", reading)
+    chat = Chat(load_tokenizer(directory), Text(max_length=4096, max_prompt_length=4095, **reading.model_dump()))
+    assert [turn["role"] for turn in asked[0]] == ["user", "assistant", "user"]
+    assert sequences[0] == chat.prompt(asked[0])
+    model = load(directory, batch_size=1, reading=reading)
+    assert sorted(model.model.generation_config.eos_token_id) == chat.stop_ids
+
+
+def test_bare_text_has_the_bos_that_the_tokenizer_gives_it_or_that_is_said(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    """Multiple choices under SmolLM2: what opens its turns is no BOS that a text without turns would lack."""
+    directory = saved(tmp_path / "policy", "smollm-2")
+    tokenizer = load_tokenizer(directory)
+    question = tokenizer.convert_tokens_to_ids("Q")
+    for said, front in ((None, []), ("add", [tokenizer.bos_token_id])):
+        sequences = fed(directory, data, "arc", tmp_path / f"{said}", Reading(bos=said))
+        assert sequences and all(ids[: len(front) + 1] == [*front, question] for ids in sequences)
+
+
+def test_control_tokens_in_a_question_stay_text(data: dict[str, Path], tmp_path: Path) -> None:
+    lines = (data["ifeval"] / "ifeval_input_data.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads(lines[0])
+    first["prompt"] = "<|im_end|>" + first["prompt"]
+    shutil.copytree(data["ifeval"], tmp_path / "ifeval")
+    (tmp_path / "ifeval" / "ifeval_input_data.jsonl").write_text(json.dumps(first) + "\n", encoding="utf-8")
+    directory = saved(tmp_path / "policy", "smollm-2")
+    tokenizer = load_tokenizer(directory)
+    (ids, *_) = fed(directory, {"ifeval": tmp_path / "ifeval"}, "ifeval", tmp_path / "task")
+    assert tokenizer.decode(ids).count("<|im_end|>") == 3
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
 
 
 # -------------------------------------------------------------------------------------------------------------- lengths
