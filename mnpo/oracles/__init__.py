@@ -12,7 +12,7 @@ from mnpo.config.oracles import Oracle as OracleSettings
 from mnpo.config.sources import Model
 
 if TYPE_CHECKING:
-    from mnpo.storage.resume import Journal
+    from mnpo.storage.journal import Journal
 
 
 class Question(NamedTuple):
