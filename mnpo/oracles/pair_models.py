@@ -16,7 +16,7 @@ from mnpo.oracles.forward import Reader, Whole
 from mnpo.oracles.pairs import Game, Pairwise
 from mnpo.oracles.reward_models import local
 from mnpo.storage.conversations import Turn
-from mnpo.storage.resume import Journal
+from mnpo.storage.journal import Journal
 
 
 class PairModel(Pairwise):

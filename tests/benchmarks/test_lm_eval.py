@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mnpo.benchmarks import lm_eval, mended
+from mnpo.benchmarks import lm_eval, lm_eval_model, mended
 from mnpo.benchmarks.cards import CARDS
 from mnpo.benchmarks.lm_eval import Settings
 from mnpo.benchmarks.lm_eval_model import Watched, load_policy
@@ -627,3 +627,47 @@ def test_a_right_answer_after_thinking_is_right_and_both_lengths_are_told(
     if not special:
         summary, rows = measured("none")
         assert summary["value"] == 0 and "thinking" not in summary and "empty" not in summary
+
+
+# ------------------------------------------------------------------------------------------ what choices take in memory
+
+
+def test_logits_of_choices_are_bounded_and_their_numbers_are_lm_evals(
+    sft_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short and long texts, choices of one and of several tokens; some share all but the last, some are cut."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = load_policy(sft_policy, "transformers", dtype="float32", batch_size=4, max_length=48, seed=0)
+    usual = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4, max_length=48)
+    shapes: list[Any] = []
+    model.model.register_forward_hook(lambda *called: shapes.append(called[-1].logits.shape))
+    texts = [list(range(5, 5 + n)) for n in (1, 2, 3, 9, 9, 20, 31, 40, 47, 60)]
+    requests = [(("", ""), [7, *text], choice) for text in texts for choice in ([11], [12], [13, 14, 15], [16] * 9)]
+    expected = usual._loglikelihood_tokens(requests, disable_tqdm=True)
+    most, shapes[:] = max(shape.numel() for shape in shapes), []
+    assert most == 4 * 48 * shapes_vocabulary(model)
+
+    found = model._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
+    assert max(shape[0] for shape in shapes) == 4 and max(shape.numel() for shape in shapes) < most / 2
+    assert model.batch_size == 4  # for what is generated
+
+    bound = 15 * shapes_vocabulary(model)
+    monkeypatch.setattr(lm_eval_model, "MOST_LOGITS", bound)
+    shapes.clear()
+    fewer = model._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [value for value, _ in fewer] == pytest.approx([value for value, _ in expected], rel=1e-5)
+    assert max(shape.numel() for shape in shapes) <= bound
+    assert {1, 3} <= {shape[0] for shape in shapes}  # nine positions: one text; one or three: several
+
+
+def test_vllm_reads_as_many_tokens_of_a_prompt_at_once_as_leave_room_for_their_logits() -> None:
+    """With Gemma-2's vocabulary 2,097 of them: logits, and their log-softmax in float32 with its copies, are 8 GB."""
+    assert lm_eval_model._within_memory(256_000) == {"max_num_batched_tokens": 2097, "gpu_memory_utilization": 0.8}
+    assert lm_eval_model._within_memory(2_000_000)["max_num_batched_tokens"] == 512
+
+
+def shapes_vocabulary(model: Any) -> int:
+    return model.vocab_size  # type: ignore[no-any-return]

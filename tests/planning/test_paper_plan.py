@@ -109,7 +109,7 @@ def test_the_two_player_games_of_table_8_are_every_pair_and_both_sides(ablations
 
 def test_the_jobs_of_tables_2_to_4_counted_by_hand(plan: Plan) -> None:
     """8 runs: DPO and SimPO of one iteration, six of three. Four oracles score the data set's own responses; each of
-    the 12 later iterations has samples of its own, scored by one oracle; 16 shards of each."""
+    the 12 later iterations has samples of its own, scored by one oracle; 8 shards of each."""
     jobs = counted(plan, "table2", "table3", "table4")
     later = 6 * 2
     own = {
@@ -121,9 +121,9 @@ def test_the_jobs_of_tables_2_to_4_counted_by_hand(plan: Plan) -> None:
         ("part1", "athene"),
     }
     assert jobs["train"] == 2 + 6 * 3
-    assert jobs["reuse"] == 3 * 16
-    assert jobs["sample"] == later * 16
-    assert jobs["score"] == (later + len(own)) * 16
+    assert jobs["reuse"] == 3 * 8
+    assert jobs["sample"] == later * 8
+    assert jobs["score"] == (later + len(own)) * 8
     assert jobs["pair"] == later + len(own)
     # 9 policies; three judged benchmarks of one judge; one harness job each.
     assert (jobs["harness"], jobs["answer"], jobs["judge"]) == (9, 27, 27)
