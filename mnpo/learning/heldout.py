@@ -95,8 +95,12 @@ class Heldout:
     def _write(self, weights: dict[str, Tensor]) -> None:
         assert self._kept is not None
         new = self._kept.with_name(f"{BEST}.new")
+        once: dict[int, Tensor] = {}  # a tied head is one with the embeddings, here too
+        for weight in weights.values():
+            if weight.data_ptr() not in once:
+                once[weight.data_ptr()] = weight.cpu()
         with open(new, "wb") as stream:  # a full disk is an OSError so
-            torch.save({name: weight.cpu() for name, weight in weights.items()}, stream)
+            torch.save({name: once[weight.data_ptr()] for name, weight in weights.items()}, stream)
         os.replace(new, self._kept)
 
 

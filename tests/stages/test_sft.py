@@ -266,7 +266,7 @@ def test_a_base_model_learns_three_turn_conversations_and_a_template_of_new_toke
     assert facts["new_tokens"] == 2 and facts["rows"] == 20 and facts["heldout_rows"] == 4 and "texts" not in facts
     assert facts["steps"] == 8  # 3 epochs of 20, by eights: 7.5
     losses = [row["heldout_loss"] for row in metrics(out) if "heldout_loss" in row]
-    assert len(losses) == 2 and facts["heldout_loss"] == min(losses) < metrics(out)[0]["loss"] / 2
+    assert len(losses) == 2 and facts["heldout_loss"] == min(losses) < metrics(out)[0]["loss"] - 1
     tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"] == [end] == [len(tokenizer) - 1]
