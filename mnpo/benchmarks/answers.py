@@ -12,7 +12,7 @@ from mnpo.benchmarks.questions import Question
 from mnpo.config.blocks import Block
 from mnpo.config.sampling import Decoding, Sampling
 from mnpo.config.sources import Model, Strip
-from mnpo.config.text import Text
+from mnpo.config.text import Reading, Text
 from mnpo.errors import BadInput
 from mnpo.seeds import derive
 
@@ -56,6 +56,8 @@ class Settings(Block):
     """What is taken off the policy's replies (see Model)."""
     max_empty: float = Field(0.2, ge=0, lt=1)
     """Of a policy behind an endpoint: the largest share of empty answers."""
+    text: Reading | None = None
+    """What is said about the policy's template; None: nothing."""
     limits: dict[str, int] = {}
     """Where the prompts are EvalScope's: the limit of the answers to each benchmark's."""
 
@@ -146,7 +148,7 @@ def of_policy(
     text = _text(settings, AutoConfig.from_pretrained(policy, local_files_only=True).get_text_config())
     chat = Chat(load_tokenizer(policy), text)
     draw = _sampler(settings, policy, chat.stop_ids, text.max_length, journal)
-    reader = Reader(chat.tokenizer, settings.strip)
+    reader = Reader(chat, settings.strip)
 
     def given(response: Response) -> Given:
         reply, tokens = chat.decode(response.tokens), len(response.tokens)
@@ -200,7 +202,8 @@ def _text(settings: Settings, architecture: Any) -> Text:
             f"{longest}: answers of {new} tokens leave no room for questions in the {window} of "
             f"{settings.policy}; set evaluation.settings.{longest}.max_new_tokens lower"
         )
-    return Text(max_length=window, max_prompt_length=window - new)
+    said = settings.text.model_dump() if settings.text else {}
+    return Text(max_length=window, max_prompt_length=window - new, **said)
 
 
 def of_api(
@@ -245,7 +248,9 @@ def of_api(
         raise BadInput(
             f"{what}: {len(empty)} of {len(rows)} answers of {model.api} are empty ({endings(empty)}), more than "
             f"evaluation.max_empty ({settings.max_empty:g}) permits: a judge would take them for the policy's worst. "
-            f"{client.mend}; or raise evaluation.max_empty"
+            f"Where they were cut (length), raise models.{settings.policy}.max_tokens, in which thinking counts, or "
+            f"lower its reasoning_effort; else see what the endpoint filters. {client.mend}; or raise "
+            "evaluation.max_empty"
         )
     return rows, {"calls": client.tally, **_facts(rows)}
 

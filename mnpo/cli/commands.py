@@ -42,7 +42,9 @@ def print_plan(
     from mnpo.planning import outline
     from mnpo.planning.estimate import forecast
 
-    result = forecast(_plan(config, lock), target)
+    plan = _plan(config, lock)
+    plan.oracles.require_constraints_of_rows()
+    result = forecast(plan, target)
     typer.echo(outline.dump(result) if json_ else outline.describe(result))
 
 
@@ -135,7 +137,8 @@ def game(
         str, typer.Option(help="td-mnpo, inpo, onpo, egpo, ...; a wrong name lists them.")
     ] = "td-mnpo",
     weights: Annotated[
-        list[float] | None, typer.Option(help="History weights, newest first: --weights 0.667 0.333.")
+        list[float] | None,
+        typer.Option(help="Of past policies, newest first, or of the other players: --weights 0.667 0.333."),
     ] = None,
     more_weights: Annotated[list[float] | None, typer.Argument(hidden=True)] = None,
     learning_rate: Annotated[float, typer.Option(help="The update is exp(learning rate * P).")] = 1.0,

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mnpo.config.blocks import DATASET, REFERENCE, Block, Name, nearest
-from mnpo.config.evaluation import Evaluation, Exploitability, Tables
-from mnpo.config.oracles import Judge, Oracle
+from mnpo.config.constraints import ID_COLUMN, KWARGS_COLUMN
+from mnpo.config.evaluation import DECIDED, Evaluation, Exploitability, Tables
+from mnpo.config.oracles import Judge, Oracle, comparing
 from mnpo.config.resources import Resources
 from mnpo.config.runs import Run
 from mnpo.config.sampling import Pairing, Sampling
@@ -108,19 +109,17 @@ class Config(Block):
         for oracle_name in (e.oracle, *e.scores, e.accuracy, e.majority):
             if oracle_name is not None:
                 _known("evaluation", oracle_name, known_oracles, "oracle")
-        for oracle_name in filter(None, (e.oracle, *e.scores, e.accuracy)):
-            parts = self.with_members([oracle_name])
-            if comparing := [m for m in parts if self.oracles[m].compares]:
-                raise ValueError(
-                    f"evaluation: {oracle_name} rests on {comparing[0]}, which compares a policy's responses with each "
-                    "other, not with those of another; name an oracle that scores"
-                )
+        if e.accuracy and (compares := comparing(self.oracles, e.accuracy)):
+            raise ValueError(
+                f"evaluation.accuracy: {e.accuracy} rests on {compares}, which compares responses and calls none "
+                "right; name an oracle that scores"
+            )
         if e.majority and self.oracles[e.majority].kind != "majority":
             raise ValueError(f"evaluation.majority: {e.majority} is not an oracle of kind majority")
-        if e.majority and (asking := [m for m in self.with_members([e.majority]) if self.oracles[m].kind == "judge"]):
+        if e.oracle is None and (needing := [t for t in self.tables.targets if t in DECIDED]):
             raise ValueError(
-                f"evaluation.majority: {e.majority} asks the judge {asking[0]}, whose answers have no place in the "
-                "held-out evaluation; name voters that need none"
+                f"evaluation.oracle: required by tables.targets ({', '.join(needing)}); name who decides wins on "
+                "held-out prompts, or leave these out"
             )
         return self
 
@@ -140,6 +139,28 @@ class Config(Block):
             raise ValueError(f"reference.sft: {key} needs a held-out loss; set reference.sft.data.heldout")
         if sft.keep == "best" and not sft.evaluate_every:
             raise ValueError("reference.sft: keep: best needs evaluate_every, the steps from one loss to the next")
+
+    @model_validator(mode="after")
+    def _oracles_know_the_prompts(self) -> Config:
+        """What an oracle needs beside the prompt is there: the demo's truth, or the columns of constraints."""
+        e, source = self.evaluation, self.prompts.source
+        exploited = self.exploitability.oracle if self.exploitability else None
+        asked = [e.oracle, *e.scores, e.accuracy, e.majority, exploited]
+        for name in self.with_members(filter(None, [*(run.oracle for run in self.runs.values()), *asked])):
+            oracle = self.oracles[name]
+            if oracle.kind == "rule" and source != "demo":
+                raise ValueError(
+                    f"oracles.{name}: a rule judges prompts of the demo's world by what they were made of, and "
+                    f"prompts.source is {source}; use an oracle of another kind, such as function"
+                )
+            if oracle.kind == "constraints" and oracle.constraints is None:
+                for column in (ID_COLUMN, KWARGS_COLUMN):
+                    if column not in (self.prompts.further or []) or source == "demo":
+                        raise ValueError(
+                            f"oracles.{name}: without `constraints`, each row has its own in the columns {ID_COLUMN} "
+                            f"and {KWARGS_COLUMN}; name both in prompts.further (source file or dataset)"
+                        )
+        return self
 
     def by_data(self, run: Run, t: int) -> bool:
         """Whether the pairs of a run's iteration `t` are preferred by the data themselves, not by an oracle."""

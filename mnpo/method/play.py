@@ -48,8 +48,13 @@ class Settings:
     """What a play may set; each algorithm reads its own."""
 
     learning_rate: float = 1.0
-    weights: tuple[float, ...] = (1.0,)  # over the history, newest first
+    weights: tuple[float, ...] | None = None  # over the history, newest first, or the other players in their order
     comparisons: str = "policy"
+
+    @property
+    def over_history(self) -> tuple[float, ...]:
+        """`weights`, or pi_t alone."""
+        return self.weights or (1.0,)
 
 
 Iterates = Iterator[Array]  # [players, actions] log-probabilities, the start first
@@ -76,14 +81,14 @@ def _from_history(update: Callable[[Array, Array, Game, Settings], Array]) -> Al
         while True:
             yield history[:1]
             newest = update(game.preferences[0], history, game, settings)
-            history = np.concatenate([newest[None], history])[: len(settings.weights)]
+            history = np.concatenate([newest[None], history])[: len(settings.over_history)]
 
     return iterates
 
 
 def _ht_mnpo(game: Game, settings: Settings, alternating: bool = False) -> Iterates:
     """All players move at once, or one after another, each against the new policies of those before it."""
-    rate, weights = settings.learning_rate, opponent_weights(game.players)
+    rate, weights = settings.learning_rate, opponent_weights(game.players, settings.weights)
     policies = np.stack([game.reference] * game.players)
     shared = (game.reference, rate, rate * game.tau, settings.comparisons)
     turns = [[player] for player in range(game.players)] if alternating else [list(range(game.players))]
@@ -103,14 +108,14 @@ def _onpo(game: Game, settings: Settings) -> Iterates:
 
 ALGORITHMS: dict[str, Algorithm] = {
     "multiplicative-weights": _from_history(
-        lambda p, past, game, s: multiplicative_weights(p, past, s.learning_rate, s.weights)
+        lambda p, past, game, s: multiplicative_weights(p, past, s.learning_rate, s.over_history)
     ),
     # its learning rate is 1 / tau whatever the play's
     "ipo": _from_current(lambda p, policy, reference, rate, ratio: ipo(p, policy, reference, rate / ratio)),
     "inpo": _from_current(inpo),
     "td-mnpo": _from_history(
         lambda p, past, game, s: td_mnpo(
-            p, past, s.weights, game.reference, s.learning_rate, s.learning_rate * game.tau, s.comparisons
+            p, past, s.over_history, game.reference, s.learning_rate, s.learning_rate * game.tau, s.comparisons
         )
     ),
     "ht-mnpo": _ht_mnpo,
@@ -132,7 +137,7 @@ def play(
     record: Sequence[int] | Array | None = None,
 ) -> Trace:
     """Start at the reference, update `steps` times, measure the gaps at the `record` steps (None: log-spaced)."""
-    settings = Settings(learning_rate, (1.0,) if weights is None else tuple(weights), comparisons)
+    settings = Settings(learning_rate, None if weights is None else tuple(weights), comparisons)
     iterates = ALGORITHMS[choose(algorithm, ALGORITHMS, "algorithm")]
     _check_play(game, algorithm, steps, settings)
     record = log_spaced(steps) if record is None else np.unique(np.asarray(record, int))
@@ -148,13 +153,28 @@ def play(
     lasts, averages = (np.stack(policies) for policies in zip(*kept, strict=True))  # [records, players, actions]
     return Trace(
         record,
-        gap_last=_gaps(game, lasts, game.tau),
-        gap_average=_gaps(game, averages, game.tau),
-        plain_gap_last=_gaps(game, lasts, 0.0),
-        plain_gap_average=_gaps(game, averages, 0.0),
+        gap_last=_gaps(game, lasts, game.tau, settings),
+        gap_average=_gaps(game, averages, game.tau, settings),
+        plain_gap_last=_gaps(game, lasts, 0.0, settings),
+        plain_gap_average=_gaps(game, averages, 0.0, settings),
         last=last,
         average=total / steps,
     )
+
+
+def _check_weights(game: Game, algorithm: str, weights: tuple[float, ...] | None) -> None:
+    if weights is None:
+        return
+    if algorithm in HETEROGENEOUS:
+        if game.players > 1 and len(weights) != game.players - 1:
+            raise BadInput(f"weights {list(weights)}: {game.players} players, so give one for each of the others")
+        normalised(weights, len(weights))
+        return
+    if algorithm not in ("td-mnpo", "multiplicative-weights"):
+        raise BadInput(f"{algorithm} has no history: leave weights out, or use td-mnpo")
+    normalised(weights, len(weights))
+    if not weights or weights[0] <= 0:
+        raise BadInput(f"weights {list(weights)}: the first, pi_t's own, must be positive: step 1 has no other")
 
 
 def log_spaced(steps: int, records: int = 60) -> Array:
@@ -162,11 +182,11 @@ def log_spaced(steps: int, records: int = 60) -> Array:
     return np.unique(np.geomspace(1, steps, records).round().astype(int))
 
 
-def _gaps(game: Game, policies: Array, tau: float) -> Array:
+def _gaps(game: Game, policies: Array, tau: float, settings: Settings) -> Array:
     """[records, players] of policies [records, players, actions]."""
     if game.players == 1:
         return duality_gap(game.preferences[0], policies, tau, game.reference)
-    opposed = opponent_weights(game.players) @ policies
+    opposed = opponent_weights(game.players, settings.weights) @ policies
     players = enumerate(game.preferences)
     return np.stack([player_gap(p, policies[:, i], opposed[:, i], tau, game.reference) for i, p in players], axis=1)
 
@@ -176,13 +196,7 @@ def _check_play(game: Game, algorithm: str, steps: int, settings: Settings) -> N
     rate = settings.learning_rate
     if steps < 1 or not (np.isfinite(rate) and rate > 0):
         raise BadInput(f"steps {steps}, learning rate {rate}: both must be positive")
-    if settings.weights != (1.0,) and algorithm not in ("td-mnpo", "multiplicative-weights"):
-        raise BadInput(f"{algorithm} has no history: leave weights out, or use td-mnpo")
-    normalised(settings.weights, len(settings.weights))
-    if not settings.weights or settings.weights[0] <= 0:
-        raise BadInput(
-            f"weights {list(settings.weights)}: the first, pi_t's own, must be positive: step 1 has no other"
-        )
+    _check_weights(game, algorithm, settings.weights)
     if settings.comparisons == "opponents" and algorithm not in ("td-mnpo", *HETEROGENEOUS):
         raise BadInput(f"{algorithm} has one way to compare: leave comparisons at 'policy', or use td-mnpo or ht-mnpo")
     if (algorithm in HETEROGENEOUS) != (game.players > 1):

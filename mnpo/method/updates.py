@@ -89,9 +89,13 @@ def ht_mnpo(
     return log_softmax(anchors + learning_rate * (preferences @ opposed[:, :, None])[:, :, 0])
 
 
-def opponent_weights(players: int) -> Array:
-    """[players, players], row i: uniform over the others, 0 for player i itself."""
-    return (1 - np.eye(players)) / (players - 1)
+def opponent_weights(players: int, weights: Weights | None = None) -> Array:
+    """[players, players], row i: lambda over the others, in their order, and 0 for player i itself.
+
+    Uniform where no `weights` are given: one for each other player, the same list for every player.
+    """
+    row = normalised([1.0] * (players - 1) if weights is None else weights, players - 1)
+    return np.stack([np.insert(row, player, 0.0) for player in range(players)])
 
 
 def onpo(

@@ -106,6 +106,7 @@ MODULES = {
     "pair-model": "pair_models",
     "judge": "judges",
     "function": "functions",
+    "constraints": "constraints",
 }
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mnpo.config.blocks import DATASET
+from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.config.configuration import Config
 from mnpo.config.runs import UNCAPPED
 from mnpo.config.sources import Dataset, Model, Source
@@ -191,6 +191,10 @@ class Files:
     def evaluation_items(self, policy: str, benchmark: str) -> str:
         """Its per-item rows."""
         return f"{self.root}/evals/{policy}/{benchmark}.parquet"
+
+    def opposing(self, policy: str, over_reference: Iterable[str]) -> list[str]:
+        """The reference's responses to held-out prompts, where oracles compare a policy's with them."""
+        return [self.evaluation_items(REFERENCE, HELDOUT)] if policy != REFERENCE and [*over_reference] else []
 
     def table(self, name: str) -> str:
         """A printed table, without its ending."""

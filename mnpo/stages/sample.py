@@ -65,7 +65,7 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
     sampling = settings.sampling
     with resumable(output, "sample", settings.model_dump(), [policy, prompts]) as (made, session):
         chat = Chat(load_tokenizer(policy), settings.text)
-        reader = Reader(chat.tokenizer)  # what a setting says otherwise is for who reads samples
+        reader = Reader(chat)  # what a setting says otherwise is for who reads samples
         tasks = [(row, k) for row in rows_of(rows) for k in range(sampling.responses)]
         seeds = [derive(settings.seed, row["prompt_id"], k) for row, k in tasks]
         encoded = {

@@ -13,6 +13,7 @@ from mnpo.config.text import Text
 from mnpo.config.training import SFT
 from mnpo.errors import BadInput
 from mnpo.ranks import barrier, process_group, rank
+from mnpo.storage.artifacts import NOT_CONTENT
 from mnpo.storage.conversations import turns
 from mnpo.storage.records import DEMONSTRATIONS, read, rows_of
 from mnpo.storage.resume import Session, resumable
@@ -112,11 +113,15 @@ def _with_template(settings: Settings, path: str, template: str, directory: Path
 
 
 def _link(source: Path, directory: Path) -> None:
-    """The policy is the model as it is: its files are linked, not copied."""
+    """The policy is the model as it is: its files are linked, not copied.
+
+    What says when the model was made is no file of it: Snakemake would take its time for the policy's, older than the
+    policy's other inputs, and refuse the policy.
+    """
     from mnpo.models.checkpoints import checkpoint, load_tokenizer
 
     for file in checkpoint(source).iterdir():
-        if file.is_file() and file.name != "manifest.json":
+        if file.is_file() and file.name not in NOT_CONTENT:
             (directory / file.name).symlink_to(file.resolve())
     load_tokenizer(directory)
 

@@ -17,11 +17,17 @@ from mnpo.planning.estimate import forecast
 from mnpo.planning.plan import Plan
 
 FILE = {"source": "file", "path": "prompts.jsonl", "demonstrations": 0}
+OWN_ORACLE = {
+    "oracles": {"own": {"kind": "reward-model", "model": "tiny"}},
+    "evaluation": {"oracle": "own", "scores": [], "accuracy": None, "majority": None},
+    "runs": {},
+    "tables": {"win_against": ["sft"]},
+}
 OWN = {"file": "own.jsonl", "expected": 1000}
 
 
 def asked(prompts: dict[str, Any] = FILE, **sft: Any) -> dict[str, Any]:
-    return {"prompts": prompts, "reference": {"sft": sft}}
+    return OWN_ORACLE | {"prompts": prompts, "reference": {"sft": sft}}
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_every_launcher_starts_ranks_that_train_together(
         script = tmp_path / "train.sh"
         script.write_text(f"exec {shlex.join([sys.executable, *stage])}\n")
         launched(ACCELERATE, "bash", str(script))
-    assert manifest(output)["ranks"] == 2
+    assert manifest(output)["ranks"] == manifest(jsonl)["ranks"] == 2
     assert apart(output, one["whole"]) < 1e-5
     assert "train: " in (tmp_path / "log").read_text()  # rank 0's
 

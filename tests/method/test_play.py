@@ -160,3 +160,34 @@ def test_ht_mnpo_of_equal_players_is_self_play() -> None:
 def test_import_is_light() -> None:
     code = "import sys, mnpo.method.play; print(sorted({'torch', 'scipy', 'pandas', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_players_of_a_heterogeneous_game_weigh_the_others() -> None:
+    """One update of three players by hand: each against the others with 1/4 and 3/4, in the others' order. At the
+    start all are the reference, so the anchor is it; the second update has each one's own mixture."""
+    game = preset("random", players=3, actions=4)
+    rate, weights = 2.0, (0.25, 0.75)
+    policies = np.exp(game.reference)[None].repeat(3, axis=0)
+    for _ in range(2):
+        moved = []
+        for i in range(3):
+            first, second = (policies[j] for j in range(3) if j != i)
+            new = first**0.25 * second**0.75 * np.exp(rate * game.preferences[i] @ policies[i])
+            moved.append(new / new.sum())
+        policies = np.stack(moved)
+    trace = play(game, "ht-mnpo", 2, learning_rate=rate, weights=weights)
+    np.testing.assert_allclose(trace.last, policies, atol=1e-12)
+    opposed = 0.25 * policies[1] + 0.75 * policies[2]  # the first player's gap is against that mixture too
+    best = (game.preferences[0] @ opposed).max() - policies[0] @ game.preferences[0] @ opposed
+    assert trace.gap_last[-1, 0] == pytest.approx(best)
+
+
+def test_equal_weights_of_players_are_those_left_out() -> None:
+    game = preset("condorcet", players=3, tau=0.1)
+    given, left_out = (play(game, "ht-mnpo", 50, weights=w).last for w in ([2, 2], None))
+    np.testing.assert_allclose(given, left_out, atol=1e-12)
+
+
+def test_as_many_weights_as_other_players() -> None:
+    with pytest.raises(ValueError, match="3 players, so give one for each of the others"):
+        play(preset("rps", players=3), "ht-mnpo", 10, weights=[1.0])

@@ -68,6 +68,7 @@ def test_a_model_with_soft_capping_is_loaded_with_attention_that_caps(
     expected, uncapped = (capped_by_hand(monkeypatch, path, cap) for cap in (0.5, None))
     torch.testing.assert_close(logits(path, attention=attention), expected, rtol=0, atol=1e-4)
     assert (expected - uncapped).abs().max() > 1  # or the test would not see a cap that is left out
+    torch.testing.assert_close(logits(path, attention=attention, soft_cap=False), uncapped, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["causal", "classifier"])

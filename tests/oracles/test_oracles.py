@@ -56,6 +56,25 @@ def test_a_scorer_reads_its_temperature_from_the_settings() -> None:
     assert weighted.preferences[0][1] == pytest.approx(1 / (1 + math.exp(-2 * (a - b) / 0.5)))
 
 
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=7), st.floats(0.1, 3))
+def test_sppos_authors_count_a_response_against_itself(scores: list[float], temperature: float) -> None:
+    """Their `compute_prob.py`: the row sum of logistic(s_i - s_j) over all K, the own 1/2 included, divided by K. So
+    P - 1/2 is (K - 1) / K of ours, 0.8 at K = 5 (ledger, point 48)."""
+    preferences = preferences_from_scores(scores, temperature)
+    theirs = [sum(1 / (1 + math.exp((b - a) / temperature)) for b in scores) / len(scores) for a in scores]
+    ours, own = win_rates(preferences), win_rates(preferences, own=True)
+    assert own == pytest.approx(theirs)
+    share = (len(scores) - 1) / len(scores)
+    assert [p - 0.5 for p in own] == pytest.approx([share * (p - 0.5) for p in ours])
+
+
+def test_at_five_responses_the_own_one_leaves_four_fifths() -> None:
+    assert win_rates(preferences_from_scores([4.0, 3.0, 2.0, 1.0, 0.0])) == [1, 0.75, 0.5, 0.25, 0]
+    assert win_rates(preferences_from_scores([4.0, 3.0, 2.0, 1.0, 0.0]), own=True) == pytest.approx(
+        [0.9, 0.7, 0.5, 0.3, 0.1]
+    )
+
+
 def test_pairs_that_were_not_compared_count_for_nobody() -> None:
     nan = math.nan
     preferences = [[0.5, 0.9, nan], [0.1, 0.5, nan], [nan, nan, 0.5]]

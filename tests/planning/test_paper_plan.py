@@ -245,7 +245,10 @@ def refused(root: Path, changes: dict[str, Any]) -> str:
         ({"prompts": {"dataset": "ultrafedback"}}, "prompts.dataset: unknown dataset 'ultrafedback'; did you mean"),
         ({"evaluation": {"judges": []}}, "evaluation.judges: alpaca-eval, arena-hard, mt-bench need a judge"),
         ({"resources": {"stages": {"trian": {"gpus": 8}}}}, "resources.stages.trian"),
-        ({"models": {"x": {"hub": "a/b", "api": "c"}}}, "give exactly one of hub, github, path, architecture, api"),
+        (
+            {"models": {"x": {"hub": "a/b", "api": "c"}}},
+            "give exactly one of hub, github, path, architecture, miniature, api",
+        ),
         (
             {"models": {"x": {"path": "a", "mirror": "b"}}},
             "mirror stands in for hub or github, and this source is a path",

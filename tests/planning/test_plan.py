@@ -778,7 +778,13 @@ def test_the_demos_own_code_is_part_of_the_demos_digests_only(
     """The world behind the prompts and the tiny model behind SFT count where the configuration uses them."""
     seen: list[tuple[str, ...]] = []
     monkeypatch.setattr("mnpo.storage.code_digests.digest", lambda *modules: seen.append(modules) or "")
-    local = {"prompts": {"source": "file", "path": "p.jsonl"}, "models": {"tiny": {"path": "here"}}}
+    checks = {"kind": "constraints", "constraints": [{"id": "punctuation:no_comma"}]}
+    local = {
+        "prompts": {"source": "file", "path": "p.jsonl"},
+        "models": {"tiny": {"path": "here"}},
+        "oracles": {name: checks for name in planned().config.oracles if name != "majority"}
+        | {"majority": {"kind": "majority", "of": ["overall"]}},
+    }
     for plan in (planned(), planned(**local)):
         for stage in ("prompts", "sft", "pair"):
             plan.code(stage)
@@ -841,3 +847,20 @@ def test_each_benchmark_may_have_its_protocol(planned: Planned) -> None:
     asked = {"policy": "sft", "judge": "demo", "repeat": ""}
     settings = {b: json.loads(plan.settings("judge", benchmark=b, **asked)) for b in plan.measurements.answered}
     assert settings["minerva"]["protocol"] == "evalscope" and "protocol" not in settings["arena-hard"]
+
+
+# ------------------------------------------------------------------------------------------------ oracles that compare
+
+
+def test_what_compares_reads_the_references_responses(planned: Callable[..., Plan]) -> None:
+    plan = planned(evaluation={"oracle": "majority"})
+    rows = "results/demo/evals/sft/heldout.parquet"
+    inputs = {piece.what: piece.inputs for piece in job_graph.everything(plan) if piece.stage == "assess"}
+    assert rows in inputs["td-mnpo.3"] and rows not in inputs["sft"]
+    assert not any(rows in piece.inputs for piece in job_graph.everything(planned()) if piece.stage == "assess")
+    for stage in ("tabulate", "players", "plot"):
+        assert json.loads(plan.settings(stage))["over_reference"] == ["majority"]
+        assert "over_reference" not in json.loads(planned().settings(stage))
+    assert json.loads(planned(evaluation={"oracle": "majority", "accuracy": None}).settings("plot"))[
+        "family_value"
+    ] == ("win rate over SFT, sampled")

@@ -41,6 +41,17 @@ def test_scores_are_the_rules_own_and_wins_are_counted_against_the_others(
     assert facts["mean_score"] == pytest.approx(scores["score"].mean())
 
 
+def test_a_response_counts_against_itself_where_the_oracle_says_so(
+    tmp_path: Path, chain: dict[str, Path], oracle_settings: dict[str, Any]
+) -> None:
+    """Four responses a prompt: (3 win + 1/2) / 4."""
+    own = oracle_settings | {"overall": oracle_settings["overall"] | {"own_response": True}}
+    run(Settings(oracle="overall", oracles=own), chain["samples"], tmp_path / "scores.parquet")
+    ours, theirs = read(SCORES, chain["scores"]), read(SCORES, tmp_path / "scores.parquet")
+    assert theirs["win"].tolist() == pytest.approx([(3 * win + 0.5) / 4 for win in ours["win"]])
+    assert theirs["score"].equals(ours["score"])
+
+
 def test_condorcet_cycles_of_a_majority_are_counted(
     tmp_path: Path, oracle_settings: dict[str, Any], manifest_of: Callable[[Path], Any]
 ) -> None:

@@ -109,6 +109,25 @@ def test_without_fine_tuning_a_model_directory_is_taken_as_it_is(
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+def test_a_model_directory_that_snakemake_made_keeps_the_time_at_which_it_was_made_to_itself(
+    tmp_path: Path, random_policy: Path, demonstrations: Path, text: Text
+) -> None:
+    """A download (or a miniature) is older than prompts that are made anew; the policy made of both is not."""
+    shutil.copytree(random_policy, tmp_path / "model")
+    (tmp_path / "model/.snakemake_timestamp").touch()
+    (tmp_path / "model/manifest.json").write_text("{}")
+    asked = {
+        "policy": "big",
+        "model": {"path": str(tmp_path / "model")},
+        "sft": None,
+        "text": text.model_dump(),
+        "seed": 0,
+    }
+    run(Settings.model_validate(asked), demonstrations, tmp_path / "big")
+    linked = {path.name for path in (tmp_path / "big").iterdir() if path.is_symlink()}
+    assert linked == {path.name for path in random_policy.iterdir()} - {"manifest.json"}
+
+
 @pytest.mark.parametrize("model", ["architecture", "path"])
 def test_no_demonstrations_to_learn_from_is_refused(
     tmp_path: Path, sft_settings: dict[str, Any], random_policy: Path, model: str

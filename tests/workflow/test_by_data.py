@@ -38,7 +38,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, random_policy: Path) -> dict[
         "models": {"base": {"path": str(random_policy)}},
         "text": {"max_length": 80, "max_prompt_length": 48},
         "reference": {"model": "base"},
-        "oracles": {"short": {"kind": "rule", "rule": "brevity"}},
+        "oracles": {"short": {"kind": "function", "file": "rewards.py", "function": "brevity"}},
         "sampling": {"responses": 2, "max_new_tokens": 6},
         "training": {"batch_size": 4, "learning_rate": 1e-3},
         "evaluation": {"oracle": "short"},
@@ -49,6 +49,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, random_policy: Path) -> dict[
 def project(path: Path, config: dict[str, Any], rows: list[Any]) -> Checkout:
     checkout = Checkout.of_project(path, "own.yaml")
     (path / "own.yaml").write_text(yaml.safe_dump(config))
+    (path / "rewards.py").write_text("def brevity(responses):\n    return [-len(text) for text in responses]\n")
     jsonl(path / "rows.jsonl", rows)
     return checkout
 

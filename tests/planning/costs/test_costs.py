@@ -379,3 +379,13 @@ def test_a_model_of_unknown_size_and_prompts_of_unknown_number_are_refused(root:
         load(root / "config.yaml", unknown)
     with pytest.raises(ConfigError, match="part_size, or expected"):
         of(Plan(load(root / "config.yaml", unknown | {"sampling": {"prompts_a_job": 1}})), "train inpo.1")
+
+
+def test_a_judge_that_decides_on_held_out_prompts_is_asked_twice_a_response(demo: Path) -> None:
+    """600 prompts, 4 samples and a greedy response, both orders; nothing for the reference."""
+    content = load(demo).model_dump(exclude_none=True)["oracles"]
+    llm = {"kind": "judge", "judge": {"model": "m", "price_input": 1, "price_output": 1}}
+    changes = {"oracles": {**content, "llm": llm}, "evaluation": {"oracle": "llm", "responses": 4}}
+    plan = Plan(load(demo, changes))
+    assert of(plan, "assess sft").calls.count == 0
+    assert of(plan, "assess inpo.1").calls.count == 600 * 5 * 2
