@@ -64,6 +64,10 @@ class Config(Block):
     def _references_exist(self) -> Config:
         known_oracles, known_models = list(self.oracles), list(self.models)
         _known("reference.model", self.reference.model, known_models, "model")
+        if self.text.template is not None and self.models[self.reference.model].architecture is not None:
+            raise ValueError(
+                f"text.template: {self.reference.model} is made with a chat template of its own; leave this out"
+            )
         for name, oracle in self.oracles.items():
             for member in oracle.members():
                 _known(f"oracles.{name}", member, known_oracles, "oracle")

@@ -13,6 +13,7 @@ from mnpo.config.configuration import Config
 from mnpo.config.runs import UNCAPPED
 from mnpo.config.sources import Dataset, Model, Source
 from mnpo.config.training import Demonstrations
+from mnpo.models.named_templates import NAMED
 from mnpo.planning.fits import AGAINST, Fit
 from mnpo.storage import hub
 from mnpo.storage.hub import Lock
@@ -82,7 +83,7 @@ class Files:
     def _external(self) -> set[str | None]:
         entries = [*self.config.models.values(), *self.config.datasets.values()]
         own = self._sft_data
-        files = [self.config.prompts.path, own.file if own else None]
+        files = [self.config.prompts.path, own.file if own else None, *self.template]
         return {*files, *(entry.mirror or entry.path for entry in entries)} - {None}
 
     @property
@@ -124,6 +125,12 @@ class Files:
         if own is None:
             return []
         return [own.file] if own.file else [self.source("datasets", own.dataset or "")]
+
+    @property
+    def template(self) -> list[str]:
+        """The file of the chat template that the reference gets, where it is one."""
+        given = self.config.text.template
+        return [given] if given is not None and given not in NAMED and "{" not in given else []
 
     @property
     def _sft_data(self) -> Demonstrations | None:

@@ -30,6 +30,15 @@ def asked(prompts: dict[str, Any] = FILE, **sft: Any) -> dict[str, Any]:
     return OWN_ORACLE | {"prompts": prompts, "reference": {"sft": sft}}
 
 
+def test_a_template_is_for_models_with_files_and_its_file_decides_what_reruns(planned: Callable[..., Plan]) -> None:
+    with pytest.raises(ConfigError, match=r"text\.template: tiny is made with a chat template of its own"):
+        planned(text={"template": "chatml"})
+    base = {"models": {"tiny": {"path": "here"}}}
+    assert planned(**base, text={"template": "chatml"}).files.template == []
+    own = planned(**base, text={"template": "own.jinja"}).files
+    assert own.template == ["own.jinja"] and own.is_external("own.jinja")
+
+
 @pytest.mark.parametrize(
     ("sft", "said"),
     [

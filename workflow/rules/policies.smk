@@ -24,7 +24,7 @@ rule sft:
         code=PLAN.code("sft"),
         heldout=lambda w, input: [f"--heldout={file}" for file in input.heldout],
         events=str(Path(PLAN.files.training("sft")).parent / "tensorboard"),
-        external=lambda w: found(*PLAN.files.model_sources([PLAN.policies.prepared[w.policy]])),
+        external=lambda w: found(*PLAN.files.model_sources([PLAN.policies.prepared[w.policy]]), *PLAN.files.template),
     shell:
         "exec {params.launch:q} -m mnpo --log {log:q} sft --settings {params.settings:q} --demonstrations {input.demonstrations:q} --output {output:q}"
         " --events {params.events:q}/{wildcards.policy:q} {params.heldout:q}"
