@@ -33,6 +33,7 @@ from mnpo.errors import BadInput
 from mnpo.planning import cluster, environments, job_graph, preflight, submission
 from mnpo.planning.costs import calibration
 from mnpo.planning.files import HELDOUT
+from mnpo.planning.nouns import policies
 from mnpo.planning.fits import AGAINST
 from mnpo.planning.plan import Plan
 from mnpo.planning.targets import FIGURES

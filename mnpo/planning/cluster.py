@@ -24,7 +24,7 @@ from mnpo.progress import say
 VARIABLE = "MNPO_CLUSTER"  # names the cluster file; profiles/slurm sets it
 CONTINUED = ("sft", "train", "sample", "score", "logps", "answer")
 """Stages that stop when asked to, and go on where they stopped (mnpo/storage/resume.py)."""
-RANKED = ("train",)
+RANKED = ("train", "sft")
 """Stages that run once for each of their GPUs, as one process group (mnpo/learning/distributed.py)."""
 
 

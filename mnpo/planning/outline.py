@@ -18,8 +18,8 @@ from mnpo.planning.estimate import Forecast
 from mnpo.planning.fits import Fit
 
 ORDER = (
-    "download", "miniature", "prompts", "sft", "reuse", "sample", "score", "pair", "logps", "train",
-    "assess", "harness", "answer", "judge",
+    "download", "miniature", "prompts", "demonstrations", "sft", "reuse", "sample", "score", "pair", "prefer",
+    "logps", "train", "assess", "harness", "answer", "judge",
 )  # fmt: skip
 """In which stages are shown; the tables come last."""
 

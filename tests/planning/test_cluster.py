@@ -41,6 +41,12 @@ def placed(cluster: Cluster, stage: str, attempt: int = 1, **needs: Any) -> dict
     return {name: value(None, attempt) if callable(value) else value for name, value in asked.items()}
 
 
+def test_the_references_fine_tuning_starts_a_process_for_each_gpu_as_trainings_do() -> None:
+    for stage in ("train", "sft"):
+        assert launch(stage, Needs(gpus=2), None, Path("rank.sh")) == ["python", "-m", "mnpo.learning.launch", "2"]
+    assert launch("sft", Needs(gpus=1), None, Path("rank.sh")) == ["python"]
+
+
 def test_without_a_cluster_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert load() is None

@@ -802,6 +802,7 @@ def test_the_demos_own_code_is_part_of_the_demos_digests_only(
     local = {
         "prompts": {"source": "file", "path": "p.jsonl"},
         "models": {"tiny": {"path": "here"}},
+        "reference": {"sft": None},
         "oracles": {name: checks for name in planned().config.oracles if name != "majority"}
         | {"majority": {"kind": "majority", "of": ["overall"]}},
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from mnpo.config.blocks import REFERENCE
+from mnpo.config.blocks import REFERENCE, ConfigError
 from mnpo.config.configuration import Config
 from mnpo.planning.costs.assumptions import (
     CHOICE_TOKENS,
@@ -54,9 +54,12 @@ def _sft(q: Quantities, work: Work) -> list[Pass]:
     sft = q.plan.config.reference.sft
     if sft is None or work.policy != REFERENCE:
         return []
-    return [
-        Pass("train", q.size(work.models[0]), sft.steps * sft.batch_size * q.text, again=sft.gradient_checkpointing)
-    ]
+    rows = sft.steps * sft.batch_size if sft.steps else q.demonstrations * (sft.epochs or 1)
+    if not rows:
+        raise ConfigError(
+            "reference.sft.data: the plan needs rows, or expected (about how many conversations there are)"
+        )
+    return [Pass("train", q.size(work.models[0]), rows * q.text, again=sft.gradient_checkpointing)]
 
 
 def _sample(q: Quantities, work: Work) -> list[Pass]:
