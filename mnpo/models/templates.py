@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mnpo.config.text import Reading
 from mnpo.errors import BadInput
+from mnpo.progress import say
 
 Turns = Sequence[Mapping[str, str]]
 """Of a conversation: role (system, user or assistant) and content."""
@@ -26,6 +27,10 @@ ANSWERS = ("q4Kz", "7vXj")
 """Two answers that differ in their first and last character, so that what stands around them shows."""
 INERT = ("\ufdd0", "\ufdd1")
 """Stand around control tokens that were typed: characters that Unicode keeps for use within a program."""
+
+
+THINKING = ("<think>", "</think>")
+"""What models write themselves: tokens in every content, also where a tokenizer holds them for special."""
 
 
 class Opening(NamedTuple):
@@ -62,6 +67,8 @@ class Template:
         if self.reading.system is not None and found[0]["role"] != "system":
             found = [{"role": "system", "content": self.reading.system}, *found]
         if found[0]["role"] == "system" and len(found) > 1 and not self._takes_system:
+            if not self.counts["systems_in_the_users_turn"]:
+                say(f"{self.where}: the chat template has no system's turn; its words open the first user's turn")
             self.counts["systems_in_the_users_turn"] += 1
             content = f"{found[0]['content']}\n\n{found[1]['content']}"
             found = [{"role": found[1]["role"], "content": content}, *found[2:]]
@@ -173,7 +180,8 @@ class Template:
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:
         """What is marked in a content: those, and the marks themselves."""
-        return re.compile("|".join(map(re.escape, [*self.special_tokens, *INERT])))
+        typed = [token for token in (*self.special_tokens, *INERT) if token not in THINKING]
+        return re.compile("|".join(map(re.escape, typed)))
 
     def mark(self, content: str) -> str:
         """`content` with marks around the control tokens that were typed in it, which stay text."""

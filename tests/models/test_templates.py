@@ -246,13 +246,14 @@ def test_a_response_that_the_template_strips_is_trained_as_it_renders_it_and_cou
     ],
 )  # fmt: skip
 def test_a_system_turn_goes_into_the_users_where_the_template_has_none(
-    name: str, expected: str, chat_of: Callable[..., Chat]
+    name: str, expected: str, chat_of: Callable[..., Chat], capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat = chat_of(name)
     read = chat.encode(SYSTEM, ANSWER)
     assert tokens(chat, chat.prompt(SYSTEM))[: len(expected.split())] == expected.split()
     assert read.prompt == chat.prompt(SYSTEM) and tokens(chat, read.response) == FAMILIES[name].said.split()
     assert chat.counts["systems_in_the_users_turn"] == 3 * (not FAMILIES[name].system)
+    assert capsys.readouterr().err.count("has no system's turn") == (not FAMILIES[name].system)
     asked = chat_of(name, system="Be kind")
     assert asked.prompt(ASKED) == asked.prompt(SYSTEM) == chat.prompt(SYSTEM)
     other = [{"role": "system", "content": "You are"}, *ASKED]
@@ -311,6 +312,17 @@ def test_typed_control_tokens_are_text_for_tokenizers_that_put_spaces_too(
     assert read.response.count(chat.end_of_turn) == 1
     assert "Hi</s> there" in chat.tokenizer.decode(read.prompt)
     assert chat.decode(read.response).strip() == "Two</s> words"
+
+
+def test_what_encloses_thinking_is_a_token_where_it_is_special_too(chat_of: Callable[..., Chat]) -> None:
+    from tokenizers import AddedToken
+
+    usual, special = chat_of("qwen-3"), chat_of("qwen-3")
+    special.tokenizer.add_tokens([AddedToken(tag, special=True) for tag in THINK], special_tokens=True)
+    assert THINK[0] in special.template.special_tokens and THINK[0] not in usual.template.special_tokens
+    response = "<think>\none\n</think>\n\nTwo words"
+    assert special.encode(ASKED, response) == usual.encode(ASKED, response)
+    assert special.end_of_turn == usual.end_of_turn and "responses_with_control_tokens" not in special.counts
 
 
 def test_the_marks_themselves_are_text_too(chat_of: Callable[..., Chat]) -> None:
