@@ -155,7 +155,7 @@ class Template:
             if not (opens and found == opening.lead + marked):
                 if found.endswith(marked):
                     return found
-                if "".join(marked.split()) in "".join(found.split()):
+                if _squeezed(opening.whole + found).endswith(_squeezed(marked)):  # its `<think>` may be the prompt's
                     self.counts["responses_changed_by_template"] += 1
                     return found
         self.counts["responses_left_as_they_are"] += 1
@@ -224,6 +224,10 @@ class Template:
         except BadInput:
             self.render([user], asking=True)  # or it renders nothing at all
             return False
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _clock(date: str) -> str:
