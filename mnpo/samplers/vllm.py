@@ -68,9 +68,9 @@ class Engine:
         """Whoever comes next in this process finds the GPU's memory free."""
         if self._llm is None:
             return
-        llm, self._llm = self._llm, None
-        _end(llm)
-        del llm
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None  # nobody else may hold it: what is not held is freed next
+        _free()
 
     def draw(
         self, requests: Sequence[Request], decoding: Decoding, what: str, journal: Journal | None = None
@@ -197,10 +197,9 @@ def _start(policy: Path, sampling: Sampling, window: int) -> Any:
         ) from error
 
 
-def _end(llm: Any) -> None:
+def _free() -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm.llm_engine.engine_core.shutdown()
     cleanup_dist_env_and_memory()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,7 +67,11 @@ class FakeEngine:
         self.waiting: list[tuple[int, list[int], int]] = []
         self.running: list[list[Any]] = []
         self.drawn: list[int] = []
-        self.llm_engine = self
+        self.llm_engine = self.engine_core = self
+        self.ended = 0
+
+    def shutdown(self) -> None:
+        self.ended += 1
 
     def reset_prefix_cache(self) -> None:
         self.queues += 1
@@ -105,7 +111,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """In vLLM's place, with four requests at once."""
     fake = FakeEngine(4)
     monkeypatch.setattr(vllm, "_start", lambda *how: fake)
-    monkeypatch.setattr(vllm, "_end", lambda llm: None)
+    monkeypatch.setattr(vllm, "_free", lambda: None)
     monkeypatch.setattr(vllm, "_params", lambda request, *how: request.seed)
     return fake
 
@@ -148,7 +154,7 @@ def test_what_is_finished_survives_a_stop_and_is_not_drawn_again(
     with pytest.raises(Interrupted, match="stopped by SIGTERM after [0-9]+ responses"):
         run()
     finished = list(engine.drawn)
-    assert engine.steps == 101  # the step itself, and no other
+    assert engine.steps == 101 and engine.ended == 1  # the step itself, and no other
     assert len(finished) > 100
     engine.drawn, engine.running, engine.waiting = [], [], []
     assert tokens(run()) == LENGTHS
@@ -164,5 +170,26 @@ def test_an_engine_answers_several_questions_and_starts_once(engine: FakeEngine,
                 assert (
                     tokens(answering.draw(ASKED[:5], Decoding(temperature=temperature), "test", journal)) == LENGTHS[:5]
                 )
-        assert engine.queues == 2 and len(engine.drawn) == 10
+        assert engine.queues == 2 and len(engine.drawn) == 10 and engine.ended == 1
         made.path.write_text("made")
+
+
+def test_nobody_holds_the_engine_when_its_memory_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever did would keep its weights on the GPU, where training's float32 ones come next."""
+    engines: list[weakref.ref[FakeEngine]] = []
+    held: list[bool] = []
+
+    def start(*how: Any) -> FakeEngine:
+        fake = FakeEngine(4)
+        engines.append(weakref.ref(fake))
+        return fake
+
+    def free() -> None:
+        gc.collect()
+        held.extend(engine() is not None for engine in engines)
+
+    monkeypatch.setattr(vllm, "_start", start)
+    monkeypatch.setattr(vllm, "_free", free)
+    monkeypatch.setattr(vllm, "_params", lambda request, *how: request.seed)
+    draw(Path("policy"), ASKED[:3], Sampling(sampler="vllm"), [1], 99, "test")
+    assert held == [False]
