@@ -9,14 +9,13 @@ from typing import Any
 
 from mnpo.benchmarks.cards import Card
 from mnpo.errors import BadInput
+from mnpo.storage import text_tools
 from mnpo.storage.records import read_rows
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 """Ending -> what the library datasets calls it."""
 NLTK = "nltk"
 """The entry of `data` that holds NLTK's punkt_tab (nltk_data/tokenizers/punkt_tab), which IFEval needs."""
-LANGDETECT_SEED = 0
-"""Without one, langdetect guesses the language of the same text differently from call to call."""
 
 
 def split_files(card: Card, directory: Path, name: str, subject: str = "") -> list[Path]:
@@ -63,25 +62,6 @@ def prepare_ifeval(data: Mapping[str, Path]) -> None:
     Raises:
         BadInput: no sentence model.
     """
-    from langdetect import DetectorFactory
-
-    _find_punkt(data)
-    DetectorFactory.seed = LANGDETECT_SEED
-
-
-def _find_punkt(data: Mapping[str, Path]) -> None:
-    """Let NLTK find its sentence model, which IFEval would otherwise try to download. Raises BadInput."""
-    import nltk
-
-    for name in (NLTK, "ifeval"):
-        for below in ("", "nltk_data", "packages"):
-            path = str((data[name] / below).absolute()) if name in data else ""
-            if path and (Path(path) / "tokenizers").is_dir() and path not in nltk.data.path:
-                nltk.data.path.insert(0, path)
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-    except LookupError:
-        raise BadInput(
-            "ifeval: NLTK's punkt_tab is missing, which counts sentences; on a machine with internet: "
-            "python -m nltk.downloader -d DIRECTORY punkt_tab, and name the directory (datasets.nltk), or set NLTK_DATA"
-        ) from None
+    text_tools.use(data[name] for name in (NLTK, "ifeval") if name in data)
+    if not text_tools.has_sentence_model():
+        raise BadInput(f"ifeval: NLTK's punkt_tab is missing, which counts sentences; {text_tools.HOW}")

@@ -3,23 +3,28 @@
 Reported: each oracle's mean score, greedy and sampled; mean length, without thinking and with it; Condorcet cycles
 among a prompt's samples; and the KL divergence to the reference. Accuracies and win rates are computed in the tables,
 from the per-item rows.
+
+An oracle that compares is shown each response beside the reference's to the same prompt, of the same mode and number.
+What it prefers is the score, so that its mean is a win rate over the reference; the reference's own is one half.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from mnpo import oracles
-from mnpo.config.blocks import Block
-from mnpo.config.oracles import Oracle
+from mnpo.config.blocks import REFERENCE, Block
+from mnpo.config.oracles import Oracle, comparing
 from mnpo.config.sampling import Decoding
 from mnpo.config.sources import Model, Strip
 from mnpo.config.text import Text
+from mnpo.errors import BadInput
 from mnpo.learning.batches import SCORING_TOKENS
-from mnpo.oracles import Question
+from mnpo.oracles import NOWHERE, Kept, Question
 from mnpo.progress import counter
 from mnpo.seeds import derive
 from mnpo.storage.conversations import turns
@@ -39,6 +44,8 @@ class Settings(Block):
     models: dict[str, Model] = {}
     functions: dict[str, str] = {}
     """A user's file -> the digest of its code, when the job was planned."""
+    nltk: str | None = None
+    """Where NLTK's data are, for constraints on sentences."""
     responses: int
     decoding: Decoding
     batch_size: int
@@ -49,10 +56,26 @@ class Settings(Block):
     """What is taken off the responses (see Model)."""
 
 
+Rows = Sequence[Mapping[str, Any]]
+
+
 def evaluate(
-    settings: Settings, policy: Path, reference: Path, prompts: Sequence[Mapping[str, Any]]
+    settings: Settings,
+    policy: Path,
+    reference: Path,
+    prompts: Rows,
+    opposing: Rows | None = None,
+    kept: Kept = NOWHERE,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The policy's summary, and one row per prompt, response and oracle (records.JUDGED)."""
+    """The policy's summary, and one row per prompt, response and oracle (records.JUDGED).
+
+    Args:
+        opposing: such rows of the reference, for oracles that compare.
+        kept: where a judge's answers go.
+
+    Raises:
+        BadInput: an oracle that compares, and no responses of the reference, or not to all prompts.
+    """
     from mnpo.models.chat import Chat
     from mnpo.models.checkpoints import load_model, load_tokenizer
 
@@ -61,7 +84,8 @@ def evaluate(
         settings, chat, model, prompts, GREEDY, Decoding(**settings.decoding.model_dump() | {"temperature": 0}), 1
     )
     rows += _respond(settings, chat, model, prompts, SAMPLED, settings.decoding, settings.responses)
-    judged, cycles = _judge(settings, prompts, rows)
+    panel = _Panel(settings, prompts, rows, _opponents(settings, rows, opposing), kept)
+    judged = panel.judge()
     summary = {
         "policy": settings.policy,
         "benchmark": "heldout",
@@ -71,16 +95,18 @@ def evaluate(
             name: {
                 mode: fmean(r["score"] for r in judged if r["oracle"] == name and r["mode"] == mode) for mode in MODES
             }
-            for name in settings.oracles
+            for name in dict.fromkeys(r["oracle"] for r in judged)
         },
+        **({"undecided": panel.undecided} if panel.undecided else {}),
         "tokens": {mode: fmean(r["tokens"] for r in rows if r["mode"] == mode) for mode in MODES},
         **_with_thinking(rows),
         "empty_responses": sum(not r["response"].strip() for r in rows),
         "cut_responses": sum(r["finish"] == "length" for r in rows),
-        "prompts_with_a_cycle": cycles,
+        "prompts_with_a_cycle": panel.cycles,
         "generated_tokens": sum(r["tokens"] + r["thinking"] for r in rows),
         "parameters": model.num_parameters(),
         "kl_to_reference": _kl(settings, chat, model, reference, prompts),
+        "facts": panel.facts(),
     }
     return summary, judged
 
@@ -115,7 +141,7 @@ def _respond(
         )
         for p, k in tasks
     ]
-    what, reader = f"assess {settings.policy}, {mode}", Reader(chat.tokenizer, settings.strip)
+    what, reader = f"assess {settings.policy}, {mode}", Reader(chat, settings.strip)
     drawn = draw(model, requests, decoding, chat.stop_ids, settings.batch_size, what)
     return [
         {
@@ -135,31 +161,108 @@ def _respond(
     ]
 
 
-def _judge(
-    settings: Settings, prompts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], int | None]:
-    """Every oracle's score of every row, and how many prompts' samples the majority ranks in a circle."""
-    by_prompt: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_prompt.setdefault((row["mode"], row["prompt_id"]), []).append(row)
-    facts = {p["prompt_id"]: p for p in prompts}
-    groups = list(by_prompt.values())
-    questions = [
-        Question(fact["prompt"], fact["truth"], [r["response"] for r in g], fact["prompt_id"], fact["context"])
-        for g, fact in ((g, facts[g[0]["prompt_id"]]) for g in groups)
-    ]
-    kept = ("prompt_id", "family", "mode", "k", "response", "tokens")
-    judged, cycles, loaded = [], None, dict[str, oracles.Oracle]()
-    for name in settings.oracles:
-        judgements = oracles.load(name, settings.oracles, settings.models, loaded=loaded).judge(questions)
-        for group, judgement in zip(groups, judgements, strict=True):
+Key = tuple[str, str, int]
+"""Mode, prompt and number of a response."""
+
+
+def _opponents(settings: Settings, rows: Rows, opposing: Rows | None) -> dict[Key, str]:
+    """What the reference answered, where an oracle compares with it; nothing for the reference itself."""
+    name = next(iter(_over_reference(settings)), None)
+    if name is None or settings.policy == REFERENCE:
+        return {}
+    if opposing is None:
+        raise BadInput(
+            f"the oracle {name} compares, and there is nothing to compare with; give the reference's per-item rows "
+            "(--against)"
+        )
+    found = {_key(row): str(row["response"]) for row in opposing}
+    if missing := [row["prompt_id"] for row in rows if _key(row) not in found]:
+        raise BadInput(
+            f"the reference has no response to {len(set(missing))} held-out prompts, such as {missing[0]}, for the "
+            f"oracle {name} to compare with; evaluate {REFERENCE} again"
+        )
+    return found
+
+
+def _over_reference(settings: Settings) -> list[str]:
+    """The oracles whose figure is a win rate over the reference."""
+    wanted = dict.fromkeys([settings.oracle, *settings.scores])
+    return [name for name in wanted if comparing(settings.oracles, name)]
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["mode"], row["prompt_id"], int(row["k"])
+
+
+class _Panel:
+    """The oracles, and a policy's responses that they judge.
+
+    Attributes:
+        cycles: how many prompts' samples the majority ranks in a circle; None without one.
+        undecided: oracle that compares -> comparisons without a verdict, each counted as one half.
+    """
+
+    def __init__(self, settings: Settings, prompts: Rows, rows: Rows, opponents: Mapping[Key, str], kept: Kept) -> None:
+        self.settings, self.rows, self.opponents, self.kept = settings, rows, opponents, kept
+        self.prompts = {p["prompt_id"]: p for p in prompts}
+        self.cycles: int | None = None
+        self.undecided: dict[str, int] = {}
+        self._loaded: dict[str, oracles.Oracle] = {}
+
+    def judge(self) -> list[dict[str, Any]]:
+        """Every oracle's score of every row."""
+        judged, over_reference = [], _over_reference(self.settings)
+        for name in self.settings.oracles:
+            if name == self.settings.majority:
+                scores = self._among_themselves(name)
+            if name in over_reference:
+                scores = self._over_reference(name)
+            elif name != self.settings.majority:
+                if comparing(self.settings.oracles, name):
+                    continue  # it is asked as one of others only
+                scores = self._among_themselves(name)
+            kept = ("prompt_id", "family", "mode", "k", "response", "tokens")
             judged += [
-                {**{c: row[c] for c in kept}, "oracle": name, "score": float(score)}
-                for row, score in zip(group, judgement.scores, strict=True)
+                {**{c: row[c] for c in kept}, "oracle": name, "score": score}
+                for row, score in zip(self.rows, scores, strict=True)
             ]
-        if name == settings.majority:
-            cycles = sum(oracles.has_cycle(j.preferences) for j in judgements)
-    return judged, cycles
+        return judged
+
+    def facts(self) -> dict[str, Any]:
+        """What comparing has taken: calls, tokens, games."""
+        asked = _over_reference(self.settings) if self.opponents else []
+        return {name: facts for name in asked if (facts := self._oracle(name).facts())}
+
+    def _oracle(self, name: str) -> oracles.Oracle:
+        return oracles.load(name, self.settings.oracles, self.settings.models, self.kept, self._loaded)
+
+    def _among_themselves(self, name: str) -> list[float]:
+        """The scores of the rows, a prompt's responses of one mode judged together."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for i, row in enumerate(self.rows):
+            groups.setdefault((row["mode"], row["prompt_id"]), []).append(i)
+        asked = [self._question(self.rows[g[0]], [self.rows[i]["response"] for i in g]) for g in groups.values()]
+        judgements = self._oracle(name).judge(asked)
+        if name == self.settings.majority:
+            self.cycles = sum(oracles.has_cycle(j.preferences) for j in judgements)
+        scores = [0.0] * len(self.rows)
+        for group, judgement in zip(groups.values(), judgements, strict=True):
+            for i, score in zip(group, judgement.scores, strict=True):
+                scores[i] = float(score)
+        return scores
+
+    def _over_reference(self, name: str) -> list[float]:
+        """How likely each row is better than the reference's; one half where nobody knows, and for the reference."""
+        if not self.opponents:
+            return [0.5] * len(self.rows)
+        asked = [self._question(row, [row["response"], self.opponents[_key(row)]]) for row in self.rows]
+        wins = [judgement.preferences[0][1] for judgement in self._oracle(name).judge(asked)]
+        self.undecided[name] = sum(map(math.isnan, wins))
+        return [0.5 if math.isnan(win) else float(win) for win in wins]
+
+    def _question(self, row: Mapping[str, Any], responses: list[str]) -> Question:
+        fact = self.prompts[row["prompt_id"]]
+        return Question(fact["prompt"], fact["truth"], responses, fact["prompt_id"], fact["context"])
 
 
 def _kl(settings: Settings, chat: Any, model: Any, reference: Path, prompts: Sequence[Mapping[str, Any]]) -> float:

@@ -27,6 +27,7 @@ from mnpo.benchmarks.result_cache import Results
 from mnpo.config.blocks import Block
 from mnpo.config.evaluation import Benchmark, BenchmarkSettings
 from mnpo.config.sources import Strip
+from mnpo.config.text import Reading
 from mnpo.progress import say
 
 SEED, NUMPY_SEED, TORCH_SEED, FEWSHOT_SEED = 0, 1234, 1234, 1234  # lm-eval's defaults
@@ -46,6 +47,8 @@ class Settings(Block):
     """Tokens of prompt and reply together; None: what the policy can."""
     strip: Strip | None = None
     """What is taken off the replies (see Model)."""
+    text: Reading | None = None
+    """What is said about the policy's template; None: nothing."""
 
 
 def evaluate(settings: Settings, policy: Path, data: Mapping[str, Path]) -> dict[str, Result]:
@@ -79,6 +82,7 @@ def results(settings: Settings, policy: Path, data: Mapping[str, Path]) -> Resul
             batch_size=settings.batch_size,
             max_length=settings.max_length,
             seed=SEED,
+            reading=settings.text,
         )
         for benchmark, chosen in settings.benchmarks.items():
             summary, rows = _run(settings, model, CARDS[benchmark], chosen, prepared[benchmark])
@@ -99,7 +103,7 @@ def _run(settings: Settings, model: Any, card: Card, chosen: BenchmarkSettings, 
     for task in tasks.values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     wanted = _first(chosen.limit, {name: len(task.eval_docs) for name, task in tasks.items()})
-    watched = Watched(model, f"harness: {settings.policy}, {card.name}", settings.strip)
+    watched = Watched(model, f"harness: {settings.policy}, {card.name}", card.chat, settings.strip)
     found = run_tasks(
         watched,
         {"tasks": {name: tasks[name] for name in wanted}},

@@ -42,7 +42,9 @@ def print_plan(
     from mnpo.planning import outline
     from mnpo.planning.estimate import forecast
 
-    result = forecast(_plan(config, lock), target)
+    plan = _plan(config, lock)
+    plan.oracles.require_constraints_of_rows()
+    result = forecast(plan, target)
     typer.echo(outline.dump(result) if json_ else outline.describe(result))
 
 

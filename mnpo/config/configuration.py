@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mnpo.config.blocks import DATASET, REFERENCE, Block, Name, nearest
-from mnpo.config.evaluation import Evaluation, Exploitability, Tables
-from mnpo.config.oracles import Judge, Oracle
+from mnpo.config.constraints import ID_COLUMN, KWARGS_COLUMN
+from mnpo.config.evaluation import DECIDED, Evaluation, Exploitability, Tables
+from mnpo.config.oracles import Judge, Oracle, comparing
 from mnpo.config.resources import Resources
 from mnpo.config.runs import Run
 from mnpo.config.sampling import Pairing, Sampling
@@ -63,6 +64,10 @@ class Config(Block):
     def _references_exist(self) -> Config:
         known_oracles, known_models = list(self.oracles), list(self.models)
         _known("reference.model", self.reference.model, known_models, "model")
+        if self.text.template is not None and self.models[self.reference.model].architecture is not None:
+            raise ValueError(
+                f"text.template: {self.reference.model} is made with a chat template of its own; leave this out"
+            )
         for name, oracle in self.oracles.items():
             for member in oracle.members():
                 _known(f"oracles.{name}", member, known_oracles, "oracle")
@@ -81,6 +86,7 @@ class Config(Block):
             raise ValueError("sampling.prompts_a_job needs prompts.part_size, or prompts.expected")
         if self.prompts.dataset is not None:
             _known("prompts.dataset", self.prompts.dataset, list(self.datasets), "dataset")
+        self._require_demonstrations()
         for name, run in self.runs.items():
             if run.oracle is not None:
                 _known(f"runs.{name}.oracle", run.oracle, known_oracles, "oracle")
@@ -107,20 +113,57 @@ class Config(Block):
         for oracle_name in (e.oracle, *e.scores, e.accuracy, e.majority):
             if oracle_name is not None:
                 _known("evaluation", oracle_name, known_oracles, "oracle")
-        for oracle_name in filter(None, (e.oracle, *e.scores, e.accuracy)):
-            parts = self.with_members([oracle_name])
-            if comparing := [m for m in parts if self.oracles[m].compares]:
-                raise ValueError(
-                    f"evaluation: {oracle_name} rests on {comparing[0]}, which compares a policy's responses with each "
-                    "other, not with those of another; name an oracle that scores"
-                )
+        if e.accuracy and (compares := comparing(self.oracles, e.accuracy)):
+            raise ValueError(
+                f"evaluation.accuracy: {e.accuracy} rests on {compares}, which compares responses and calls none "
+                "right; name an oracle that scores"
+            )
         if e.majority and self.oracles[e.majority].kind != "majority":
             raise ValueError(f"evaluation.majority: {e.majority} is not an oracle of kind majority")
-        if e.majority and (asking := [m for m in self.with_members([e.majority]) if self.oracles[m].kind == "judge"]):
+        if e.oracle is None and (needing := [t for t in self.tables.targets if t in DECIDED]):
             raise ValueError(
-                f"evaluation.majority: {e.majority} asks the judge {asking[0]}, whose answers have no place in the "
-                "held-out evaluation; name voters that need none"
+                f"evaluation.oracle: required by tables.targets ({', '.join(needing)}); name who decides wins on "
+                "held-out prompts, or leave these out"
             )
+        return self
+
+    def _require_demonstrations(self) -> None:
+        sft = self.reference.sft
+        if sft is None:
+            return
+        if sft.data is None and self.prompts.source != "demo":
+            raise ValueError(
+                f"reference.sft: prompts.source {self.prompts.source} has no demonstrations to learn from; "
+                "say where they are by reference.sft.data (a file, or an entry of datasets)"
+            )
+        if sft.data is not None and sft.data.dataset is not None:
+            _known("reference.sft.data.dataset", sft.data.dataset, list(self.datasets), "dataset")
+        if not (sft.data and sft.data.heldout) and (sft.keep == "best" or sft.evaluate_every):
+            key = "keep: best" if sft.keep == "best" else "evaluate_every"
+            raise ValueError(f"reference.sft: {key} needs a held-out loss; set reference.sft.data.heldout")
+        if sft.keep == "best" and not sft.evaluate_every:
+            raise ValueError("reference.sft: keep: best needs evaluate_every, the steps from one loss to the next")
+
+    @model_validator(mode="after")
+    def _oracles_know_the_prompts(self) -> Config:
+        """What an oracle needs beside the prompt is there: the demo's truth, or the columns of constraints."""
+        e, source = self.evaluation, self.prompts.source
+        exploited = self.exploitability.oracle if self.exploitability else None
+        asked = [e.oracle, *e.scores, e.accuracy, e.majority, exploited]
+        for name in self.with_members(filter(None, [*(run.oracle for run in self.runs.values()), *asked])):
+            oracle = self.oracles[name]
+            if oracle.kind == "rule" and source != "demo":
+                raise ValueError(
+                    f"oracles.{name}: a rule judges prompts of the demo's world by what they were made of, and "
+                    f"prompts.source is {source}; use an oracle of another kind, such as function"
+                )
+            if oracle.kind == "constraints" and oracle.constraints is None:
+                for column in (ID_COLUMN, KWARGS_COLUMN):
+                    if column not in (self.prompts.further or []) or source == "demo":
+                        raise ValueError(
+                            f"oracles.{name}: without `constraints`, each row has its own in the columns {ID_COLUMN} "
+                            f"and {KWARGS_COLUMN}; name both in prompts.further (source file or dataset)"
+                        )
         return self
 
     def by_data(self, run: Run, t: int) -> bool:

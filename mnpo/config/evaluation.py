@@ -63,10 +63,11 @@ class Evaluation(Block):
     max_length: int | None = Field(None, ge=16)
     """Tokens of prompt and answer together; None: what the policy can."""
 
-    oracle: Name
-    """Decides wins on held-out prompts."""
+    oracle: Name | None = None
+    """Decides wins on held-out prompts. One that compares (a judge, a pair model, a vote) is shown a policy's response
+    and the reference's to the same prompt. None: nothing that is made needs one."""
     scores: list[Name] = []
-    """Oracles whose mean score is reported."""
+    """Oracles whose mean score is reported; of those that compare, the win rate over the reference."""
     accuracy: Name | None = None
     """An oracle whose score 1 means exactly right: its share is the accuracy."""
     majority: Name | None = None
@@ -106,6 +107,8 @@ Target = Literal[
     Table, "heldout", "players", "exploitability", "preferences", "benchmarks", "figures", "costs", "theory",
     "rehearsal",
 ]  # fmt: skip
+DECIDED: tuple[Target, ...] = ("heldout", "players", "figures")
+"""Those that `evaluation.oracle` decides."""
 
 
 def _without_dropped(rows: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mnpo.config.blocks import Block, Name, Number, Positive
+from mnpo.config.constraints import checked
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high"]
 TokenField = Literal["max_tokens", "max_completion_tokens"]
@@ -71,12 +73,14 @@ COMPARED = ("prompts", "first", "second", "columns", "turns")
 class Oracle(Block):
     """Whoever prefers one response to another."""
 
-    kind: Literal["rule", "weighted", "majority", "annotator", "reward-model", "pair-model", "judge", "function"]
+    kind: Literal[
+        "rule", "weighted", "majority", "annotator", "reward-model", "pair-model", "judge", "function", "constraints"
+    ]
     """`rule`: ground truth of the demo's world; `weighted`: a sum of other oracles' scores;
     `majority`: pairwise majority vote of others; `annotator`: one of several others for each prompt;
     `reward-model`: a sequence classifier, ArmoRM or Athene; `pair-model`: a language model that compares two responses;
-    `judge`: a language model behind an endpoint that does; `function`: a Python function of your own (docs/oracles.md).
-    """
+    `judge`: a language model behind an endpoint that does; `function`: a Python function of your own;
+    `constraints`: the share of constraints that a response satisfies, by IFEval's checkers (docs/oracles.md)."""
     rule: Literal["correctness", "brevity", "courtesy"] | None = None
     weights: dict[Name, Number] | None = None
     """For `weighted`: oracle -> weight."""
@@ -94,6 +98,9 @@ class Oracle(Block):
     compare: Literal[True] | None = None
     """For `function`: it compares. It is given `first` and `second` in the place of `responses`, and returns numbers
     from 0 to 1: P(the first is better)."""
+    constraints: list[Annotated[dict[str, Any], AfterValidator(checked)]] | None = Field(None, min_length=1)
+    """For `constraints`: those of every prompt, such as `{id: "length_constraints:number_words", num_words: 50,
+    relation: less than}`; None: each row has its own, in its further columns `instruction_id_list` and `kwargs`."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """For `reward-model` and `pair-model`: of its backbone; None is float32."""
     comparisons: int | None = Field(None, ge=1)
@@ -117,6 +124,7 @@ class Oracle(Block):
             "pair-model": "model",
             "judge": "judge",
             "function": "function",
+            "constraints": "kind",
         }
         optional = {
             "rule": ["temperature"],
@@ -124,6 +132,7 @@ class Oracle(Block):
             "reward-model": ["dtype", "temperature"],
             "pair-model": ["dtype", "comparisons"],
             "judge": ["comparisons"],
+            "constraints": ["constraints", "temperature"],
             "function": ["file", "compare", "comparisons" if self.compare else "temperature"],
         }
         if getattr(self, needed[self.kind]) is None:
@@ -145,3 +154,10 @@ class Oracle(Block):
     def members(self) -> list[str]:
         """The oracles that this one is made of."""
         return [*(self.weights or {}), *(self.of or [])]
+
+
+def comparing(oracles: Mapping[str, Oracle], name: str) -> str | None:
+    """The oracle that makes `name` one that compares: itself, or one that it is made of; None where none does."""
+    if oracles[name].compares:
+        return name
+    return next((found for member in oracles[name].members() if (found := comparing(oracles, member))), None)

@@ -118,7 +118,7 @@ class Client:
     def mend(self) -> str:
         """What a person does about replies that cannot be read."""
         return (
-            f"Look at some in {self.store}, and mend its endpoint, max_tokens or reasoning_effort; to ask the same "
+            f"Look at some in {self.store}, and mend the endpoint, max_tokens or reasoning_effort; to ask the same "
             "questions with the same settings again, move that file away"
         )
 

@@ -74,7 +74,7 @@ class Chat:
             BadInput: also for a response that has no tokens.
         """
         read = self._prompt(prompt, where)
-        body = response if self.form.render == "raw" else self._answer(read, response, where)
+        body = response if self.form.render == "raw" else self._answer(read, response)
         if not body or not (response_ids := self._following(read, body)):
             raise BadInput(
                 f"{where}: the response {response!r} has no tokens; drop the row (the pair stage does, and counts it)"
@@ -90,11 +90,38 @@ class Chat:
         """Token ids of a finished conversation, all that its template renders."""
         return self._with_bos(self._ids(self.template.render(self.template.prepared(turns))))
 
+    def rendered(self, turns: Turns, going_on: bool = False) -> str:
+        """The text whose `ids` those of `prompt` are, of no limited length, for programs that hand on texts.
+
+        `going_on`: the last turn is the beginning of the answer.
+        """
+        given = self.template.prepared(turns)
+        text = self.template.render(given, going_on=True) if going_on else self.template.opening(given).text
+        bos = self.tokenizer.bos_token
+        if self._bos_is_ours:
+            return f"{bos}{text}"
+        return text.removeprefix(bos) if self._bos == "none" and bos and not self._bos_opens_turns else text
+
+    def ids(self, rendered: str) -> list[int]:
+        """Token ids of a text that begins with what `rendered` returned."""
+        if self._bos_is_ours and rendered.startswith(self.tokenizer.bos_token):
+            return [self.tokenizer.bos_token_id, *self._ids(rendered.removeprefix(self.tokenizer.bos_token))]
+        return self._ids(rendered)
+
+    @cached_property
+    def bos(self) -> int | None:
+        """The BOS that a prompt begins with, if there is one that does not open other turns too."""
+        bos = self.tokenizer.bos_token_id
+        begins = bos is not None and self.prompt("x")[:1] == [bos]
+        return bos if begins and not self._bos_opens_turns else None
+
     def decode(self, ids: list[int]) -> str:
-        """The text of a generated response without what the template puts before it, and without special tokens but
+        """The text of a generated response without what the template puts around it, and without special tokens but
         those that enclose its thinking."""
         text = thinking.decode(self.tokenizer, ids)
-        return text.removeprefix(self._usual.lead) if self.form.render == "chat" else text
+        if self.form.render == "raw":
+            return text
+        return text.removeprefix(self._usual.lead).removesuffix(self._before_end(self._usual))
 
     @cached_property
     def end_of_turn(self) -> int:
@@ -169,15 +196,19 @@ class Chat:
 
     # -------------------------------------------------------------------------------------------------------- responses
 
-    def _answer(self, read: _Prompt, response: str, where: str) -> str:
+    def _answer(self, read: _Prompt, response: str) -> str:
         """What the model is to say: the response as the template writes it, up to where it ends its turn."""
-        said = self.template.answer(read.turns, read.opening, response, where)
-        if not said.removeprefix(read.opening.lead):
-            return ""
-        ended = self.template.specials.search(read.opening.trail)
-        if ended is None or self._plain(ended[0]) != [self.end_of_turn]:
-            return said
-        return said + read.opening.trail[: ended.start()]  # some put a space there
+        said = self.template.answer(read.turns, read.opening, response)
+        return said + self._before_end(read.opening) if said.removeprefix(read.opening.lead) else ""
+
+    def _before_end(self, opening: Opening) -> str:
+        """What the template puts between a response and the token that ends it: some have a space there."""
+        before, ended, _ = opening.trail.partition(self._end)
+        return before if ended and not self.template.specials.search(before) else ""
+
+    @cached_property
+    def _end(self) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
 
     def _following(self, read: _Prompt, text: str) -> list[int]:
         """Token ids of `text` behind a prompt."""
@@ -196,9 +227,9 @@ class Chat:
         """The id of a token that is named."""
         ids = [token] if isinstance(token, int) else self._plain(token)
         if len(ids) != 1 or not 0 <= ids[0] < len(self.tokenizer):
+            what = f"the {len(ids)} tokens {ids}" if len(ids) != 1 else f"beyond its {len(self.tokenizer)} ids"
             raise BadInput(
-                f"text.end_of_turn: {token!r} is {len(ids)} tokens in {self.template.where}; name a single one of its "
-                "vocabulary"
+                f"text.end_of_turn: {token!r} is no token of {self.template.where} ({what}); name one of its vocabulary"
             )
         return int(ids[0])
 
@@ -220,6 +251,12 @@ class Chat:
             return "add" if self.form.bos else "none"
         adds = self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return self.text.bos or ("add" if adds else "template")
+
+    @cached_property
+    def _bos_is_ours(self) -> bool:
+        """Whether BOS is put in front of what the template renders."""
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and self._bos == "add" and self._ids(self._usual.text)[:1] != [bos]
 
     @cached_property
     def _bos_opens_turns(self) -> bool:

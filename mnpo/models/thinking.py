@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnpo.config.sources import Strip
+
+if TYPE_CHECKING:
+    from mnpo.models.chat import Chat
 
 OPEN, CLOSE = TAGS = "<think>", "</think>"
 
@@ -63,17 +66,16 @@ class Reader:
     """How the replies of one policy are read.
 
     Args:
-        tokenizer: the policy's, with its chat template.
+        chat: how the policy reads prompts.
         strip: what is taken off; None: thinking, where the template mentions its tags.
     """
 
-    def __init__(self, tokenizer: Any, strip: Strip | None = None) -> None:
-        template = str(tokenizer.chat_template)
-        self.tokenizer = tokenizer
+    def __init__(self, chat: Chat, strip: Strip | None = None) -> None:
+        template = str(chat.tokenizer.chat_template)
+        self.tokenizer = chat.tokenizer
         self.strips = strip == "think" or (strip is None and any(tag in template for tag in TAGS))
-        turn = [{"role": "user", "content": "x"}]
-        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) if self.strips else ""
-        self.opened = str(prompt).rstrip().endswith(OPEN)
+        prompt = chat.rendered([{"role": "user", "content": "x"}]) if self.strips else ""
+        self.opened = prompt.rstrip().endswith(OPEN)
 
     def characters(self, reply: str) -> int:
         """How many characters at the reply's start are thinking."""

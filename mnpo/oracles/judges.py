@@ -18,7 +18,8 @@ from mnpo.judging.requests import Answer, Request
 from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.oracles import Kept, Oracle
 from mnpo.oracles.pairs import Game, Pairwise
-from mnpo.storage.resume import Journal
+from mnpo.storage.conversations import Turn
+from mnpo.storage.journal import Journal
 
 SYSTEM = (
     "Two assistants have answered the same user. Decide which answer serves the user better: is it right, does it do "
@@ -26,10 +27,16 @@ SYSTEM = (
     "Give your reasons in a few sentences. Then end with one of these on a line of its own: [[A>B]] if assistant A's "
     "answer is better, [[B>A]] if assistant B's is, [[A=B]] if neither is."
 )
-SHOWN = (
-    "<|User Prompt|>\n{prompt}\n\n<|The Start of Assistant A's Answer|>\n{a}\n<|The End of Assistant A's Answer|>\n\n"
+ANSWERS = (
+    "<|The Start of Assistant A's Answer|>\n{a}\n<|The End of Assistant A's Answer|>\n\n"
     "<|The Start of Assistant B's Answer|>\n{b}\n<|The End of Assistant B's Answer|>"
 )
+SHOWN = "<|User Prompt|>\n{prompt}\n\n" + ANSWERS
+SHOWN_WHOLE = (
+    "Both assistants have answered the last turn of this conversation, and know all of it.\n\n"
+    "<|The Start of the Conversation|>\n{conversation}\n<|The End of the Conversation|>\n\n" + ANSWERS
+)
+"""Of a conversation of more than one turn."""
 LABEL = r"(A>{1,2}B|B>{1,2}A|A=B|B=A)"
 MOST_TOKENS = 1024  # of a verdict and its reasons
 
@@ -66,8 +73,15 @@ class LanguageJudge(Pairwise):
     def _request(self, game: Game) -> Request:
         a, b = game.shown
         name = f"{game.question.name}, {game.first} against {game.second}"
-        shown = filled(SHOWN, name, {"prompt": game.question.prompt, "a": a, "b": b})
+        if game.question.context:
+            shown = filled(SHOWN_WHOLE, name, {"conversation": _conversation(game.question.turns), "a": a, "b": b})
+        else:
+            shown = filled(SHOWN, name, {"prompt": game.question.prompt, "a": a, "b": b})
         return Request(name, chat(SYSTEM, shown), **judge_decoding(self.client.judge, 0.0, MOST_TOKENS))
+
+
+def _conversation(turns: Sequence[Turn]) -> str:
+    return "\n\n".join(f"<|{turn['role'].title()}|>\n{turn['content']}" for turn in turns)
 
 
 def verdict(answer: Answer) -> float | None:
@@ -83,7 +97,6 @@ def build(settings: OracleSettings, members: Mapping[str, Oracle], models: Mappi
     assert settings.judge is not None
     if kept.answers is None:
         raise BadInput(
-            f"the oracle behind {settings.judge.model} is a paid judge, and nothing says where its answers are kept; "
-            "it can decide pairs (the score stage), not the held-out evaluation: name another oracle there"
+            f"the oracle behind {settings.judge.model} is a judge, and nothing says where its answers are kept"
         )
     return LanguageJudge(settings.judge, kept.answers, settings.comparisons, kept.journal)

@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 from mnpo.config.oracles import Oracle as OracleSettings
 from mnpo.config.sources import Model
+from mnpo.config.text import Text
 from mnpo.errors import BadInput
+from mnpo.models.chat import Chat
 from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.oracles import Judgement, Kept, Oracle, Question, Scorer, preferences_from_scores
 from mnpo.oracles.forward import Reader, Shared, Whole
-from mnpo.storage.resume import Journal
+from mnpo.storage.conversations import Turn
+from mnpo.storage.journal import Journal
 
 Dtype = Literal["float32", "bfloat16"]
 NO_PAIRRM = (
@@ -42,6 +45,7 @@ class RewardModel(Scorer):
     def __init__(self, path: str, dtype: Dtype = "float32", journal: Journal | None = None) -> None:
         self.path, self.dtype = path, dtype
         self.tokenizer: Any = load_tokenizer(path)
+        self.chat = Chat(self.tokenizer, Text())
         self.reader = Reader(journal)
 
     def judge(self, questions: Sequence[Question]) -> list[Judgement]:
@@ -50,7 +54,7 @@ class RewardModel(Scorer):
         Raises:
             BadInput: weights that do not fit, a text that is too long.
         """
-        texts = [[self._text(question.prompt, response) for response in question.responses] for question in questions]
+        texts = [[self._text(question.turns, response) for response in question.responses] for question in questions]
         what = f"reward model {self.path} in {self.dtype}"
         return [self._judgement(numbers) for numbers in self.reader.read(self._opened, texts, what)]
 
@@ -59,8 +63,8 @@ class RewardModel(Scorer):
         return [judgement.scores for judgement in self.judge(questions)]
 
     def facts(self) -> dict[str, Any]:
-        """What was read."""
-        return self.reader.facts()
+        """What was read, and what its template could not take as it was."""
+        return {**self.reader.facts(), **{name: n for name, n in self.chat.counts.items() if n}}
 
     def _judgement(self, numbers: Sequence[Sequence[float]]) -> Judgement:
         scores = [score for score, *_ in numbers]
@@ -68,9 +72,8 @@ class RewardModel(Scorer):
         objectives = {name: [n[1 + i] for n in numbers] for i, name in enumerate(self._objectives(count))}
         return Judgement(scores, preferences_from_scores(scores, self.temperature), objectives)
 
-    def _text(self, prompt: str, response: str) -> list[int]:
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        return self._ids(self.tokenizer.apply_chat_template(turns, tokenize=False))
+    def _text(self, turns: list[Turn], response: str) -> list[int]:
+        return self.chat.conversation([*turns, {"role": "assistant", "content": response}])
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -172,13 +175,13 @@ class Athene(RewardModel):
 
         return heads.load(self.path, heads.Athene, self.dtype)
 
-    def _text(self, prompt: str, response: str) -> list[int]:
+    def _text(self, turns: list[Turn], response: str) -> list[int]:
         if self.tokenizer.cls_token_id is None:
             raise BadInput(
                 f"{self.path}: the tokenizer names no cls_token, where Athene reads its value "
                 "(<|reserved_special_token_1|> as published); put back the tokenizer that came with it"
             )
-        return [*super()._text(prompt, response), self.tokenizer.cls_token_id]
+        return [*super()._text(turns, response), self.tokenizer.cls_token_id]
 
 
 def reward_model(path: str, dtype: Dtype = "float32", journal: Journal | None = None) -> RewardModel:

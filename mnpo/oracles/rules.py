@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 from mnpo.config.oracles import Oracle as OracleSettings
@@ -21,7 +22,7 @@ class Rule(Scorer):
     def score(self, questions: Sequence[Question]) -> list[list[float]]:
         """Raises BadInput for a prompt that the world did not make: rules judge by the prompt's truth."""
         for question in questions:
-            if not question.truth:
+            if not {"family", "answer"} <= set(json.loads(question.truth or "{}")):
                 raise BadInput(
                     f"the rule {self.name} judges prompts of the demo's world by their truth, and the prompt "
                     f"{question.prompt!r} has none; use an oracle of another kind"

@@ -20,6 +20,7 @@ from mnpo.planning.costs.calls import Calls
 from mnpo.planning.costs.hardware import DEVICES
 from mnpo.planning.costs.pieces import Estimate, estimate
 from mnpo.planning.costs.quantities import parameters
+from mnpo.planning.files import HELDOUT
 from mnpo.planning.plan import Plan
 from mnpo.planning.registry import Work
 from mnpo.planning.schedule import Job, ranks, schedule
@@ -84,6 +85,11 @@ class Forecast:
         return sum(e.gpu_hours for e in self.estimates)
 
     @property
+    def overhead_hours(self) -> float:
+        """GPU-hours of everything in which nothing is computed: start, loading, hashing, compiling, saving."""
+        return sum(e.overhead_hours for e in self.estimates)
+
+    @property
     def job_hours(self) -> float:
         """Of everything, one job after another."""
         return sum(e.job_hours for e in self.estimates)
@@ -94,12 +100,16 @@ class Forecast:
 
     @property
     def calls(self) -> dict[tuple[str, str], Calls]:
-        """(judge, oracle that asks one, or model behind an endpoint; benchmark, or PREFERENCES) -> what is asked, all
-        policies and repeats together."""
+        """(judge, oracles that ask one, or model behind an endpoint; benchmark, HELDOUT or PREFERENCES) -> what is
+        asked, all policies and repeats together."""
+        oracles = self.plan.oracles
+        deciding = ", ".join(name for name in oracles.over_reference if name in oracles.asking)
         asked: dict[tuple[str, str], list[Calls]] = defaultdict(list)
         for e in self.estimates:
             if e.calls.count:
-                asked[e.work.judge or e.work.policy or "", e.work.benchmark or PREFERENCES].append(e.calls)
+                heldout = e.work.stage == "assess"
+                who = deciding if heldout else e.work.judge or e.work.policy or ""
+                asked[who, e.work.benchmark or (HELDOUT if heldout else PREFERENCES)].append(e.calls)
         return {key: Calls.sum(some) for key, some in asked.items()}
 
     @property

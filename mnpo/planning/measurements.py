@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from mnpo.config.configuration import Config
 from mnpo.config.evaluation import Benchmark, EvaluationProtocol
 from mnpo.planning.files import Files
+from mnpo.planning.oracles import NLTK
 from mnpo.planning.policies import Policies
-
-NLTK = "nltk"  # the entry of `datasets` with NLTK's sentence splitter
 
 
 class Measurements:

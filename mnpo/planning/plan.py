@@ -44,6 +44,7 @@ class Plan:
         self.targets = Targets(config, self.files, self.policies, self.measurements)
         require_short(self)
         self.oracles.functions  # noqa: B018 - looks for them
+        self.oracles.require_constraints()
 
     def settings(self, stage: str, **of: str) -> str:
         """The settings that a stage reads for one job, as canonical JSON: what is here decides what reruns."""

@@ -119,7 +119,8 @@ class Policies:
     @property
     def judged_by(self) -> dict[str, str]:
         """The last policy of every run, of every seed -> the oracle that it was trained for, or that evaluates."""
-        return {policy: self._oracle_of(policy) or self.config.evaluation.oracle for policy in self.lasts}
+        oracles = {policy: self._oracle_of(policy) or self.config.evaluation.oracle for policy in self.lasts}
+        return {policy: oracle for policy, oracle in oracles.items() if oracle is not None}
 
     @property
     def exploiters(self) -> dict[str, list[str]]:

@@ -43,12 +43,15 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
                 judges[of["judge"]] = judge
         elif rule == "score_asking":
             stores.add(Path(plan.files.opinions(of["policy"], of["part"], of["oracle"], of["shard"])).parent)
-            members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
-            judges |= {name: asked for name, asked in members.items() if asked is not None}
+            judges |= plan.oracles.judges([of["oracle"]])
+        elif rule == "assess" and (asked := plan.oracles.judges(plan.oracles.of_evaluation)):
+            stores.add(Path(plan.files.heldout_opinions(of["policy"])).parent)
+            judges |= asked
         elif rule == "answer" and not plan.policies.has_files(of["policy"]):
             stores.add(Path(plan.files.said(of["policy"], of["benchmark"])).parent)
             judges[of["policy"]] = plan.config.models[of["policy"]].as_judge()
     requirements: list[Callable[[], None]] = [
+        plan.oracles.require_constraints_of_rows,
         partial(hub.require_pinned, fetched, plan.lock, allow_floating=plan.config.floating),
         partial(hub.require_token, fetched, plan.files.cache, plan.lock),
         *(partial(require_key, judge) for judge in judges.values()),

@@ -9,37 +9,59 @@ from typing import Any
 from mnpo.benchmarks import heldout
 from mnpo.config.blocks import validated
 from mnpo.config.sources import directories
-from mnpo.storage import user_code
+from mnpo.oracles import Kept
+from mnpo.storage import text_tools, user_code
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import JUDGED, PROMPTS, read, rows_of, write
 
 ENVIRONMENT = "infer"
 
 
-def run(settings: dict[str, Any], policy: Path, reference: Path, prompts: Path, output: Path) -> None:
+def run(
+    settings: dict[str, Any],
+    policy: Path,
+    reference: Path,
+    prompts: Path,
+    output: Path,
+    against: Path | None = None,
+    store: Path | None = None,
+) -> None:
     """Measure a policy on held-out prompts.
+
+    Beside `output`, by the same name: per-item rows (.parquet), and a judge's answers in `.judge.sqlite`, which
+    outlives failures.
 
     Args:
         policy: the policy's directory.
         reference: the policy that the KL divergence is taken to.
         prompts: held-out prompts.
-        output: the summary, a JSON file; per-item rows go beside it, as Parquet.
+        output: the summary, a JSON file.
+        against: the reference's per-item rows, for oracles that compare.
+        store: where a judge's answers are kept; beside the summary, if it is not given.
 
     Raises:
-        BadInput: settings that the benchmark does not know; a function's file changed since the job was planned.
+        BadInput: settings that the benchmark does not know, nothing for an oracle to compare with, or a function's
+            file that changed since the job was planned.
     """
     wanted = validated(heldout.Settings, settings, "settings")
     user_code.require_unchanged(wanted.functions)
     rows = read(PROMPTS, prompts)
-    inputs = [policy, reference, prompts, *directories(wanted.models.values()), *map(Path, wanted.functions)]
+    other = [] if against is None else [against]
+    inputs = [policy, reference, prompts, *other, *directories(wanted.models.values()), *map(Path, wanted.functions)]
+    if wanted.nltk:
+        inputs.append(Path(wanted.nltk))
+        text_tools.use([Path(wanted.nltk)])
     items = output.with_suffix(".parquet")
     with (
         artifact(output, "assess", settings, inputs) as made,
         artifact(items, "assess", settings, inputs) as made_items,
     ):
-        summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows))
+        kept = Kept(store or output.with_suffix(".judge.sqlite"))
+        opposing = None if against is None else rows_of(read(JUDGED, against))
+        summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows), opposing, kept)
         write(JUDGED, judged, made_items.path)
         tokens, parameters = summary.pop("generated_tokens"), summary.pop("parameters")
         facts = {"rows": len(judged), "tokens": tokens, "parameters": parameters}
+        facts |= {"oracles": told} if (told := summary.pop("facts")) else {}
         made.facts = made_items.facts = facts
         made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -35,6 +35,8 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
     if settings.harness.strip is None:
         del text["harness"]["strip"]  # as in results of earlier versions
     benchmarks = text["harness"].pop("benchmarks")
+    if settings.harness.text is None:  # as it was for results made before there was such a key
+        del text["harness"]["text"]
 
     def measured(names: list[str]) -> Results:
         chosen = {b: c for b, c in settings.harness.benchmarks.items() if b in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mnpo.config.blocks import Block, Ordered
+from mnpo.config.blocks import REFERENCE, Block, Ordered
 from mnpo.seeds import derive
 from mnpo.statistics import interval
 from mnpo.storage.records import SAMPLED
 from mnpo.tables.files import write
-from mnpo.tables.heldout import Grids, evaluated, score_grids, wins
+from mnpo.tables.heldout import Grids, evaluated, over_reference_notes, score_grids, wins
 
 ENVIRONMENT = "eval"
 
@@ -37,6 +38,8 @@ class Settings(Block):
     """Policy -> how it plays, in the order of the rows."""
     scores: list[str]
     """Oracles that have judged."""
+    over_reference: list[str] = []
+    """Those of them that compare: they know wins over the reference only, and make no gap."""
     bootstrap: int
     confidence: float
     seed: int
@@ -45,7 +48,7 @@ class Settings(Block):
 def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
     """Make the table of players: scores under every oracle, win rates against opponents, own gaps.
 
-    A player whose own oracle is not among `scores` has no win rate and no gap.
+    A player whose own oracle is not among `scores`, or compares, has no win rate and no gap.
 
     Args:
         evaluations: one summary (JSON, per-item Parquet beside it) for each policy in `labels`.
@@ -55,7 +58,8 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         BadInput: an evaluation is missing, or policies were evaluated on different prompts.
     """
     summaries, items = evaluated(settings.labels, evaluations)
-    grids = {oracle: score_grids(items, oracle) for oracle in settings.scores}
+    scoring = [oracle for oracle in settings.scores if oracle not in settings.over_reference]
+    grids = {oracle: score_grids(items, oracle) for oracle in scoring}
     rows = [
         {
             "player": settings.labels[policy],
@@ -67,7 +71,11 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         for policy, player in settings.players.items()
     ]
     inputs = [file for summary in evaluations for file in (summary, summary.with_suffix(".parquet"))]
-    write(pd.DataFrame(rows), output, "players", settings.model_dump(), inputs)
+    undecided = Counter[str]()
+    for policy in settings.labels:
+        undecided.update(summaries[policy].get("undecided", {}))
+    notes = over_reference_notes(settings.over_reference, settings.labels.get(REFERENCE, REFERENCE), undecided)
+    write(pd.DataFrame(rows), output, "players", settings.model_dump(), inputs, notes)
 
 
 def _play(settings: Settings, policy: str, player: Player, grids: Mapping[str, Grids]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mnpo.config.blocks import REFERENCE, Block, Ordered, nearest
@@ -45,6 +46,8 @@ class Settings(Block):
     """Decides wins."""
     scores: list[str]
     """Oracles whose mean score the table `main` has."""
+    over_reference: list[str] = []
+    """Those of them that compare: their score is a win rate over SFT."""
 
 
 def run(settings: Settings, figure: str, tables: Path, output: Path, training: Sequence[Path] = ()) -> None:
@@ -142,7 +145,7 @@ def oracles(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFrame
         for y, label in enumerate(settings.labels.values()):
             colour, marker = styles.get(label, ("black", "*"))
             panel.plot([values[label]], [y], marker, color=colour, markersize=6)
-        panel.set(title=oracle, xlabel="mean score")
+        panel.set(title=oracle, xlabel="win rate over SFT" if oracle in settings.over_reference else "mean score")
         panel.margins(x=0.12)
     panels[0].set_yticks(range(n), settings.labels.values())
     panels[0].set_ylim(n - 0.5, -0.5)
@@ -210,14 +213,15 @@ def win_matrix(settings: Settings, tables: Path, metrics: Mapping[str, pd.DataFr
     image = axes.imshow(matrix, cmap="RdBu_r", vmin=0, vmax=1)
     for i in range(len(labels)):
         for j in range(len(labels)):
-            if i != j:
+            if i != j and not np.isnan(matrix[i, j]):
                 shade = "white" if abs(matrix[i, j] - 0.5) > 0.3 else "black"
                 axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=shade, fontsize=7)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     axes.grid(False)
     axes.set(xlabel="opponent", ylabel="policy")
-    axes.set_title(circles(table), fontsize=9)
+    whole = settings.oracle not in settings.over_reference
+    axes.set_title(circles(table) if whole else f"{settings.oracle} has compared with SFT only", fontsize=9)
     figure.colorbar(image, shrink=0.8, label=f"win rate ({settings.oracle})")
     return figure
 

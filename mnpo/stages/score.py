@@ -15,7 +15,7 @@ from mnpo.config.sources import Model, Strip, directories
 from mnpo.errors import BadInput
 from mnpo.models import thinking
 from mnpo.oracles import Judgement, Question
-from mnpo.storage import user_code
+from mnpo.storage import text_tools, user_code
 from mnpo.storage.artifacts import artifact, manifest_path, remove
 from mnpo.storage.records import SAMPLES, SCORES, Table, read, write
 from mnpo.storage.resume import resumable
@@ -48,6 +48,8 @@ class Settings(Block):
     """What is taken off the responses (see Model); None: what their policy's template says."""
     functions: dict[str, str] = {}
     """A user's file -> the digest of its code, when the job was planned."""
+    nltk: str | None = None
+    """Where NLTK's data are, for constraints on sentences."""
 
 
 def run(
@@ -73,10 +75,12 @@ def run(
         BadInput: `against` has no response to one of the prompts; a function's file changed since the job was planned.
     """
     user_code.require_unchanged(settings.functions)
+    if settings.nltk:
+        text_tools.use([Path(settings.nltk)])
     rows = read(SAMPLES, samples)
     settings_text = settings.model_dump(exclude_none=True)
     inputs = [*([samples] if against is None else [samples, against]), *directories(settings.models.values())]
-    inputs += map(Path, settings.functions)
+    inputs += [*map(Path, settings.functions), *([Path(settings.nltk)] if settings.nltk else [])]
     modules = oracles.modules(oracle.kind for oracle in settings.oracles.values())
     with resumable(output, "score", settings_text, inputs, modules=modules) as (made, session):
         groups = [group for _, group in rows.groupby("prompt_id", sort=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -9,13 +10,21 @@ from typing import Any
 
 import pandas as pd
 
-from mnpo.config.blocks import Block, Ordered
+from mnpo.config.blocks import REFERENCE, Block, Ordered
 from mnpo.seeds import derive
 from mnpo.statistics import interval
 from mnpo.storage.artifacts import manifest
 from mnpo.storage.records import GREEDY, SAMPLED
 from mnpo.tables.files import write
-from mnpo.tables.heldout import circles, evaluated, score_grids, scored, wins
+from mnpo.tables.heldout import (
+    circles,
+    evaluated,
+    over_reference_notes,
+    score_grids,
+    scored,
+    wins,
+    wins_over_reference,
+)
 
 ENVIRONMENT = "eval"
 
@@ -29,6 +38,8 @@ class Settings(Block):
     oracle: str
     scores: list[str]
     accuracy: str | None = None
+    over_reference: list[str] = []
+    """Those of these oracles that compare: their scores are win rates over the reference."""
     bootstrap: int
     confidence: float
     seed: int
@@ -52,9 +63,9 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         "wins": wins,
     }
     read_from = [file for summary in evaluations for file in (summary, summary.with_suffix(".parquet"))]
+    notes = {"main": _notes(settings, summaries), "wins": _notes_of_wins(settings, wins)}
     for name, table in tables.items():
-        notes = [circles(wins)] if name == "wins" else []
-        write(table, output / name, "tabulate", settings.model_dump(), read_from, notes)
+        write(table, output / name, "tabulate", settings.model_dump(), read_from, notes.get(name, []))
 
 
 def costs(artifacts: Sequence[Path], output: Path) -> None:
@@ -68,12 +79,12 @@ def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataF
     Each prompt's win is the mean over all pairs of the two policies' sampled responses to it (docs/method.md, eq. 14);
     the bootstrap resamples prompts, the same ones for both policies.
     """
-    grids = score_grids(items, settings.oracle)
-    rows = []
+    grids, rows = score_grids(items, settings.oracle), []
+    wins_of = wins_over_reference if settings.oracle in settings.over_reference else wins
     for policy, opponent in product(settings.labels, repeat=2):
         if policy == opponent:
             continue
-        per_prompt = wins(grids, policy, opponent)
+        per_prompt = wins_of(grids, policy, opponent)
         low, high = interval(per_prompt, settings.bootstrap, settings.confidence, derive(settings.seed, "wins"))
         rows.append(
             {
@@ -86,6 +97,20 @@ def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataF
             }
         )
     return pd.DataFrame(rows, columns=["policy", "opponent", "win_rate", "win_rate_low", "win_rate_high", "prompts"])
+
+
+def _notes(settings: Settings, summaries: Mapping[str, Any]) -> list[str]:
+    undecided = Counter[str]()
+    for policy in settings.labels:
+        undecided.update(summaries[policy].get("undecided", {}))
+    return over_reference_notes(settings.over_reference, settings.labels.get(REFERENCE, REFERENCE), undecided)
+
+
+def _notes_of_wins(settings: Settings, wins: pd.DataFrame) -> list[str]:
+    if settings.oracle not in settings.over_reference:
+        return [circles(wins)]
+    label = settings.labels.get(REFERENCE, REFERENCE)
+    return [f"{settings.oracle} compares, and has compared policies with {label} only: other win rates are not known"]
 
 
 def main_table(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mnpo.config.blocks import REFERENCE
 from mnpo.errors import BadInput
 from mnpo.statistics import cyclic_triples
 from mnpo.storage.records import JUDGED, SAMPLED, read
@@ -57,6 +58,35 @@ def wins(grids: Grids, policy: str, opponent: str) -> np.ndarray:
     if list(mine) != list(theirs):
         raise BadInput(f"{policy} and {opponent} were evaluated on different prompts; evaluate them again")
     return np.array([_win(mine[p], theirs[p]) for p in mine])
+
+
+def wins_over_reference(grids: Grids, policy: str, opponent: str) -> np.ndarray:
+    """[prompts]: the same under an oracle that compares, whose scores are wins over the reference; NaN for two others,
+    which it has not compared."""
+    prompts = list(grids[policy])
+    if list(grids[opponent]) != prompts:
+        raise BadInput(f"{policy} and {opponent} were evaluated on different prompts; evaluate them again")
+    if opponent == REFERENCE:
+        return np.array([grids[policy][p].mean() for p in prompts])
+    if policy == REFERENCE:
+        return np.array([1 - grids[opponent][p].mean() for p in prompts])
+    return np.full(len(prompts), math.nan)
+
+
+def over_reference_notes(oracles: Sequence[str], reference: str, undecided: Mapping[str, int]) -> list[str]:
+    """What a reader must know of oracles that compare: what their figures are, and what was not decided.
+
+    Args:
+        reference: what tables call it.
+        undecided: oracle -> comparisons without a verdict.
+    """
+    notes = [
+        f"{oracle} compares: its scores are win rates over {reference}, each response beside {reference}'s to the same "
+        "prompt, of the same decoding and number"
+        for oracle in oracles
+    ]
+    left = {oracle: count for oracle in oracles if (count := undecided.get(oracle, 0))}
+    return notes + [f"{oracle}: {count} comparisons without a verdict count one half" for oracle, count in left.items()]
 
 
 def _win(scores: np.ndarray, against: np.ndarray) -> float:

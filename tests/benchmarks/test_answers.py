@@ -313,7 +313,7 @@ def test_more_empty_answers_than_permitted_are_refused_with_what_they_are_and_th
         model = Model(api="someone", endpoint=server.url)
         said = r"^theirs, arena-hard: 11 of 16 answers of someone are empty \(7 length, 4 content_filter\), more than "
         with pytest.raises(
-            BadInput, match=said + r"evaluation.max_empty \(0.2\) permits.* max_tokens .*raise evaluation"
+            BadInput, match=said + r"evaluation.max_empty \(0.2\) permits.*models\.theirs\.max_tokens.*raise evaluation"
         ):
             of_api(asked, model, tmp_path / "store.sqlite", CATS)
         assert server.requests == 16 + 2 * 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import pytest
 from mnpo.config.blocks import ConfigError
 from mnpo.config.configuration import Config
 from mnpo.config.reading import load, overlay, read_yaml, schema
+from mnpo.errors import BadInput
+from mnpo.planning import preflight
 from mnpo.planning.plan import Plan
 
 MINIMAL = """\
@@ -46,12 +49,36 @@ def message(call: Callable[..., Any], *arguments: Any, **named: Any) -> str:
 # ----------------------------------------------------------------------------------------------------------- it is read
 
 
-def test_a_judge_does_not_vote_on_held_out_prompts(configured: Callable[..., Config]) -> None:
-    own = {name: oracle.model_dump(exclude_none=True) for name, oracle in configured().oracles.items()}
-    judge = {"kind": "judge", "judge": {"model": "gpt"}}
-    voters = {"kind": "majority", "of": ["correctness", "llm"]}
-    with pytest.raises(ConfigError, match=r"evaluation\.majority: crowd asks the judge llm"):
-        configured(oracles={**own, "llm": judge, "crowd": voters}, evaluation={"majority": "crowd"})
+def test_every_kind_of_oracle_may_decide_on_held_out_prompts(planned: Callable[..., Plan]) -> None:
+    own = planned().config.model_dump(exclude_none=True)["oracles"]
+    further = {
+        "llm": {"kind": "judge", "judge": {"model": "gpt"}},
+        "crowd": {"kind": "majority", "of": ["correctness", "llm"]},
+        "one": {"kind": "annotator", "of": ["brevity", "crowd"]},
+    }
+    for name in further:
+        plan = planned(
+            oracles={**own, **further}, evaluation={"oracle": name, "scores": ["brevity", "llm"], "majority": "crowd"}
+        )
+        assert plan.oracles.over_reference == list(dict.fromkeys([name, "llm"]))
+
+
+def test_right_answers_are_not_counted_by_one_who_compares(planned: Callable[..., Plan]) -> None:
+    expected = "evaluation.accuracy: majority rests on majority, which compares responses and calls none right"
+    assert expected in message(planned, evaluation={"accuracy": "majority"})
+
+
+def test_held_out_prompts_need_an_oracle_only_where_something_is_made_of_them(planned: Callable[..., Plan]) -> None:
+    expected = "evaluation.oracle: required by tables.targets (heldout, figures); name who decides wins"
+    assert expected in message(
+        planned, evaluation={"oracle": None}, tables={"targets": ["heldout", "figures", "costs"]}
+    )
+    plan = planned(
+        evaluation={"oracle": None, "scores": [], "accuracy": None, "majority": None},
+        tables={"targets": ["benchmarks"]},
+    )
+    assert plan.oracles.of_evaluation == []
+    assert "evaluation.oracle: name who decides" in message(plan.settings, "assess", policy="sft")
 
 
 def test_the_demo_loads(demo: Path) -> None:
@@ -139,7 +166,11 @@ def test_every_mistake_is_reported_on_its_own_line(write: Callable[..., Path]) -
         ("sampling: {reuse_logprobs: true}", "sampling: reuse_logprobs needs logprobs: true"),
         ("training: {learning_rate: .nan}", "training.learning_rate: "),
         ("training: {learning_rate: -1e-3}", "training.learning_rate: Input should be greater than 0 (got -0.001)"),
-        ("training: {schedule: linear}", "training.schedule: Input should be 'cosine' or 'constant' (got \"linear\")"),
+        (
+            "training: {schedule: square}",
+            "training.schedule: Input should be 'cosine', 'linear' or 'constant' (got \"square\")",
+        ),
+        ("training: {clip: -1}", "training.clip: Input should be greater than or equal to 0 (got -1)"),
         ("training: {betas: [0.9, 1.0]}", "training.betas.1: Input should be less than 1"),
         ("text: {max_length: 100, max_prompt_length: 100}", "text: max_prompt_length 100 leaves no room in 100"),
         ("training: [1]", "training: Input should be"),
@@ -162,11 +193,15 @@ def test_a_wrong_value_is_named_with_its_key(write: Callable[..., Path], extra: 
         ("parts: [1]", "parts: [3]", "runs.one.iterations[1].parts: no part 3; prompts.parts is 2"),
         ("parts: [1]", "parts: []", "runs.one.iterations.0.parts: "),
         ("name: dpo", "name: dop", "runs.one.objective.name: "),
-        ("{path: somewhere}", "{}", "models.tiny: give exactly one of hub, github, path, architecture, api (got none)"),
+        (
+            "{path: somewhere}",
+            "{}",
+            "models.tiny: give exactly one of hub, github, path, architecture, miniature, api (got none)",
+        ),
         (
             "{path: somewhere}",
             "{path: a, hub: b}",
-            "models.tiny: give exactly one of hub, github, path, architecture, api (got hub, path)",
+            "models.tiny: give exactly one of hub, github, path, architecture, miniature, api (got hub, path)",
         ),
         ("kind: rule, rule: brevity", "kind: rule", "oracles.short: kind rule needs rule"),
         (
@@ -437,6 +472,15 @@ def test_greedy_sampling_is_no_mistake_where_nothing_is_sampled(configured: Call
     assert configured(sampling={"logprobs": True}, floating=True).floating  # where true is meant, it is taken
 
 
+def test_null_drops_a_row_that_the_extended_configuration_has(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "fewer.yaml").write_text(
+        f"extends: {root / 'config.yaml'}\ntables: {{rows: {{table3: {{DPO: null, INPO: null}}, table4: null}}}}\n"
+    )
+    rows, theirs = load(tmp_path / "fewer.yaml").tables.rows, load(root / "config.yaml").tables.rows
+    assert list(rows["table3"]) == [row for row in theirs["table3"] if row not in ("DPO", "INPO")]
+    assert rows["table4"] == {} and rows["table2"] == theirs["table2"]
+
+
 # ---------------------------------------------------------------------------------------------------- schema and weight
 
 
@@ -461,11 +505,6 @@ def test_reading_a_configuration_and_planning_import_no_heavy_library(root: Path
     heavy, seconds = result.stdout.rsplit(" ", 1)
     assert heavy == "[]"
     assert float(seconds) < 2, f"{seconds} s of CPU, {time.monotonic() - started:.1f} s of wall clock"
-
-
-def test_wins_cannot_be_decided_by_a_majority_vote(planned: Callable[..., Plan]) -> None:
-    for key, value in (("oracle", "majority"), ("scores", ["majority"])):
-        assert "rests on majority" in message(planned, evaluation={key: value})
 
 
 def test_a_benchmarks_protocol_is_one_that_it_has(configured: Callable[..., Config]) -> None:
@@ -497,3 +536,71 @@ def test_a_function_that_cannot_be_asked_is_refused_by_the_plan(
     own = {"kind": "function", "file": str(tmp_path / "own.py"), "function": function}
     with pytest.raises(ConfigError, match=expected):
         planned(oracles={**oracles, "own": own})
+
+
+WORDS = {"id": "length_constraints:number_words", "num_words": 9, "relation": "less than"}
+SENTENCES = {"id": "length_constraints:number_sentences", "num_sentences": 2, "relation": "less than"}
+
+
+def with_oracle(planned: Callable[..., Plan], **changes: Any) -> Callable[..., Plan]:
+    own = planned().config.model_dump(exclude_none=True)["oracles"]
+    return lambda **further: planned(oracles={**own, "checks": {"kind": "constraints", **changes}}, **further)
+
+
+def test_constraints_that_nobody_can_verify_are_refused(
+    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NLTK_DATA", raising=False)
+    plan = with_oracle(planned, constraints=[WORDS])()
+    assert plan.oracles.sources(["checks"]) == [] and "nltk" not in json.loads(plan.settings("score", oracle="checks"))
+    wrong = with_oracle(planned, constraints=[WORDS | {"id": "length_constraints:words"}])
+    expected = "oracles.checks.constraints.0: unknown constraint 'length_constraints:words'; did you mean"
+    assert expected in message(wrong)
+    sentences = with_oracle(planned, constraints=[SENTENCES])
+    assert "oracles.checks: length_constraints:number_sentences needs NLTK's punkt_tab" in message(sentences)
+    datasets = planned().config.model_dump(exclude_none=True)["datasets"]
+    plan = sentences(datasets={**datasets, "nltk": {"path": str(tmp_path)}})
+    assert plan.oracles.sources(["checks"]) == [str(tmp_path)] and plan.oracles.sources(["overall"]) == []
+    assert json.loads(plan.settings("score", oracle="checks"))["nltk"] == str(tmp_path)
+    assert "nltk" not in json.loads(plan.settings("score", oracle="overall"))
+
+
+OF_FILE = """\
+name: own
+prompts: {source: file, path: PATH, heldout: 1, parts: 1, further: [instruction_id_list, kwargs]}
+models: {tiny: {path: somewhere}}
+reference: {model: tiny}
+oracles: {checks: {kind: constraints}, short: {kind: rule, rule: brevity}}
+runs: {one: {objective: {name: dpo, beta: 0.1}, oracle: checks, iterations: [{parts: [1]}]}}
+evaluation: {oracle: checks}
+"""
+
+
+def test_constraints_of_rows_are_read_before_anything_runs(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    text = OF_FILE.replace("PATH", str(path))
+    rows = [
+        {"prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {"prompt": "b", "instruction_id_list": ["startend:end_checker"], "kwargs": [{}]},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    plan = Plan(load(write(text)))
+    expected = r"^oracles\.checks: .*prompts\.jsonl: row 2: startend:end_checker needs end_phrase"
+    with pytest.raises(ConfigError, match=expected):
+        plan.oracles.require_constraints_of_rows()
+    with pytest.raises(BadInput, match=expected):
+        preflight.check(plan, [])
+    rows[1]["kwargs"] = [{"end_phrase": "Bye."}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    plan.oracles.require_constraints_of_rows()
+    without = text.replace(", further: [instruction_id_list, kwargs]", ", further: [kwargs]")
+    assert "columns instruction_id_list and kwargs; name both in prompts.further" in message(load, write(without))
+
+
+def test_rules_judge_the_demos_prompts_alone(write: Callable[..., Path]) -> None:
+    for old, new in (
+        ("oracle: checks, iter", "oracle: short, iter"),
+        ("{oracle: checks}", "{oracle: checks, scores: [short]}"),
+    ):
+        said = message(load, write(OF_FILE.replace(old, new)))
+        assert "oracles.short: a rule judges prompts of the demo's world" in said and "source is file" in said

@@ -64,21 +64,24 @@ def test_a_template_that_knows_of_thinking_is_found(name: str, special: bool, tm
     reply = Chat(tokenizer, TEXT).decode([*ids, tokenizer.convert_tokens_to_ids("<|im_end|>")])
     assert reply == f"{thought}\n\n7" == decode(tokenizer, ids)
     for strip, taken in ((None, len(thought)), ("think", len(thought)), ("none", 0)):
-        reader = Reader(tokenizer, strip)  # type: ignore[arg-type]
+        reader = Reader(Chat(tokenizer, TEXT), strip)  # type: ignore[arg-type]
         assert reader.characters(reply) == taken
         tags = 7 * (name != "opened") + 8  # bytes
         expected = len(thought) - tags + (2 - (name == "opened") if special else tags)
         assert reader.tokens(reply, len(ids) + 1) == (expected if taken else 0)
     unclosed = reply.partition("</think>")[0]
-    assert Reader(tokenizer).characters(unclosed) == len(unclosed) and Reader(tokenizer).tokens(unclosed, 33) == 33
+    assert (
+        Reader(Chat(tokenizer, TEXT)).characters(unclosed) == len(unclosed)
+        and Reader(Chat(tokenizer, TEXT)).tokens(unclosed, 33) == 33
+    )
 
 
 def test_a_template_that_knows_nothing_of_it_leaves_replies_alone(tmp_path: Path) -> None:
     for name, of in TEMPLATES.items():
-        reader = Reader(load_tokenizer(policy_with(tmp_path / name, *of)))
+        reader = Reader(Chat(load_tokenizer(policy_with(tmp_path / name, *of)), TEXT))
         assert reader.characters("<think>a</think>b") == reader.tokens("<think>a</think>b", 17) == 0
     tokenizer = load_tokenizer(policy_with(tmp_path / "think", QWEN, *TEMPLATES["qwen"][1:]))
-    assert Reader(tokenizer, "think").characters("<think>a</think>b") == 16
+    assert Reader(Chat(tokenizer, TEXT), "think").characters("<think>a</think>b") == 16
 
 
 @pytest.mark.parametrize("name", THINKING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,34 @@ def test_the_last_verdict_counts(text: str, expected: float | None) -> None:
 )
 def test_a_reply_that_was_cut_has_given_only_the_verdict_that_it_states(text: str, expected: float | None) -> None:
     assert verdict(Answer(text, "length", None, 1, 1)) == expected
+
+
+def asked(tmp_path: Path, question: Question) -> list[list[dict[str, str]]]:
+    with serve() as server:
+        load("llm", settings(server), {}, Kept(tmp_path / "store.sqlite")).judge([question])
+    return [exchange.asked["messages"] for exchange in server.exchanges]
+
+
+def test_a_prompt_of_one_turn_is_shown_as_it_always_was(tmp_path: Path) -> None:
+    """To the byte, here as a digest: answers that were paid for are found again."""
+    shown = asked(tmp_path, QUESTIONS[1])
+    digests = {hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:16] for messages in shown}
+    assert digests == {"491c8e40208e775d", "d25fc2c4245cfa3b"}
+
+
+def test_a_conversation_is_shown_whole(tmp_path: Path) -> None:
+    context = [
+        {"role": "system", "content": "Be {brief}."},
+        {"role": "user", "content": "Say dog"},
+        {"role": "assistant", "content": "dog"},
+    ]
+    shown = asked(tmp_path, Question("Say cat", "", ["cat", "cow"], "p1", json.dumps(context)))
+    first, second = sorted(messages[1]["content"] for messages in shown)
+    assert first == (
+        "Both assistants have answered the last turn of this conversation, and know all of it.\n\n"
+        "<|The Start of the Conversation|>\n<|System|>\nBe {brief}.\n\n<|User|>\nSay dog\n\n<|Assistant|>\ndog\n\n"
+        "<|User|>\nSay cat\n<|The End of the Conversation|>\n\n<|The Start of Assistant A's Answer|>\ncat\n"
+        "<|The End of Assistant A's Answer|>\n\n<|The Start of Assistant B's Answer|>\ncow\n"
+        "<|The End of Assistant B's Answer|>"
+    )
+    assert "Answer|>\ncow\n" in second and {messages[0]["role"] for messages in shown} == {"system"}

@@ -21,8 +21,9 @@ def test_a_rule_scores_every_response_by_the_prompts_truth() -> None:
     assert judged[0].preferences[1:] == [[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]
 
 
-def test_a_prompt_without_truth_is_refused() -> None:
-    questions = [Question("Opposite of hot?", TRUTH, ["cold"]), Question("Who are you?", "", ["me"])]
+@pytest.mark.parametrize("truth", ["", '{"answer": "me"}', '{"instruction_id_list": []}'])
+def test_a_prompt_without_the_demos_truth_is_refused(truth: str) -> None:
+    questions = [Question("Opposite of hot?", TRUTH, ["cold"]), Question("Who are you?", truth, ["me"])]
     with pytest.raises(
         BadInput, match=r"the rule brevity judges .* 'Who are you\?' has none; use an oracle of another kind"
     ):

@@ -139,12 +139,12 @@ CASES: dict[str, tuple[Callable[[Checkout], None], str, list[str]]] = {
     "a user's function": (
         edit("rewards.py", "-count(r)", "-2 * count(r)"),
         MAIN,
-        ["score sft part1 shard 0 (and 1 more of score): the code of rewards.py changed"],
+        ["score sft part1 own shard 0 (and 1 more of score): the code of rewards.py changed"],
     ),
     "what a user's function imports from beside it": (
         edit("words.py", "text.split()", "text"),
         MAIN,
-        ["score sft part1 shard 0 (and 1 more of score): the code of words.py changed"],
+        ["score sft part1 own shard 0 (and 1 more of score): the code of words.py changed"],
     ),
     "a comment in a user's function": (edit("rewards.py", "def short", "# words\ndef short"), MAIN, []),
     "a plot's code": (

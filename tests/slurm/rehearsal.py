@@ -51,8 +51,8 @@ class Rehearsal(Checkout):
             self._link(f"environments/{family}", Path(sys.prefix))
         self._link("environments/infer", VLLM)
         self._link("home/.config/snakemake/slurm", self.path / "profiles/slurm")
-        # DeepSpeed compiles what gloo ranks talk through: a minute, once for this machine.
-        self._link("home/.cache/torch_extensions", Path.home() / ".cache/torch_extensions")
+        # DeepSpeed compiles what gloo ranks talk through: a minute, once for this environment.
+        self._link("home/.cache/torch_extensions", ROOT / "build/torch_extensions")
         self.describe(**CLUSTER)
 
     def _link(self, name: str, target: Path) -> None:

@@ -12,9 +12,11 @@ import pytest
 
 from mnpo.config.blocks import ConfigError
 from mnpo.config.text import Text
+from mnpo.demo.judge import serve
 from mnpo.demo.world import RULES
+from mnpo.errors import BadInput
 from mnpo.stages.assess import run
-from mnpo.storage.records import JUDGED, PROMPTS, read
+from mnpo.storage.records import JUDGED, PROMPTS, read, write
 from tests.helpers.templated import THINKING, saying, thinking_policy
 
 ORACLES = ("overall", "correctness", "brevity", "courtesy", "majority")
@@ -144,3 +146,113 @@ def test_oracles_are_shown_no_thinking_and_both_lengths_are_told(
     assert one["tokens_with_thinking"] == other["tokens"] and "tokens_with_thinking" not in other
     for mode in ("greedy", "sampled"):
         assert one["tokens"][mode] == pytest.approx(other["tokens"][mode] - len("So 6.</think>"))
+
+
+# ------------------------------------------------------------------------------------------------ oracles that compare
+
+
+COMPARING = (
+    "def longer(first, second): return [(len(a) > len(b)) + (len(a) == len(b)) / 2 for a, b in zip(first, second)]\n"
+)
+
+
+@pytest.fixture
+def comparing(tmp_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Wins are decided by a function that prefers the longer response; the majority is asked among samples as well."""
+    (tmp_path / "own.py").write_text(COMPARING)
+    longer = {"kind": "function", "file": str(tmp_path / "own.py"), "function": "longer", "compare": True}
+    vote = {"kind": "majority", "of": ["longer", "brevity", "correctness"]}
+    oracles = {**settings["oracles"], "longer": longer, "vote": vote}
+    return settings | {"oracle": "longer", "scores": ["vote", "correctness"], "oracles": oracles}
+
+
+def test_an_oracle_that_compares_is_shown_the_references_response_of_the_same_number(
+    tmp_path: Path,
+    comparing: dict[str, Any],
+    evaluated: Path,
+    sft_policy: Path,
+    random_policy: Path,
+    prompts_directory: Path,
+    manifest_of: Callable[[Path], Any],
+) -> None:
+    prompts, output = prompts_directory / "heldout.parquet", tmp_path / "heldout.json"
+    reference = evaluated.with_suffix(".parquet")
+    run(comparing | {"policy": "other"}, random_policy, sft_policy, prompts, output, reference)
+    rows, summary = read(JUDGED, output.with_suffix(".parquet")), json.loads(output.read_text())
+    key = ["prompt_id", "mode", "k"]
+    theirs = read(JUDGED, reference).drop_duplicates(key).set_index(key)["response"]
+    truth = read(PROMPTS, prompts).set_index("prompt_id")["truth"]
+    compared = rows[rows["oracle"] == "longer"]
+    assert len(compared) == 7 * (1 + 3) and 0 < compared["score"].mean() < 1
+    for row in rows[rows["oracle"].isin(["longer", "vote"])].to_dict("records"):
+        other = theirs[row["prompt_id"], row["mode"], row["k"]]
+
+        def vote(mine: float, its: float) -> int:
+            return (mine > its) - (mine < its)
+
+        votes = [vote(len(row["response"]), len(other))]
+        if row["oracle"] == "vote":
+            votes += [
+                vote(*(RULES[rule](truth[row["prompt_id"]], r) for r in (row["response"], other)))
+                for rule in ("brevity", "correctness")
+            ]
+        assert row["score"] == {-1: 0.0, 0: 0.5, 1: 1.0}[vote(sum(votes), 0)]
+    assert summary["scores"]["longer"]["sampled"] == pytest.approx(
+        compared.loc[compared["mode"] == "sampled", "score"].mean()
+    )
+    assert summary["undecided"] == {"longer": 0, "vote": 0}
+    assert manifest_of(output)["oracles"]["longer"]["games"] > 0 and str(reference) in manifest_of(output)["inputs"]
+    assert summary["prompts_with_a_cycle"] is not None  # the demo's majority, among a prompt's samples as before
+
+
+def test_the_reference_is_one_half_and_asks_nobody(
+    tmp_path: Path, comparing: dict[str, Any], sft_policy: Path, prompts_directory: Path
+) -> None:
+    (tmp_path / "own.py").write_text("def longer(first): raise RuntimeError\n")
+    prompts, output = prompts_directory / "heldout.parquet", tmp_path / "heldout.json"
+    run(comparing, sft_policy, sft_policy, prompts, output)
+    rows = read(JUDGED, output.with_suffix(".parquet"))
+    assert set(rows.loc[rows["oracle"].isin(["longer", "vote"]), "score"]) == {0.5}
+    assert "undecided" not in json.loads(output.read_text())
+
+
+def test_nothing_to_compare_with_is_refused(
+    tmp_path: Path, comparing: dict[str, Any], evaluated: Path, sft_policy: Path, prompts_directory: Path
+) -> None:
+    prompts, output, other = prompts_directory / "heldout.parquet", tmp_path / "o.json", comparing | {"policy": "other"}
+    with pytest.raises(
+        BadInput, match=r"the oracle longer compares, and there is nothing to compare with; .*--against"
+    ):
+        run(other, sft_policy, sft_policy, prompts, output)
+    rows = read(JUDGED, evaluated.with_suffix(".parquet"))
+    gone = rows["prompt_id"].iloc[0]
+    write(JUDGED, rows[rows["prompt_id"] != gone], tmp_path / "fewer.parquet")
+    with pytest.raises(BadInput, match=rf"no response to 1 held-out prompts, such as {gone}, .*; evaluate sft again"):
+        run(other, sft_policy, sft_policy, prompts, output, tmp_path / "fewer.parquet")
+
+
+def test_a_judge_decides_and_is_not_paid_twice(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    evaluated: Path,
+    sft_policy: Path,
+    random_policy: Path,
+    prompts_directory: Path,
+    manifest_of: Callable[[Path], Any],
+) -> None:
+    prompts, output = prompts_directory / "heldout.parquet", tmp_path / "heldout.json"
+    with serve() as server:
+        judge = {"kind": "judge", "judge": {"model": "demo", "endpoint": server.url}}
+        asked = settings | {
+            "policy": "other",
+            "oracle": "llm",
+            "scores": [],
+            "majority": None,
+            "oracles": {"llm": judge},
+        }
+        for _ in range(2):
+            run(asked, random_policy, sft_policy, prompts, output, evaluated.with_suffix(".parquet"))
+        facts = manifest_of(output)["oracles"]["llm"]
+    assert output.with_suffix(".judge.sqlite").is_file()
+    assert facts["games"] > 0 and facts["tally"].get("asked", 0) == 0
+    assert 0 <= json.loads(output.read_text())["scores"]["llm"]["sampled"] < 0.5  # SFT is better than random weights

@@ -57,6 +57,15 @@ def evaluations(tmp_path: Path) -> list[Path]:
     return paths
 
 
+def test_under_an_oracle_that_compares_there_is_no_gap(
+    tmp_path: Path, settings: Settings, evaluations: list[Path]
+) -> None:
+    run(settings.model_copy(update={"over_reference": ["short"]}), evaluations, tmp_path / "players")
+    table = pd.read_csv(tmp_path / "players.csv")
+    assert table[["win_rate", "gap"]].isna().all(axis=None) and table["score_short"].tolist() == [1.0, 0.5, 0.5]
+    assert "- short compares: its scores are win rates over sft" in (tmp_path / "players.md").read_text()
+
+
 def test_players_meet_their_opponents_under_their_own_oracle(
     tmp_path: Path, settings: Settings, evaluations: list[Path]
 ) -> None:

@@ -95,6 +95,32 @@ def test_win_rates_are_means_over_prompts_of_all_pairs_of_responses_ties_half(ta
     assert ((wins["win_rate_low"] >= 0) & (wins["win_rate_high"] <= 1)).all()
 
 
+def test_under_an_oracle_that_compares_the_score_is_the_win_over_the_reference(
+    tmp_path: Path, settings: Settings
+) -> None:
+    """Run 1: p1 wins one of two, p2 one half each, p3 none: (.5 + .5 + 0) / 3. Nobody compared run 1 with run 2."""
+    scores = {
+        "sft": {"p1": [0.5, 0.5], "p2": [0.5, 0.5], "p3": [0.5, 0.5]},
+        "run.1": {"p1": [1.0, 0.0], "p2": [0.5, 0.5], "p3": [0.0, 0.0]},
+        "run.2": {"p1": [1.0, 1.0], "p2": [1.0, 0.5], "p3": [1.0, 0.0]},
+    }
+    paths = [evaluation(tmp_path, policy, of) for policy, of in scores.items()]
+    for path, undecided in zip(paths[1:], (2, 1), strict=True):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"undecided": {"overall": undecided}}))
+    run(settings.model_copy(update={"over_reference": ["overall"]}), paths, tmp_path / "tables")
+    wins = pd.read_csv(tmp_path / "tables/wins.csv").set_index(["policy", "opponent"])["win_rate"]
+    assert wins["Run 1", "SFT"] == pytest.approx(1 / 3) and wins["SFT", "Run 1"] == pytest.approx(2 / 3)
+    assert wins["Run 2", "SFT"] == pytest.approx((1 + 0.75 + 0.5) / 3)
+    assert np.isnan(wins["Run 1", "Run 2"]) and np.isnan(wins["Run 2", "Run 1"])
+    main = pd.read_csv(tmp_path / "tables/main.csv").set_index("policy")
+    assert main.loc["Run 1", "win_vs_sft"] == pytest.approx(1 / 3) and np.isnan(main.loc["Run 2", "win_vs_run.1"])
+    shown = (tmp_path / "tables/main.md").read_text()
+    assert "- overall compares: its scores are win rates over SFT, each response beside SFT's" in shown
+    assert "- overall: 3 comparisons without a verdict count one half" in shown
+    assert shown.count("| n/a") == 3 and "nan" not in shown.lower()
+    assert "overall compares, and has compared policies with SFT only" in (tmp_path / "tables/wins.md").read_text()
+
+
 def test_the_main_table_has_a_row_a_policy_in_the_order_of_labels(tables: Path) -> None:
     main = pd.read_csv(tables / "main.csv").set_index("policy")
     assert list(main.index) == ["SFT", "Run 1", "Run 2"]

@@ -29,8 +29,17 @@ add:
 datasets: { gsm8k: { path: outside/gsm8k }, mt-bench: { path: outside/mt-bench } }
 runs:
   inpo: { objective: { name: inpo, eta: 0.2 }, oracle: learned, iterations: [{ parts: [1] }] }
-  eo: { objective: { name: eo-mnpo, eta: 0.2, players: [other] }, oracle: overall, iterations: [{ parts: [2] }] }
-evaluation: { benchmarks: [gsm8k, mt-bench], models: [other, mine], scores: [learned], accuracy: null, bootstrap: 100 }
+  eo: { objective: { name: eo-mnpo, eta: 0.2, players: [other] }, oracle: learned, iterations: [{ parts: [2] }] }
+evaluation:
+  {
+    benchmarks: [gsm8k, mt-bench],
+    models: [other, mine],
+    oracle: learned,
+    scores: [],
+    accuracy: null,
+    majority: null,
+    bootstrap: 100,
+  }
 tables: { targets: [heldout, benchmarks], win_against: [sft] }
 """
 PLACES = ("base", "rm", "other", "gsm8k", "mt-bench")

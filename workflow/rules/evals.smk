@@ -6,7 +6,8 @@ rule assess:
         policy=PLAN.files.policy("{policy}"),
         reference=PLAN.files.policy(REFERENCE),
         prompts=PLAN.files.prompts(HELDOUT),
-        models=PLAN.files.model_sources(PLAN.oracles.models(PLAN.oracles.of_evaluation)),
+        sources=PLAN.oracles.sources(PLAN.oracles.of_evaluation),
+        against=lambda w: PLAN.files.opposing(w.policy, PLAN.oracles.over_reference),
     output:
         summary=PLAN.files.evaluation("{policy}", HELDOUT),
         rows=PLAN.files.evaluation_items("{policy}", HELDOUT),
@@ -20,10 +21,16 @@ rule assess:
     params:
         settings=lambda w: PLAN.settings("assess", policy=w.policy),
         code=PLAN.code("assess", PLAN.oracles.of_evaluation),
-        external=lambda w: found(*PLAN.files.model_sources(PLAN.oracles.models(PLAN.oracles.of_evaluation))),
+        against=lambda w, input: [f"--against={file}" for file in input.against],
+        store=lambda w, resources: (
+            [f"--store={PLAN.files.heldout_opinions(w.policy)}"]
+            if PLAN.oracles.judges(PLAN.oracles.of_evaluation)
+            else []
+        ),
+        external=lambda w: found(*PLAN.oracles.sources(PLAN.oracles.of_evaluation)),
     shell:
         "exec python -m mnpo --log {log:q} assess --settings {params.settings:q} --policy {input.policy:q} --reference {input.reference:q}"
-        " --prompts {input.prompts:q} --output {output.summary:q}"
+        " --prompts {input.prompts:q} {params.against:q} {params.store:q} --output {output.summary:q}"
 
 
 # One job measures a policy on all benchmarks that need no judge: the policy is loaded once. What an earlier job of the

@@ -5,7 +5,7 @@ rule score:
     input:
         samples=PLAN.files.samples("{policy}", "{part}", "{shard}"),
         against=lambda w: PLAN.files.against(w.part, w.oracle, w.shard),
-        models=lambda w: PLAN.files.model_sources(PLAN.oracles.models([w.oracle])),
+        sources=lambda w: PLAN.oracles.sources([w.oracle]),
     output:
         scores=PLAN.files.scores("{policy}", "{part}", "{oracle}", "{shard}"),
         manifest=manifest(PLAN.files.scores("{policy}", "{part}", "{oracle}", "{shard}")),
@@ -28,7 +28,7 @@ rule score:
             if PLAN.oracles.asks(w.oracle)
             else []
         ),
-        external=lambda w: found(*PLAN.files.model_sources(PLAN.oracles.models([w.oracle]))),
+        external=lambda w: found(*PLAN.oracles.sources([w.oracle])),
     shell:
         "exec python -m mnpo --log {log:q} score --settings {params.settings:q} --samples {input.samples:q} {params.against:q}"
         " {params.store:q} --output {output.scores:q}"

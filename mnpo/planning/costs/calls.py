@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mnpo.config.blocks import REFERENCE
 from mnpo.config.oracles import Judge
 from mnpo.planning.costs.assumptions import CONCURRENCY, GAME, JUDGING, Judging
 from mnpo.planning.costs.passes import games_a_prompt, judged
@@ -56,6 +57,15 @@ def conversations(q: Quantities, work: Work) -> list[tuple[Calls, int]]:
             for name, share in judged(c, work.judge).items()
             if (spec := c.oracles[name]).judge is not None
             for games in [games_a_prompt(q, work, spec.comparisons)]
+        ]
+    if work.stage == "assess" and work.policy != REFERENCE:
+        drawn = q.heldout * (1 + c.evaluation.responses)
+        tokens = q.prompt + GAME.answers * q.response
+        return [
+            (_judging(GAME, spec.judge, round(share * drawn * GAME.calls), tokens), spec.judge.concurrency)
+            for oracle in q.plan.oracles.over_reference
+            for name, share in judged(c, oracle).items()
+            if (spec := c.oracles[name]).judge is not None
         ]
     return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mnpo.config.blocks import DEMO, REFERENCE
+from mnpo.config.blocks import DEMO, REFERENCE, ConfigError
 from mnpo.config.sources import ASKED
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.registry import Work, reads, work
@@ -47,10 +47,11 @@ def _answer_settings(plan: Plan, policy: str, benchmark: str) -> dict[str, Any]:
 
 
 def _measuring(plan: Plan, policy: str) -> dict[str, Any]:
-    """How a benchmark runs a policy."""
+    """How a benchmark runs a policy. What `text` says of its template is said of this configuration's own policies."""
     keys = {"backend", "batch_size", "dtype", "max_length"}
+    said = None if policy in plan.config.models else plan.config.text.reading()
     how = plan.config.evaluation.model_dump(include=keys, exclude_none=True)
-    return {"policy": policy, **how, **plan.policies.strip(policy)}
+    return {"policy": policy, **how, **({"text": said} if said else {}), **plan.policies.strip(policy)}
 
 
 def _own_judge(plan: Plan) -> list[str]:
@@ -72,6 +73,8 @@ def _judge_settings(plan: Plan, policy: str, benchmark: str, judge: str, repeat:
 @reads("assess")
 def _assess_settings(plan: Plan, policy: str) -> dict[str, Any]:
     evaluation, sampling = plan.config.evaluation, plan.config.sampling
+    if evaluation.oracle is None:
+        raise ConfigError("evaluation.oracle: name who decides wins on held-out prompts; this target needs it")
     return plan.oracles.settings(plan.oracles.of_evaluation) | {
         "policy": policy,
         "oracle": evaluation.oracle,
@@ -121,14 +124,18 @@ def _benchmarks_of(plan: Plan, policy: str) -> list[Work]:
 
 def _heldout(plan: Plan) -> list[Work]:
     oracles = plan.oracles.models(plan.oracles.of_evaluation)
-    shared = (plan.files.policy(REFERENCE), plan.files.prompts(HELDOUT), *plan.files.model_sources(oracles))
+    shared = (
+        plan.files.policy(REFERENCE),
+        plan.files.prompts(HELDOUT),
+        *plan.oracles.sources(plan.oracles.of_evaluation),
+    )
     models = (plan.config.reference.model, *oracles)
     return [
         Work(
             "assess",
             policy,
             (plan.files.evaluation(policy, HELDOUT),),
-            (plan.files.policy(policy), *shared),
+            (plan.files.policy(policy), *shared, *plan.files.opposing(policy, plan.oracles.over_reference)),
             policy=policy,
             models=models,
         )

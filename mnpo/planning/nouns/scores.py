@@ -32,7 +32,7 @@ def _scores_work(plan: Plan) -> list[Work]:
             (
                 *plan.files.sample_shards(policy, part),
                 *(file for s in shards for file in plan.files.against(part, oracle, s)),
-                *plan.files.model_sources(plan.oracles.models([oracle])),
+                *plan.oracles.sources([oracle]),
             ),
             len(shards),
             models=tuple(plan.oracles.models([oracle])),

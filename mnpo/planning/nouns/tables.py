@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mnpo.config.blocks import REFERENCE
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.registry import Work, reads, work
 from mnpo.planning.targets import FIGURES
@@ -24,6 +25,23 @@ def _intervals(plan: Plan, stage: str) -> dict[str, Any]:
     return {**how, "seed": derive(plan.config.seed, stage)}
 
 
+def _scoring(plan: Plan) -> list[str | None]:
+    """The oracles whose mean scores are printed."""
+    return list(dict.fromkeys([plan.config.evaluation.oracle, *plan.config.evaluation.scores]))
+
+
+def _over_reference(plan: Plan) -> dict[str, Any]:
+    """Those of them that compare, where there are any."""
+    return {"over_reference": found} if (found := plan.oracles.over_reference) else {}
+
+
+def _family_value(plan: Plan) -> str:
+    if plan.config.evaluation.accuracy:
+        return "accuracy, sampled"
+    compares = plan.config.evaluation.oracle in plan.oracles.over_reference
+    return f"win rate over {plan.policies.label(REFERENCE)}, sampled" if compares else "mean score, sampled"
+
+
 @reads("compare")
 def _compare_settings(plan: Plan, table: str) -> dict[str, Any]:
     return {
@@ -36,32 +54,39 @@ def _compare_settings(plan: Plan, table: str) -> dict[str, Any]:
 @reads("tabulate")
 def _tabulate_settings(plan: Plan) -> dict[str, Any]:
     evaluation = plan.config.evaluation
-    return {
-        "labels": _labels(plan, plan.policies.evaluated),
-        "win_against": plan.config.tables.win_against,
-        "oracle": evaluation.oracle,
-        "scores": evaluation.scores,
-        "accuracy": evaluation.accuracy,
-    } | _intervals(plan, "tabulate")
+    return (
+        {
+            "labels": _labels(plan, plan.policies.evaluated),
+            "win_against": plan.config.tables.win_against,
+            "oracle": evaluation.oracle,
+            "scores": evaluation.scores,
+            "accuracy": evaluation.accuracy,
+        }
+        | _over_reference(plan)
+        | _intervals(plan, "tabulate")
+    )
 
 
 @reads("players")
 def _players_settings(plan: Plan) -> dict[str, Any]:
-    evaluation = plan.config.evaluation
-    return {
-        "labels": _labels(plan, plan.policies.evaluated),
-        "players": [
-            [
-                policy,
-                {
-                    "oracle": oracle,
-                    "opponents": list(plan.policies.opponents(policy).items()),
-                },
-            ]
-            for policy, oracle in plan.policies.judged_by.items()
-        ],
-        "scores": list(dict.fromkeys([evaluation.oracle, *evaluation.scores])),
-    } | _intervals(plan, "players")
+    return (
+        {
+            "labels": _labels(plan, plan.policies.evaluated),
+            "players": [
+                [
+                    policy,
+                    {
+                        "oracle": oracle,
+                        "opponents": list(plan.policies.opponents(policy).items()),
+                    },
+                ]
+                for policy, oracle in plan.policies.judged_by.items()
+            ],
+            "scores": _scoring(plan),
+        }
+        | _over_reference(plan)
+        | _intervals(plan, "players")
+    )
 
 
 @reads("exploitability")
@@ -105,9 +130,9 @@ def _plot_settings(plan: Plan) -> dict[str, Any]:
         "trainings": of_runs(plan.policies.whole),
         "run_labels": {run: plan.policies.run_label(run) for run in plan.config.runs},
         "oracle": plan.config.evaluation.oracle,
-        "scores": list(dict.fromkeys([plan.config.evaluation.oracle, *plan.config.evaluation.scores])),
-        "family_value": "accuracy, sampled" if plan.config.evaluation.accuracy else "mean score, sampled",
-    }
+        "scores": _scoring(plan),
+        "family_value": _family_value(plan),
+    } | _over_reference(plan)
 
 
 @work
