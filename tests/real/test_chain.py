@@ -137,27 +137,46 @@ def test_greedy_responses_are_those_of_generate(smollm2: Path, model: Any, rende
 
 
 def test_fine_tuning_on_a_handful_of_conversations_teaches_them(
-    tmp_path: Path, smollm2: Path, model: Any, rendered: Callable[..., list[int]]
+    tmp_path: Path, smollm2: Path, model: Any, tokenizer: Any
 ) -> None:
-    from mnpo.stages.sft import Settings, run
-    from mnpo.storage.records import DEMONSTRATIONS, write
+    """Every answer of the assistant's, behind what the template puts before it; and the system's turn is none."""
+    from mnpo.stages import demonstrations, sft
 
-    rows = [
-        {"row": i, "prompt_id": str(i), "family": "", "prompt": prompt, "truth": "", "response": response}
-        for i, (prompt, response) in enumerate(CONVERSATIONS)
-    ]
-    write(DEMONSTRATIONS, rows, tmp_path / "demonstrations.parquet")
-    sft = {"steps": 5, "batch_size": 4, "learning_rate": 1e-4}
-    settings = {"policy": "sft", "model": {"path": str(smollm2)}, "sft": sft, "text": TEXT.model_dump(), "seed": 0}
-    run(Settings.model_validate(settings), tmp_path / "demonstrations.parquet", tmp_path / "sft")
+    told = [user_and_assistant(*pair) for pair in CONVERSATIONS[:3]]
+    told.append([{"role": "system", "content": "Be brief."}, *told[0], *user_and_assistant("And of Italy?", "Rome!")])
+    (tmp_path / "own.jsonl").write_text("".join(f"{json.dumps({'messages': turns})}\n" for turns in told))
+    asked = demonstrations.Settings.model_validate({"data": {"file": str(tmp_path / "own.jsonl")}, "seed": 0})
+    demonstrations.run(asked, tmp_path / "own.jsonl", tmp_path / "data")
+    settings = {
+        "policy": "sft",
+        "model": {"path": str(smollm2)},
+        "sft": {"steps": 5, "batch_size": 4, "learning_rate": 1e-4},
+        "turns": "all",
+        "text": TEXT.model_dump(),
+        "seed": 0,
+    }
+    sft.run(sft.Settings.model_validate(settings), tmp_path / "data/train.parquet", tmp_path / "sft")
     history = [json.loads(line)["loss"] for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
-    parts = [(rendered(p), rendered(p, r)[:-1]) for p, r in CONVERSATIONS]
-    tokens = sum(len(whole) - len(prompt) for prompt, whole in parts)
+    answers = [
+        (
+            tokenizer.apply_chat_template(turns[:i], add_generation_prompt=True, return_dict=False),
+            tokenizer.apply_chat_template(turns[: i + 1], return_dict=False)[:-1],  # no newline after the turn
+        )
+        for turns in told
+        for i, turn in enumerate(turns)
+        if turn["role"] == "assistant"
+    ]
+    assert len(answers) == 5
+    tokens = sum(len(whole) - len(prompt) for prompt, whole in answers)
     before, after = (
-        -sum(logp(m, prompt, whole) for prompt, whole in parts) / tokens for m in (model, load_model(tmp_path / "sft"))
+        -sum(logp(m, *answer) for answer in answers) / tokens for m in (model, load_model(tmp_path / "sft"))
     )
     assert history[0] == pytest.approx(before, abs=1e-4)
     assert after < before / 2
+
+
+def user_and_assistant(prompt: str, response: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 INSTRUCTIONS: list[tuple[str, str, dict[str, Any], Callable[[str], bool]]] = [
