@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,8 +58,15 @@ def named(template: str) -> Named:
     if template in NAMED:
         return NAMED[template]
     if "{{" in template or "{%" in template:
-        return Named(template)
+        return Named(template, _control_tokens(template))
     file = Path(template)
     if file.is_file():
-        return Named(file.read_text(encoding="utf-8"))
+        source = file.read_text(encoding="utf-8")
+        return Named(source, _control_tokens(source))
     raise BadInput(f"text.template: {template!r} is no file and no template's name{nearest(template, NAMED)}")
+
+
+def _control_tokens(source: str) -> tuple[str, ...]:
+    """Those that a template names, `<|im_end|>` or `<end_of_turn>`; none where turns end with the model's own EOS."""
+    found = re.findall(r"<\|\w+\|>|<(?:start|end)_of_\w+>", source)
+    return () if "eos_token" in source else tuple(dict.fromkeys(found))

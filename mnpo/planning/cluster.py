@@ -106,7 +106,7 @@ class Cluster(Block):
         if nodes > 1 and stage not in RANKED:
             raise BadInput(
                 f"resources.stages.{stage}.gpus: {needs.gpus}, and a node has {self.gpu.per_node}; only "
-                f"{', '.join(RANKED)} runs on several nodes"
+                f"{' and '.join(RANKED)} run on several nodes"
             )
         return nodes, needs.gpus // nodes
 

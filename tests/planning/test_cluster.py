@@ -88,7 +88,7 @@ def test_gpus_are_asked_for_by_type(cluster: Cluster) -> None:
     two = placed(cluster, "sample", gpus=2, hours=4)
     assert (two["slurm_partition"], two["gres"], two["constraint"]) == ("gpu", "gpu:a100:2", "80gb")
     assert not {"nodes", "mpi", "qos"} & set(two)
-    with pytest.raises(BadInput, match="resources.stages.sample.gpus: 8, and a node has 4; only train runs on several"):
+    with pytest.raises(BadInput, match="resources.stages.sample.gpus: 8, and a node has 4; only train and sft run on"):
         placed(cluster, "sample", gpus=8)
 
 

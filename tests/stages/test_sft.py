@@ -338,3 +338,13 @@ def test_a_template_of_known_tokens_needs_no_fine_tuning(tmp_path: Path, base: P
     assert Chat(tokenizer, Text(**LONG)).end_of_turn == tokenizer.eos_token_id
     one, other = (load_model(p).state_dict() for p in (base, tmp_path / "out"))
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_control_tokens_of_a_template_in_a_file_are_added_where_its_turns_end_with_one(tmp_path: Path) -> None:
+    from mnpo.models.named_templates import NAMED, named
+
+    for name, expected in (("chatml", ("<|im_start|>", "<|im_end|>")), ("zephyr", ()), ("alpaca", ())):
+        (tmp_path / "own.jinja").write_text(NAMED[name].source)
+        assert named(str(tmp_path / "own.jinja")).tokens == expected == NAMED[name].tokens
+    for name in ("llama-3", "gemma"):
+        assert set(named(NAMED[name].source).tokens) == set(NAMED[name].tokens)
