@@ -472,6 +472,13 @@ def test_greedy_sampling_is_no_mistake_where_nothing_is_sampled(configured: Call
     assert configured(sampling={"logprobs": True}, floating=True).floating  # where true is meant, it is taken
 
 
+def test_a_judges_limit_of_money_without_prices_is_refused(configured: Callable[..., Config]) -> None:
+    judge = {"model": "j", "max_cost": 3.0}
+    with pytest.raises(ConfigError, match=r"judges.demo: judge j: max_cost 3 limits nothing without prices"):
+        configured(judges={"demo": judge})
+    assert configured(judges={"demo": judge | {"price_output": 1.0}}).judges["demo"].max_cost == 3
+
+
 def test_null_drops_a_row_that_the_extended_configuration_has(root: Path, tmp_path: Path) -> None:
     (tmp_path / "fewer.yaml").write_text(
         f"extends: {root / 'config.yaml'}\ntables: {{rows: {{table3: {{DPO: null, INPO: null}}, table4: null}}}}\n"
