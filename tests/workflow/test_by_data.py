@@ -38,7 +38,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, random_policy: Path) -> dict[
         "models": {"base": {"path": str(random_policy)}},
         "text": {"max_length": 80, "max_prompt_length": 48},
         "reference": {"model": "base"},
-        "oracles": {"short": {"kind": "rule", "rule": "brevity"}},
+        "oracles": {"short": {"kind": "constraints", "constraints": [{"id": "punctuation:no_comma"}]}},
         "sampling": {"responses": 2, "max_new_tokens": 6},
         "training": {"batch_size": 4, "learning_rate": 1e-3},
         "evaluation": {"oracle": "short"},
