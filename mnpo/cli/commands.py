@@ -31,6 +31,27 @@ def _plan(config: Path, lock: Path | None = None) -> Plan:
     return Plan(load(config), read_lock(lock) if lock else None)
 
 
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="What the configuration and its results are called.")],
+    model: Annotated[str, typer.Option(help="The model to begin with: a directory, or owner/name of the hub.")],
+    prompts: Annotated[str, typer.Option(help="A JSONL or Parquet file, or a data set owner/name of the hub.")],
+    oracle: Annotated[
+        list[str] | None,
+        typer.Option(help="function:FILE:NAME, reward-model:ID-or-DIR, judge:MODEL or constraints; the first decides."),
+    ] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Train parts, and iterations.")] = 2,
+    parameters: Annotated[float | None, typer.Option(help="Billions, of a hub's model whose name has none.")] = None,
+    expected: Annotated[int | None, typer.Option(min=1, help="About how many prompts a hub's data set has.")] = None,
+    column: Annotated[str, typer.Option(help="The prompts' column.")] = "prompt",
+) -> None:
+    """Write a first configuration for a model, prompts and an oracle, with sizes that suit them."""
+    from mnpo.planning.starting import begin
+
+    file = begin(name, model, prompts, oracle or [], iterations, parameters, expected, column)
+    typer.echo(f"{file} is written. Next: mnpo plan --config {file}")
+
+
 @app.command("plan")
 def print_plan(
     config: Config = Path("config.yaml"),
