@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
+from mnpo.planning import starting
 from mnpo.planning.costs.quantities import parameters
 from mnpo.planning.plan import Plan
 from mnpo.planning.starting import begin
@@ -119,3 +121,11 @@ def test_a_file_that_is_there_stays(here: Path, random_policy: Path) -> None:
     with pytest.raises(BadInput, match=r"own\.yaml: is there already, and is not overwritten; give another name"):
         begin("own", str(random_policy), "prompts.jsonl", ["function:rewards.py:right"])
     assert (here / "own.yaml").read_text() == "mine"
+
+
+def test_the_page_for_beginners_shows_what_is_written(root: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", (root / "docs/getting-started.md").read_text(), re.M | re.S)
+    asked = starting._Prompts(re.findall(r"# docs/data.md\n(.*?)\n\n", block, re.S)[0], "", 1080, ("answer",), 20)
+    city = starting._Oracle("city", '{ kind: function, file: "rewards.py", function: city }')
+    model = starting._Model('{ path: "/data/models/my-instruct-model" }', 0.135e9, 8192)
+    assert starting._text("cities", Path("configs/cities.yaml"), model, asked, [city], 2) == block

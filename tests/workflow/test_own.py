@@ -51,6 +51,7 @@ def test_own_conversations_and_an_own_function_run_to_tables(tmp_path: Path, ran
     config["oracles"]["shorter"] = {"kind": "function", "file": "rewards.py", "function": "shorter", "compare": True}
     config["evaluation"]["scores"].append("shorter")
     config["sampling"]["max_new_tokens"] = 6
+    config["tables"]["targets"] = ["heldout"]
     (checkout.path / "own.yaml").write_text(yaml.safe_dump(config))
     if file != checkout.path / "own.yaml":
         file.unlink()
