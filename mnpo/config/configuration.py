@@ -74,6 +74,10 @@ class Config(Block):
     def _references_exist(self) -> Config:
         known_oracles, known_models = list(self.oracles), list(self.models)
         _known("reference.model", self.reference.model, known_models, "model")
+        if self.text.template is not None and self.models[self.reference.model].architecture is not None:
+            raise ValueError(
+                f"text.template: {self.reference.model} is made with a chat template of its own; leave this out"
+            )
         for name, oracle in self.oracles.items():
             for member in oracle.members():
                 _known(f"oracles.{name}", member, known_oracles, "oracle")
@@ -92,6 +96,7 @@ class Config(Block):
             raise ValueError("sampling.prompts_a_job needs prompts.part_size, or prompts.expected")
         if self.prompts.dataset is not None:
             _known("prompts.dataset", self.prompts.dataset, list(self.datasets), "dataset")
+        self._require_demonstrations()
         for name, run in self.runs.items():
             if run.oracle is not None:
                 _known(f"runs.{name}.oracle", run.oracle, known_oracles, "oracle")
@@ -131,6 +136,23 @@ class Config(Block):
                 "held-out prompts, or leave these out"
             )
         return self
+
+    def _require_demonstrations(self) -> None:
+        sft = self.reference.sft
+        if sft is None:
+            return
+        if sft.data is None and self.prompts.source != "demo":
+            raise ValueError(
+                f"reference.sft: prompts.source {self.prompts.source} has no demonstrations to learn from; "
+                "say where they are by reference.sft.data (a file, or an entry of datasets)"
+            )
+        if sft.data is not None and sft.data.dataset is not None:
+            _known("reference.sft.data.dataset", sft.data.dataset, list(self.datasets), "dataset")
+        if not (sft.data and sft.data.heldout) and (sft.keep == "best" or sft.evaluate_every):
+            key = "keep: best" if sft.keep == "best" else "evaluate_every"
+            raise ValueError(f"reference.sft: {key} needs a held-out loss; set reference.sft.data.heldout")
+        if sft.keep == "best" and not sft.evaluate_every:
+            raise ValueError("reference.sft: keep: best needs evaluate_every, the steps from one loss to the next")
 
     @model_validator(mode="after")
     def _prompts_are_there(self) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from mnpo.config.blocks import Block, Decay, Name, Positive, Share
 
@@ -65,10 +65,60 @@ class Optimisation(Block):
     """Train adapters and leave the weights alone; None trains all weights."""
 
 
+class Demonstrations(Block):
+    """Where demonstrations come from: conversations, or prompts with a response (docs/data.md)."""
+
+    file: str | None = None
+    """A JSONL or Parquet file."""
+    dataset: Name | None = None
+    """Or an entry of `datasets`."""
+    split: str = "train"
+    """For `dataset`: the split to read."""
+    column: str = "prompt"
+    """The column that holds the conversation, or the prompt. Rows without a `prompt`, or without an answer beside it,
+    are read by the columns `messages`, `conversations` or `instruction`."""
+    rows: int | None = Field(None, ge=1)
+    """At most so many, drawn at random; None: all."""
+    turns: Literal["all", "last"] = "all"
+    """Which of the assistant's turns are learnt. Those of the system and the user never are."""
+    heldout: Decay | Annotated[int, Field(ge=2)] = 0
+    """Conversations kept aside: their loss says how far to go. Below 1 a share, from 2 on a number."""
+    heldout_split: str | None = None
+    """For `dataset`: the split that these come from; None: `split`."""
+    unusable: Literal["refuse", "drop"] = "refuse"
+    """A row that is no such conversation: an error, or left out and counted."""
+    expected: int | None = Field(None, ge=1)
+    """About how many conversations there are, for the plan (where `rows` does not say it)."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Demonstrations:
+        if (self.file is None) == (self.dataset is None):
+            raise ValueError("give one of file and dataset")
+        if self.file is not None and (given := {"split", "heldout_split"} & self.model_fields_set):
+            raise ValueError(f"{min(given)} is for a dataset, and {self.file} is a file")
+        if self.heldout_split is not None and not self.heldout:
+            raise ValueError("heldout_split needs heldout: how many conversations of it, or which share")
+        return self
+
+
 class SFT(Optimisation):
     """Supervised fine-tuning of the base model on the demonstrations."""
 
-    steps: int = Field(ge=1)
+    data: Demonstrations | None = None
+    """None: the demo's own."""
+    steps: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    """Instead of `steps`."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Steps from one held-out loss to the next; None: after the last step alone."""
+    keep: Literal["last", "best"] | None = None
+    """Which weights become the policy: the last (None), or those of the least held-out loss."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> SFT:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give one of steps and epochs")
+        return self
 
 
 class Training(Optimisation):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mnpo.config.training import Lora, Optimisation, Training
+from mnpo.config.training import SFT, Lora, Optimisation, Training
 from mnpo.errors import Diverged
 from mnpo.learning import batches
 from mnpo.learning.distributed import Engine, engine
@@ -27,6 +28,8 @@ from mnpo.storage.resume import Session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from mnpo.learning.heldout import Heldout
 
 METRICS = "metrics.jsonl"
 Losses = Callable[[Any, list[int]], tuple[Tensor, Mapping[str, Tensor]]]
@@ -46,6 +49,7 @@ def optimise(
     what: str,
     session: Session | None = None,
     events: Path | None = None,
+    heldout: Heldout | None = None,
 ) -> Trained:
     """Train `module` for `steps` optimiser steps, alone or with the other ranks (mnpo/learning/distributed.py).
 
@@ -59,28 +63,35 @@ def optimise(
         session: keeps checkpoints, and takes up what an earlier session kept: the steps, weights and metrics are those
             of an uninterrupted training.
         events: the directory of what TensorBoard shows of it.
+        heldout: rows whose loss is taken now and then, and may say which weights are kept.
 
     Raises:
         Diverged: a loss or a gradient is not finite; names the rows.
         Interrupted: a signal asked the session to stop.
     """
     data = _Data(losses, lengths, [1.0] * len(lengths) if weights is None else weights, names)
-    state = _State(engine(module, optimisation), [])
+    state = _State(engine(module, optimisation), [], heldout)
     if session is not None and (checkpoint := session.latest()):
         state.load(checkpoint)
         say(f"{what}: goes on after step {len(state.history)} of {steps}, from {checkpoint}")
-    order = islice(drawn(optimisation, lengths, seed), len(state.history), steps)
-    with watched(what, events, len(state.history)) as watch:
-        for rows in track(order, steps - len(state.history), what, "steps"):
+    first, begun = len(state.history), time.monotonic()
+    order = islice(drawn(optimisation, lengths, seed), first, steps)
+    with watched(what, events, first) as watch:
+        for rows in track(order, steps - first, what, "steps"):
             step = len(state.history)
             rate = optimisation.learning_rate * schedule(optimisation, step, steps)
             metrics = _step(state.engine, optimisation, data, rows, rate, f"{what}: step {step}")
-            state.history.append({"step": step, **metrics, "learning_rate": rate})
+            further = heldout.after(state.history, steps, state.engine) if heldout else {}
+            state.history.append({"step": step, **metrics, "learning_rate": rate, **further})
             watch(state.history[-1])
-            if session is not None and session.due:
-                session.keep(len(state.history), state.save)
-                session.safe_point(f"step {len(state.history)} of {steps}")
-    return Trained(state.history, state.engine.weights())
+            if session is not None:
+                done = len(state.history)
+                session.left = (time.monotonic() - begun) / (done - first) * (steps - done)
+                if session.due:
+                    session.keep(done, state.save)
+                    session.safe_point(f"step {done} of {steps}")
+    last = state.engine.weights()
+    return Trained(state.history, heldout.best(last) if heldout else last)
 
 
 class Trained(NamedTuple):
@@ -136,14 +147,18 @@ class _State:
 
     engine: Engine
     history: list[dict[str, float]]
+    heldout: Heldout | None
 
-    def save(self, directory: Path) -> None:
-        self.engine.save(directory)
-        with open(directory / f"state-{rank()}.pt", "wb") as stream:
+    def save(self, directory: Path) -> list[Path]:
+        file = directory / f"state-{rank()}.pt"
+        with open(file, "wb") as stream:
             torch.save({"history": self.history, "random": _random_state()}, stream)
+        return [file, *self.engine.save(directory), *(self.heldout.save(directory) if self.heldout else [])]
 
     def load(self, directory: Path) -> None:
         self.engine.load(directory)
+        if self.heldout:
+            self.heldout.load(directory)
         saved = torch.load(directory / f"state-{rank()}.pt", weights_only=True)
         self.history = saved["history"]
         _set_random_state(saved["random"])
@@ -173,8 +188,11 @@ def schedule(optimisation: Optimisation, step: int, steps: int) -> float:
     return 1 - fallen if optimisation.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-def steps_of(rows: int, training: Training) -> int:
+def steps_of(rows: int, training: Training | SFT) -> int:
     """Of a training on so many rows."""
+    if training.epochs is None:
+        assert isinstance(training, SFT) and training.steps is not None
+        return training.steps
     return batches.steps(rows, training.batch_size, training.epochs, fill=training.last_batch != "drop")
 
 

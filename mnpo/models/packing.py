@@ -90,10 +90,10 @@ class Batch:
     ids: Tensor  # [rows, width]
     positions: Tensor  # [rows, width], restarting after the prompt for every response
     segment: Tensor  # [rows, width]: 0 prompt, k the row's k-th response, -1 padding
-    source: Tensor  # [tokens] index into the flattened rows of the state that predicts each response token
-    targets: Tensor  # [tokens] the response tokens themselves
+    source: Tensor  # [tokens] index into the flattened rows of the state that predicts each counted response token
+    targets: Tensor  # [tokens] these tokens themselves
     members: list[int]  # the texts, in the order of their tokens in source and targets
-    lengths: list[int]  # response tokens of each member
+    lengths: list[int]  # counted response tokens of each member
     shared: bool  # whether any row holds more than one response
 
 
@@ -107,8 +107,9 @@ def lay_out(texts: Sequence[Encoded], rows: Sequence[Row], pad_id: int, device: 
         for k, i in enumerate(row.members, 1):
             response = list(texts[i].response)
             start, reads = base + len(row_ids), len(response) - 1
-            source += [base + p - 1, *range(start, start + reads)]
-            targets += response
+            predicted_at = [base + p - 1, *range(start, start + reads)]
+            source += [predicted_at[j] for j in counted(texts[i])]
+            targets += [response[j] for j in counted(texts[i])]
             row_ids += response[:-1]
             row_positions += range(p, p + reads)
             row_segment += [k] * reads
@@ -124,9 +125,15 @@ def lay_out(texts: Sequence[Encoded], rows: Sequence[Row], pad_id: int, device: 
         source=torch.tensor(source, device=device),
         targets=torch.tensor(targets, device=device),
         members=members,
-        lengths=[len(texts[i].response) for i in members],
+        lengths=[len(counted(texts[i])) for i in members],
         shared=len(members) > len(rows),
     )
+
+
+def counted(text: Encoded) -> Sequence[int]:
+    """Which of a response's tokens count: those at `text.learnt`, where it says so (learning/lessons.py), else all."""
+    learnt: Sequence[int] | None = getattr(text, "learnt", None)
+    return range(len(text.response)) if learnt is None else learnt
 
 
 def hidden_states(model: Any, batch: Batch) -> Tensor:

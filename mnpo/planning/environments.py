@@ -151,10 +151,11 @@ def _by_configuration(plan: Plan, run: str, of: Mapping[str, str]) -> Iterator[t
     if stage in ("train", "sft"):
         fit = plan.policies.fits.get(of["policy"])
         trained = fit.training if fit else c.reference.sft if of["policy"] == REFERENCE else None
+        block = "training" if fit else "reference.sft"
         if trained is not None and trained.lora is not None:
-            yield "peft", "training.lora" if fit else "reference.sft.lora"
-        if fit and fit.training.parallel.startswith("zero") and c.resources.of(stage).gpus > 1:
-            yield "deepspeed", f"training.parallel: {fit.training.parallel}"
+            yield "peft", f"{block}.lora"
+        if trained is not None and trained.parallel.startswith("zero") and c.resources.of(stage).gpus > 1:
+            yield "deepspeed", f"{block}.parallel: {trained.parallel}"
     if stage == "harness":
         yield "lm_eval", "evaluation.benchmarks"
         for benchmark in plan.measurements.harness:

@@ -12,6 +12,8 @@ from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.config.configuration import Config
 from mnpo.config.runs import UNCAPPED
 from mnpo.config.sources import Dataset, Model, Source
+from mnpo.config.training import Demonstrations
+from mnpo.models.named_templates import NAMED
 from mnpo.planning.fits import AGAINST, Fit
 from mnpo.storage import hub
 from mnpo.storage.hub import Lock
@@ -80,7 +82,9 @@ class Files:
     @cached_property
     def _external(self) -> set[str | None]:
         entries = [*self.config.models.values(), *self.config.datasets.values()]
-        return {self.config.prompts.path, *(entry.mirror or entry.path for entry in entries)} - {None}
+        own = self._sft_data
+        files = [self.config.prompts.path, own.file if own else None, *self.template]
+        return {*files, *(entry.mirror or entry.path for entry in entries)} - {None}
 
     @property
     def prompt_sources(self) -> list[str]:
@@ -93,7 +97,7 @@ class Files:
         """Everything that the prompts stage makes."""
         parts = [self.prompts(t) for t in range(1, self.config.prompts.parts + 1)]
         own = [self.responses] if self.config.prompts.responses is not None else []
-        return [*parts, self.prompts(HELDOUT), self.demonstrations, *own]
+        return [*parts, self.prompts(HELDOUT), f"{self.root}/prompts/demonstrations.parquet", *own]
 
     @property
     def responses(self) -> str:
@@ -102,8 +106,36 @@ class Files:
 
     @property
     def demonstrations(self) -> str:
-        """The SFT data."""
-        return f"{self.root}/prompts/demonstrations.parquet"
+        """The SFT data: the demo's own, or those of `reference.sft.data`."""
+        return self.sft_data("train") if self._sft_data else f"{self.root}/prompts/demonstrations.parquet"
+
+    @property
+    def heldout_demonstrations(self) -> list[str]:
+        """SFT data that are kept aside."""
+        return [self.sft_data(HELDOUT)] if self._sft_data and self._sft_data.heldout else []
+
+    def sft_data(self, name: str) -> str:
+        """Conversations of `reference.sft.data`: `train`, or `heldout`."""
+        return f"{self.root}/demonstrations/{name}.parquet"
+
+    @property
+    def sft_sources(self) -> list[str]:
+        """The file or directory that they are read from."""
+        own = self._sft_data
+        if own is None:
+            return []
+        return [own.file] if own.file else [self.source("datasets", own.dataset or "")]
+
+    @property
+    def template(self) -> list[str]:
+        """The file of the chat template that the reference gets, where it is one."""
+        given = self.config.text.template
+        return [given] if given is not None and given not in NAMED and "{" not in given else []
+
+    @property
+    def _sft_data(self) -> Demonstrations | None:
+        sft = self.config.reference.sft
+        return sft.data if sft else None
 
     def policy(self, policy: str) -> str:
         """A checkpoint's directory."""
@@ -155,8 +187,8 @@ class Files:
         """Every answer of the judges that an oracle asks, kept in the same way."""
         return self._store(str(Path(self.scores(policy, part, oracle, shard)).with_suffix(".judge.sqlite")))
 
-    def decisions(self, policy: str) -> str:
-        """Every answer of the judges that decide on held-out prompts, kept in the same way."""
+    def heldout_opinions(self, policy: str) -> str:
+        """Every answer of the judges that evaluation asks about held-out responses, kept in the same way."""
         return self._store(str(Path(self.evaluation(policy, HELDOUT)).with_suffix(".judge.sqlite")))
 
     def _store(self, file: str) -> str:

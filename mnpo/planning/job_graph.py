@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PRINTED = ("tabulate", "players", "exploitability", "preferences", "compare", "benchmarks", "plot")
 OF_MANIFESTS = ("costs", "rehearsal")
 """Tables of what jobs cost, by the manifests of what they made."""
-UNPRICED = ("download", "miniature", "prompts", *PRINTED)
+UNPRICED = ("download", "miniature", "prompts", "demonstrations", *PRINTED)
 
 
 def needed(plan: Plan, files: Iterable[str]) -> list[Work]:

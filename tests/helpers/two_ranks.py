@@ -57,3 +57,6 @@ with process_group():
             train(name, settings)
     fine_tuning = sft.Settings.model_validate(asked["fine_tuning"])
     sft.run(fine_tuning, Path(asked["demonstrations"]), Path(asked["output"]) / "sft")
+    for name, settings in asked["lessons"].items():
+        train, heldout = (Path(asked["conversations"]) / f"{part}.parquet" for part in ("train", "heldout"))
+        sft.run(sft.Settings.model_validate(settings), train, Path(asked["output"]) / name, heldout=heldout)

@@ -20,6 +20,7 @@ from mnpo.config.text import Text
 from mnpo.errors import Interrupted
 from mnpo.learning import training
 from mnpo.models.checkpoints import load_model
+from mnpo.stages import demonstrations as own
 from mnpo.stages import sft
 from mnpo.stages.train import Settings, run
 from mnpo.storage.artifacts import manifest
@@ -37,6 +38,7 @@ HALF: dict[str, dict[str, Any]] = {
 }
 RESIZED: dict[str, dict[str, Any]] = {"ddp-grown": {}, "ddp-left": {}}  # begun by one process; left to one
 ALONE: dict[str, dict[str, Any]] = {"whole": {}, "lora": ADAPTERS, "bfloat16": {"dtype": "bfloat16"}}
+LESSONS = ("ddp", "fsdp", "zero3")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--no_python"]
 
@@ -58,19 +60,44 @@ def demonstrations(prompts_directory: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one to three turns, so that the ranks' texts are not alike; an odd number of them is kept aside."""
+    directory = tmp_path_factory.mktemp("conversations")
+    texts = ["Say cat.", "cat", "Say dog 3 times.", "dog dog dog", "Once more.", "dog"]
+    said = [[*texts[: 2 * (n % 3)], f"Count to {n}.", " ".join(map(str, range(n)))] for n in range(1, 18)]
+    rows = [[{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(row)] for row in said]
+    file = directory / "own.jsonl"
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    data = {"file": str(file), "heldout": 3}
+    own.run(own.Settings.model_validate({"data": data, "seed": 0}), file, directory)
+    return directory
+
+
+def lessons(chain: dict[str, Path], parallel: str) -> dict[str, Any]:
+    """A fine-tuning on them, whose held-out loss rises before its end."""
+    sft = {"steps": 6, "batch_size": 5, "learning_rate": 3e-3, "warmup": 0, "micro_batch_tokens": 100}
+    sft |= {"evaluate_every": 2, "keep": "best", "parallel": parallel}
+    model, text = {"path": str(chain["policy"])}, {"max_length": 128, "max_prompt_length": 90}
+    return {"policy": "sft", "model": model, "sft": sft, "turns": "all", "text": text, "seed": 2}
+
+
+@pytest.fixture(scope="module")
 def one(
     tmp_path_factory: pytest.TempPathFactory,
     chain: dict[str, Path],
     text: Text,
     fine_tuning: dict[str, Any],
     demonstrations: Path,
+    conversations: Path,
 ) -> dict[str, Path]:
     """The trainings by one process: in float32 without adapters and with them, in bfloat16, and the reference's."""
     directory = tmp_path_factory.mktemp("one")
     sft.run(sft.Settings.model_validate(fine_tuning), demonstrations, directory / "sft")
+    files = [conversations / f"{name}.parquet" for name in ("train", "heldout")]
+    sft.run(sft.Settings.model_validate(lessons(chain, "ddp")), files[0], directory / "lessons", heldout=files[1])
     for name, settings in ALONE.items():
         alone(chain, asked(text, **settings), directory / name)
-    return {name: directory / name for name in (*ALONE, "sft")} | {"start": chain["policy"]}
+    return {name: directory / name for name in (*ALONE, "sft", "lessons")} | {"start": chain["policy"]}
 
 
 def alone(chain: dict[str, Path], settings: dict[str, Any], output: Path) -> None:
@@ -94,6 +121,7 @@ def two(
     text: Text,
     fine_tuning: dict[str, Any],
     demonstrations: Path,
+    conversations: Path,
 ) -> Path:
     """The same by two, in one launch of torchrun: the directory of their outputs, and of what was `said`."""
     directory = tmp_path_factory.mktemp("two")
@@ -103,7 +131,9 @@ def two(
     trainings = {name: asked(text, **settings) for name, settings in (EXACT | HALF | RESIZED).items()}
     files = {name: str(chain[name]) for name in ("policy", "pairs", "logps")}
     files |= {"demonstrations": str(demonstrations), "output": str(directory)}
-    whole = {"trainings": trainings, "fine_tuning": fine_tuning, **files}
+    files |= {"conversations": str(conversations)}
+    taught = {f"lessons-{way}": lessons(chain, way) for way in LESSONS}
+    whole = {"trainings": trainings, "fine_tuning": fine_tuning, "lessons": taught, **files}
     (directory / "asked.json").write_text(json.dumps(whole))
     command = [sys.executable, str(ROOT / "tests/helpers/two_ranks.py"), str(directory / "asked.json")]
     (directory / "said").write_text(launched(TORCHRUN, *command))
@@ -155,6 +185,18 @@ def test_two_ranks_train_as_one_process_does(two: Path, one: dict[str, Path], na
 @pytest.mark.slow
 def test_two_ranks_fine_tune_the_reference_as_one_process_does(two: Path, one: dict[str, Path]) -> None:
     require_equal(two / "sft", one["sft"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", LESSONS)
+def test_two_ranks_learn_conversations_and_keep_the_best_weights_as_one_process_does(
+    two: Path, one: dict[str, Path], way: str
+) -> None:
+    ours, theirs = two / f"lessons-{way}", one["lessons"]
+    require_equal(ours, theirs)
+    losses = [[row["heldout_loss"] for row in metrics(p) if "heldout_loss" in row] for p in (ours, theirs)]
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert manifest(ours)["kept_step"] == manifest(theirs)["kept_step"]
 
 
 @pytest.mark.slow

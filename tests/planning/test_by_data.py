@@ -15,20 +15,18 @@ from mnpo.planning.plan import Plan
 
 Planned = Callable[..., Plan]
 FILE = {"source": "file", "path": "rows.jsonl", "demonstrations": 0}
+OWN_ORACLE = {
+    "reference": {"sft": None},
+    "oracles": {"overall": {"kind": "reward-model", "model": "tiny"}},
+    "evaluation": {"oracle": "overall", "scores": [], "accuracy": None, "majority": None},
+}
 DPO = {"name": "dpo", "beta": 0.1}
-CHECKS = {"kind": "constraints", "constraints": [{"id": "punctuation:no_comma"}]}  # the demo's rules need its world
 
 
 def asked(objective: dict[str, Any] = DPO, samples: str = "dataset", prompts: Any = None, **run: Any) -> dict[str, Any]:
     iterations = [{"parts": [1], "samples": samples}, {"parts": [2], "samples": samples}]
     runs = {"mine": {"objective": objective, "iterations": iterations} | run}
-    return {
-        "prompts": FILE | (prompts or {}),
-        "oracles": dict.fromkeys(("overall", "correctness", "brevity", "courtesy"), CHECKS),
-        "runs": runs,
-        "evaluation": {"majority": None},
-        "tables": {"win_against": ["sft"]},
-    }
+    return OWN_ORACLE | {"prompts": FILE | (prompts or {}), "runs": runs, "tables": {"win_against": ["sft"]}}
 
 
 def stages(plan: Plan) -> list[str]:

@@ -116,6 +116,9 @@ def test_several_processes_need_deepspeed_and_one_does_not(directory: Path) -> N
     environments.require_packages(plan(training=training), job, FAMILIES)
     two = plan(training=training, resources={"stages": {"train": {"gpus": 2}}})
     assert "training.parallel: zero3 needs deepspeed" in refused(two, job)[0]
+    reference: Jobs = [("sft", {"policy": "sft"})]  # which several processes fine-tune, too
+    several = plan(reference={"sft": {"parallel": "zero3"}}, resources={"stages": {"sft": {"gpus": 2}}})
+    assert "reference.sft.parallel: zero3 needs deepspeed" in refused(several, reference)[0]
 
 
 def test_the_harness_on_vllm_runs_where_vllm_is(directory: Path) -> None:

@@ -21,7 +21,8 @@ from mnpo.errors import BadInput, Interrupted
 from mnpo.models.chat import Chat
 from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.stages.sft import Settings, run
-from mnpo.storage.records import DEMONSTRATIONS, read, write
+from mnpo.storage.conversations import turns as conversation
+from mnpo.storage.records import DEMONSTRATIONS, read, rows_of, write
 from tests.helpers import warm
 from tests.helpers.interrupting import Signalled
 
@@ -233,3 +234,106 @@ def test_the_demos_model_learns_along_the_golden_curve(
     run(Settings.model_validate(settings), demonstrations, tmp_path / "sft")
     assert [row["loss"] for row in metrics(tmp_path / "sft")] == pytest.approx(golden, rel=1e-3)
     assert len(golden) == 12 and golden[-1] < golden[0]
+
+
+# ----------------------------------------------------------------------------------------- one's own data and template
+
+
+@pytest.fixture
+def base(tmp_path: Path, random_policy: Path) -> Path:
+    """A base model: no chat template."""
+    directory = tmp_path / "base"
+    shutil.copytree(random_policy, directory, ignore=shutil.ignore_patterns("chat_template.jinja", "manifest.json"))
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def conversations(file: Path) -> Path:
+    """Three turns each: one's own JSONL, read by the stage that does."""
+    from mnpo.stages import demonstrations
+
+    words = ("cat", "dog", "cow", "pig")
+    said = [[f"Say {w}.", w, "Again.", f"{w} {w}", f"And {n}?", "no"] for n in range(6) for w in words]
+    rows = [[{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)] for texts in said]
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    settings = demonstrations.Settings.model_validate({"data": {"file": str(file), "heldout": 4}, "seed": 0})
+    demonstrations.run(settings, file, file.parent / "demonstrations")
+    return file.parent / "demonstrations"
+
+
+LONG = {"max_length": 128, "max_prompt_length": 100}
+
+
+def own(base: Path, **changes: Any) -> dict[str, Any]:
+    sft = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "evaluate_every": 4, "keep": "best"}
+    given = {"policy": "sft", "model": {"path": str(base)}, "sft": sft, "turns": "all", "text": LONG, "seed": 1}
+    return given | changes
+
+
+def test_a_base_model_learns_three_turn_conversations_and_a_template_of_new_tokens(
+    tmp_path: Path, base: Path, manifest_of: Callable[[Path], Any]
+) -> None:
+    """ChatML on a tokenizer that lacks its tokens: all that transformers and vLLM need is in the directory."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    data, out = conversations(tmp_path / "own.jsonl"), tmp_path / "sft"
+    asked = Settings.model_validate(own(base, text=LONG | {"template": "chatml"}))
+    run(asked, data / "train.parquet", out, heldout=data / "heldout.parquet")
+    facts = manifest_of(out)
+    assert facts["new_tokens"] == 2 and facts["rows"] == 20 and facts["heldout_rows"] == 4 and "texts" not in facts
+    assert facts["steps"] == 8  # 3 epochs of 20, by eights: 7.5
+    losses = [row["heldout_loss"] for row in metrics(out) if "heldout_loss" in row]
+    assert len(losses) == 2 and facts["heldout_loss"] == min(losses) < metrics(out)[0]["loss"] - 1
+    tokenizer, model = AutoTokenizer.from_pretrained(out), AutoModelForCausalLM.from_pretrained(out)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"] == [end] == [len(tokenizer) - 1]
+    assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
+    assert end in GenerationConfig.from_pretrained(out).eos_token_id
+    assert "<|im_start|>" in tokenizer.chat_template
+    one, other = (model.get_input_embeddings().weight[i] for i in (end, end - 1))
+    assert not torch.equal(one, other)  # both began as the mean, and were learnt
+
+
+def test_the_last_turn_alone_is_learnt_where_that_is_asked(tmp_path: Path, random_policy: Path) -> None:
+    data = conversations(tmp_path / "own.jsonl")
+    first = {}
+    for turns in ("all", "last"):
+        sft = {"steps": 1, "batch_size": 20, "learning_rate": 1e-9}
+        asked = Settings.model_validate(own(random_policy, turns=turns, sft=sft))
+        run(asked, data / "train.parquet", tmp_path / turns)
+        first[turns] = metrics(tmp_path / turns)[0]["loss"]
+    chat, model = Chat(load_tokenizer(random_policy), Text(**LONG)), load_model(random_policy)
+    losses: dict[int, list[float]] = {1: [], 3: [], 5: []}
+    for row in rows_of(read(DEMONSTRATIONS, data / "train.parquet")):
+        said = [*conversation(row["prompt"], row["context"]), {"role": "assistant", "content": row["response"]}]
+        for i in losses:
+            encoded = chat.encode(said[:i], said[i]["content"])
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([encoded.prompt + encoded.response])).logits[0].double()
+            log = logits.log_softmax(-1)[len(encoded.prompt) - 1 : -1]
+            losses[i] += (-log.gather(1, torch.tensor(encoded.response)[:, None])[:, 0]).tolist()
+    everything = [x for found in losses.values() for x in found]
+    assert first["all"] == pytest.approx(sum(everything) / len(everything), rel=1e-5)
+    assert first["last"] == pytest.approx(sum(losses[5]) / len(losses[5]), rel=1e-5)
+    assert first["all"] != pytest.approx(first["last"], rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"sft": None}, {"sft": {"steps": 1, "lora": {"rank": 2}}}])
+def test_new_tokens_that_would_not_be_learnt_are_refused(tmp_path: Path, base: Path, changes: dict[str, Any]) -> None:
+    data = conversations(tmp_path / "own.jsonl")
+    asked = Settings.model_validate(own(base, text=LONG | {"template": "chatml"}, **changes))
+    with pytest.raises(BadInput, match="text.template 'chatml' adds 2 tokens to the vocabulary, and .* would leave"):
+        run(asked, data / "train.parquet", tmp_path / "out")
+
+
+def test_a_template_of_known_tokens_needs_no_fine_tuning(tmp_path: Path, base: Path) -> None:
+    """Zephyr's: its turns end with the model's own EOS."""
+    data = conversations(tmp_path / "own.jsonl")
+    asked = Settings.model_validate(own(base, text=LONG | {"template": "zephyr"}, sft=None))
+    run(asked, data / "train.parquet", tmp_path / "out")
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert Chat(tokenizer, Text(**LONG)).end_of_turn == tokenizer.eos_token_id
+    one, other = (load_model(p).state_dict() for p in (base, tmp_path / "out"))
+    assert all(torch.equal(one[k], other[k]) for k in one)

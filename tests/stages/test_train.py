@@ -390,6 +390,24 @@ def test_log_probabilities_of_another_policy_are_refused(
         trained(settings(), logps=[others])
 
 
+def test_log_probabilities_without_a_soft_cap_are_not_compared_with_trainings(
+    settings: Make, trained: Callable[..., Path], others: Path
+) -> None:
+    assert metrics(trained(settings(opponent_soft_cap=False), logps=[others]))[0]["margin"] != 0
+
+
+def test_dropped_batches_and_a_first_step_of_rate_zero(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path]
+) -> None:
+    rows = len(read(PAIRS, chain["pairs"]))
+    assert rows % 4  # or nothing would be dropped
+    as_transformers = {"last_batch": "drop", "warmup": 0.5, "warmup_from_zero": True, "clip": None}
+    history = metrics(trained(settings(as_transformers)))
+    assert len(history) == rows // 4 * 2
+    assert history[0]["learning_rate"] == 0 < history[1]["learning_rate"]
+    assert history[1]["chosen_logp"] != history[0]["chosen_logp"]  # another batch
+
+
 def test_pairs_without_log_probabilities_are_refused(
     settings: Make, trained: Callable[..., Path], chain: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, random_policy: Path) -> dict[
         "models": {"base": {"path": str(random_policy)}},
         "text": {"max_length": 80, "max_prompt_length": 48},
         "reference": {"model": "base"},
-        "oracles": {"short": {"kind": "constraints", "constraints": [{"id": "punctuation:no_comma"}]}},
+        "oracles": {"short": {"kind": "function", "file": "rewards.py", "function": "brevity"}},
         "sampling": {"responses": 2, "max_new_tokens": 6},
         "training": {"batch_size": 4, "learning_rate": 1e-3},
         "evaluation": {"oracle": "short"},
@@ -49,6 +49,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, random_policy: Path) -> dict[
 def project(path: Path, config: dict[str, Any], rows: list[Any]) -> Checkout:
     checkout = Checkout.of_project(path, "own.yaml")
     (path / "own.yaml").write_text(yaml.safe_dump(config))
+    (path / "rewards.py").write_text("def brevity(responses):\n    return [-len(text) for text in responses]\n")
     jsonl(path / "rows.jsonl", rows)
     return checkout
 
@@ -93,3 +94,27 @@ def test_spin_learns_from_demonstrations_over_its_own_responses(tmp_path: Path, 
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)  # at first the policy is its own opponent
         assert last["margin"] > first["margin"]
     assert list(pd.read_csv(results / "tables/preferences.csv")["policy"]) == ["SFT", "SPIN 1"]
+
+
+def test_a_base_model_is_fine_tuned_on_conversations_of_ones_own(tmp_path: Path, base: dict[str, Any]) -> None:
+    """Three turns each, in a JSONL; what is edited in it is learnt again, and nothing else follows from it."""
+    words = ("cat", "dog", "cow", "pig", "hen")
+    rows = [
+        {"messages": said(f"Say {w}.", w, "Again.", f"{w} {w}", f"And {n}?", "no")} for w in words for n in range(4)
+    ]
+    sft = {"data": {"file": "conversations.jsonl", "heldout": 0.1}, "epochs": 4, "batch_size": 6, "learning_rate": 1e-2}
+    sft |= {"evaluate_every": 5, "keep": "best"}
+    own = {"text": {"max_length": 120, "max_prompt_length": 90, "template": "chatml"}, "runs": {}}
+    reference = {"reference": {"model": "base", "sft": sft}}
+    checkout = project(tmp_path / "own", base | own | reference, [{"prompt": f"Say {w}."} for w in words])
+    jsonl(checkout.path / "conversations.jsonl", rows)
+    target = "results/small/policies/sft"
+    checkout.made(target)
+    policy = checkout.path / target
+    facts = json.loads((policy / "manifest.json").read_text())
+    assert (facts["rows"], facts["heldout_rows"], facts["new_tokens"], facts["steps"]) == (18, 2, 2, 12)
+    losses = [row["heldout_loss"] for row in metrics(policy) if "heldout_loss" in row]
+    assert len(losses) == 3 and facts["heldout_loss"] == min(losses) < metrics(policy)[0]["loss"]
+    assert checkout.planned(target) == set()
+    jsonl(checkout.path / "conversations.jsonl", rows[:-1])
+    assert {job.split()[0] for job in checkout.planned(target)} == {"demonstrations", "sft"}

@@ -68,6 +68,7 @@ def checkout(tmp_path: Path) -> Path:
         ("config.yaml", "all"),
         ("configs/ablations.yaml", "all"),
         ("configs/llama-3-8b.yaml", "all"),
+        ("configs/zephyr-sft.yaml", "all"),
         ("configs/demo.yaml", "all"),
         ("configs/exploitability.yaml", "exploitability"),
     ],

@@ -4,6 +4,7 @@
 rule sft:
     input:
         demonstrations=PLAN.files.demonstrations,
+        heldout=lambda w: policies.heldout_of(PLAN, w.policy),
         model=lambda w: PLAN.files.model_sources([PLAN.policies.prepared[w.policy]]),
     output:
         directory(PLAN.files.policy("{policy}")),
@@ -18,13 +19,15 @@ rule sft:
     resources:
         **asked("sft"),
     params:
+        launch=launched("sft"),
         settings=lambda w: PLAN.settings("sft", policy=w.policy),
         code=PLAN.code("sft"),
+        heldout=lambda w, input: [f"--heldout={file}" for file in input.heldout],
         events=str(Path(PLAN.files.training("sft")).parent / "tensorboard"),
-        external=lambda w: found(*PLAN.files.model_sources([PLAN.policies.prepared[w.policy]])),
+        external=lambda w: found(*PLAN.files.model_sources([PLAN.policies.prepared[w.policy]]), *PLAN.files.template),
     shell:
-        "exec python -m mnpo --log {log:q} sft --settings {params.settings:q} --demonstrations {input.demonstrations:q} --output {output:q}"
-        " --events {params.events:q}/{wildcards.policy:q}"
+        "exec {params.launch:q} -m mnpo --log {log:q} sft --settings {params.settings:q} --demonstrations {input.demonstrations:q} --output {output:q}"
+        " --events {params.events:q}/{wildcards.policy:q} {params.heldout:q}"
 
 
 rule train:

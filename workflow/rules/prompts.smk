@@ -1,4 +1,4 @@
-# prompts: every train part, the held-out ones, and the demonstrations of the reference
+# prompts: every train part and the held-out ones; the demonstrations of the reference, the demo's or one's own
 
 
 rule prompts:
@@ -21,3 +21,25 @@ rule prompts:
         external=lambda w: found(*PLAN.files.prompt_sources, *filter(None, [PLAN.config.prompts.path])),
     shell:
         "exec python -m mnpo --log {log:q} prompts --settings {params.settings:q} {params.data:q} --output {params.directory:q}"
+
+
+rule demonstrations:
+    input:
+        PLAN.files.sft_sources,
+    output:
+        PLAN.files.sft_data("train"),
+        PLAN.files.sft_data(HELDOUT),
+    log:
+        f"{LOGS}/demonstrations.log",
+    conda:
+        "../../envs/infer.yaml"
+    threads: PLAN.threads("prompts")
+    resources:
+        **asked("prompts"),
+    params:
+        settings=lambda w: PLAN.settings("demonstrations"),
+        code=PLAN.code("demonstrations"),
+        directory=lambda w, output: os.path.dirname(output[0]),
+        external=lambda w: found(*PLAN.files.sft_sources),
+    shell:
+        "exec python -m mnpo --log {log:q} demonstrations --settings {params.settings:q} --data {input:q} --output {params.directory:q}"

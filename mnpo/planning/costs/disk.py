@@ -30,6 +30,8 @@ def kept_bytes(q: Quantities, work: Work) -> float:
         case "prompts":
             own = q.k * response if q.plan.config.prompts.responses is not None else 0.0
             return (q.train + q.heldout) * prompt + q.train * own
+        case "demonstrations":
+            return q.demonstrations * (prompt + response)
         case "sample" | "reuse":
             return sampled * (prompt + response + row)
         case "score":

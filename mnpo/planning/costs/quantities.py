@@ -85,6 +85,13 @@ class Quantities:
         """Parameters of an entry of `models`."""
         return parameters(self.plan.config.models[model])
 
+    @property
+    def demonstrations(self) -> int:
+        """Of the reference's fine-tuning, each with all of its turns; 0 when the configuration does not say."""
+        c = self.plan.config
+        data = c.reference.sft and c.reference.sft.data
+        return (data.rows or data.expected or 0) if data else c.prompts.demonstrations
+
     def pairs_of(self, oracle: str) -> int:
         """Pairs of a part, as `oracle` prefers or, DATASET, the data do."""
         return self.part * (1 if oracle == DATASET else self.pairs)

@@ -19,10 +19,11 @@ def _tiny_model(plan: Plan) -> list[str]:
 @reads("sft", by_name=_tiny_model)
 def _sft_settings(plan: Plan, policy: str) -> dict[str, Any]:
     trained = plan.config.reference.sft if policy == REFERENCE else None
-    return {
+    turns = {"turns": trained.data.turns} if trained and trained.data else {}
+    return turns | {
         "policy": policy,
         "model": plan.files.made_of(plan.policies.prepared[policy]),
-        "sft": trained,
+        "sft": trained and trained.model_copy(update={"data": None}),  # the stage `demonstrations` reads it
         "text": plan.config.text,
         "seed": derive(plan.config.seed, "sft", policy),
     }
@@ -49,6 +50,11 @@ def _train_settings(plan: Plan, policy: str) -> dict[str, Any]:
     }
 
 
+def heldout_of(plan: Plan, policy: str) -> list[str]:
+    """Demonstrations that a policy's fine-tuning leaves aside."""
+    return plan.files.heldout_demonstrations if policy == REFERENCE else []
+
+
 @work
 def _policies_work(plan: Plan) -> list[Work]:
     prepared = [
@@ -56,7 +62,7 @@ def _policies_work(plan: Plan) -> list[Work]:
             "sft",
             policy,
             (plan.files.policy(policy),),
-            (*plan.files.model_sources([model]), plan.files.demonstrations),
+            (*plan.files.model_sources([model]), plan.files.demonstrations, *heldout_of(plan, policy)),
             policy=policy,
             models=(model,),
         )

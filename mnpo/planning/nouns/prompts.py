@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mnpo.planning.files import HELDOUT
 from mnpo.planning.registry import Work, reads, work
+from mnpo.seeds import derive
 
 if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
@@ -23,3 +25,18 @@ def _prompts_settings(plan: Plan) -> dict[str, Any]:
 @work
 def _prompts_work(plan: Plan) -> list[Work]:
     return [Work("prompts", "all parts", tuple(plan.files.prompt_files), tuple(plan.files.prompt_sources))]
+
+
+@reads("demonstrations")
+def _demonstrations_settings(plan: Plan) -> dict[str, Any]:
+    sft = plan.config.reference.sft
+    assert sft is not None and sft.data is not None
+    data = sft.data.model_copy(update={"turns": "all", "expected": None})  # which the stage `sft` and the plan read
+    return {"data": data, "seed": derive(plan.config.seed, "demonstrations")}
+
+
+@work
+def _demonstrations_work(plan: Plan) -> list[Work]:
+    sources = tuple(plan.files.sft_sources)
+    outputs = (plan.files.sft_data("train"), plan.files.sft_data(HELDOUT))
+    return [Work("demonstrations", "of the reference", outputs, sources)] if sources else []
