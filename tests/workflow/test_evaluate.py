@@ -21,6 +21,7 @@ from mnpo.config.reading import load
 from mnpo.demo import benchmarks
 from mnpo.errors import BadInput
 from mnpo.planning import job_graph
+from mnpo.planning.estimate import forecast
 from mnpo.planning.evaluate import configure
 from mnpo.planning.plan import Plan
 from mnpo.storage.artifacts import digest
@@ -72,6 +73,7 @@ def test_data_and_benchmarks_are_enough(here: Path, tmp_path: Path, sft_policy: 
     jobs = {piece.name for piece in job_graph.needed(plan, plan.targets.of("benchmarks"))}
     assert jobs == {"harness mine", "benchmarks benchmarks"}
     assert plan.measurements.sources(["gsm8k"]) == [str(tmp_path / "gsm8k")]
+    assert "harness mine" in {e.work.name for e in forecast(plan).estimates}  # its size by its files
 
 
 def test_data_and_a_limit_go_in_the_place_of_a_configurations(

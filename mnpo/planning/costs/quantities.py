@@ -64,10 +64,10 @@ class Quantities:
 
     def __init__(self, plan: Plan, known: Lengths | None = None) -> None:
         c = plan.config
-        if c.prompts.a_part is None:
+        if c.prompts.a_part is None and c.prompts.source != "none":
             raise ConfigError("prompts: the plan needs part_size, or expected (about how many train prompts there are)")
         self.plan = plan
-        self.part = c.prompts.a_part
+        self.part = c.prompts.a_part or 0
         self.train = self.part * c.prompts.parts
         self.heldout = c.prompts.heldout
         self.k = c.sampling.responses
