@@ -12,8 +12,10 @@ from typing import Any, get_args
 
 import yaml
 
+from mnpo.benchmarks.cards import CARDS
+from mnpo.benchmarks.data import split_files
 from mnpo.config.blocks import REFERENCE, nearest
-from mnpo.config.evaluation import Benchmark, Table
+from mnpo.config.evaluation import Benchmark, Evaluation, Table
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
 from mnpo.models.checkpoints import checkpoint
@@ -54,6 +56,7 @@ def configure(
         raise BadInput(f"{file.parent}: has results of something else; give this policy another --name")
     places = {benchmark: {"path": os.path.abspath(where)} for benchmark, where in (data or {}).items()}
     _require_data(places, benchmarks, base)
+    _require_splits(places, load(base).evaluation if base else Evaluation())
     content = _content(directory, name, benchmarks)
     if base is None:
         content |= {"models": content.pop("add")["models"], "datasets": places}
@@ -90,6 +93,25 @@ def _require_data(places: Mapping[str, Any], benchmarks: Sequence[str], base: Pa
             raise BadInput("--benchmarks: which? Without --config nothing else says it")
         if missing := [benchmark for benchmark in benchmarks if benchmark not in places]:
             raise BadInput(f"--data {missing[0]}=DIRECTORY: where are its data? Or give a --config that says so")
+
+
+def _require_splits(places: Mapping[str, Any], evaluation: Evaluation) -> None:
+    """Whether the files of all splits that lm-eval's tasks read are there. Raises BadInput, a line for each."""
+    problems = []
+    for benchmark, where in places.items():
+        card = CARDS.get(benchmark)
+        if card is None or evaluation.protocol_of(benchmark) != "harness":
+            continue
+        if not card.task or "{}" in card.task:  # answers for a judge; subjects, which come in several forms
+            continue
+        shots = evaluation.of(benchmark).shots
+        for split in card.splits(card.shots if shots is None else shots):
+            try:
+                split_files(card, Path(where["path"]), split)
+            except BadInput as error:
+                problems.append(str(error))
+    if problems:
+        raise BadInput("\n".join(problems))
 
 
 def _content(directory: Path, name: str, benchmarks: Sequence[str]) -> dict[str, Any]:

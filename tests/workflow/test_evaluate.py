@@ -79,8 +79,9 @@ def test_data_and_benchmarks_are_enough(here: Path, tmp_path: Path, sft_policy: 
 def test_data_and_a_limit_go_in_the_place_of_a_configurations(
     here: Path, tmp_path: Path, sft_policy: Path, demo: Path
 ) -> None:
-    config = load(configure(sft_policy, demo, "mine", [], {"gsm8k": str(tmp_path)}, limit=3))
-    assert config.datasets["gsm8k"].path == str(tmp_path) and config.datasets["gsm8k"].demo is None
+    benchmarks.make(tmp_path / "gsm8k", "gsm8k", 0)
+    config = load(configure(sft_policy, demo, "mine", [], {"gsm8k": str(tmp_path / "gsm8k")}, limit=3))
+    assert config.datasets["gsm8k"].path == str(tmp_path / "gsm8k") and config.datasets["gsm8k"].demo is None
     assert config.datasets["arc"].demo and {config.evaluation.of(b).limit for b in config.evaluation.benchmarks} == {3}
 
 
@@ -91,6 +92,11 @@ def test_data_and_a_limit_go_in_the_place_of_a_configurations(
         (["gsm8k"], {}, r"--data gsm8k=DIRECTORY: where are its data\?"),
         (["gsm8k"], {"gsm8k": "nowhere"}, r"--data gsm8k: .*nowhere is no directory"),
         (["gsm8k"], {"gsm8": "."}, r"--data gsm8: no such benchmark; did you mean 'gsm8k'\?"),
+        (
+            ["gsm8k"],
+            {"gsm8k": "."},
+            r"(?s)gsm8k: no test data in .*gsm8k: no train data in .*train\.jsonl",
+        ),
         (["mt-bench"], {"mt-bench": "."}, r"evaluation\.judges: mt-bench need a judge, and none is named"),
     ],
 )
