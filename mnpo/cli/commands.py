@@ -31,6 +31,27 @@ def _plan(config: Path, lock: Path | None = None) -> Plan:
     return Plan(load(config), read_lock(lock) if lock else None)
 
 
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="What the configuration and its results are called.")],
+    model: Annotated[str, typer.Option(help="The model to begin with: a directory, or owner/name of the hub.")],
+    prompts: Annotated[str, typer.Option(help="A JSONL or Parquet file, or a data set owner/name of the hub.")],
+    oracle: Annotated[
+        list[str] | None,
+        typer.Option(help="function:FILE:NAME, reward-model:ID-or-DIR, judge:MODEL or constraints; the first decides."),
+    ] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Train parts, and iterations.")] = 2,
+    parameters: Annotated[float | None, typer.Option(help="Billions, of a hub's model whose name has none.")] = None,
+    expected: Annotated[int | None, typer.Option(min=1, help="About how many prompts a hub's data set has.")] = None,
+    column: Annotated[str, typer.Option(help="The prompts' column.")] = "prompt",
+) -> None:
+    """Write a first configuration for a model, prompts and an oracle, with sizes that suit them."""
+    from mnpo.planning.starting import begin
+
+    file = begin(name, model, prompts, oracle or [], iterations, parameters, expected, column)
+    typer.echo(f"{file} is written. Next: mnpo plan --config {file}")
+
+
 @app.command("plan")
 def print_plan(
     config: Config = Path("config.yaml"),
@@ -92,8 +113,12 @@ def show(config: Config = Path("config.yaml")) -> None:
 def evaluate(
     context: typer.Context,
     policy: Annotated[Path, typer.Option(help="A policy's directory.")],
-    config: Config = Path("config.yaml"),
-    benchmarks: Annotated[str, typer.Option(help="Only these of the configuration's: ifeval,mt-bench,...")] = "",
+    config: Annotated[
+        Path | None, typer.Option(help="A configuration file; config.yaml, unless --data says all.")
+    ] = None,
+    benchmarks: Annotated[str, typer.Option(help="Only these: ifeval,mt-bench,...")] = "",
+    data: Annotated[list[str] | None, typer.Option(help="Where a benchmark's data are: gsm8k=DIRECTORY.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each benchmark, at most.")] = None,
     name: Annotated[str | None, typer.Option(help="Results go to results/NAME; by default the directory's.")] = None,
     profile: Annotated[str | None, typer.Option(help="Of Snakemake: slurm, profiles/demo, ...")] = None,
 ) -> None:
@@ -101,13 +126,23 @@ def evaluate(
     from mnpo.planning import evaluate
 
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    file = evaluate.configure(policy, config, name, [b for b in benchmarks.split(",") if b])
+    chosen, places = [b for b in benchmarks.split(",") if b], dict(_place(given) for given in data or [])
+    said = bool(chosen) and set(chosen) <= places.keys()
+    base = config or (None if said else Path("config.yaml"))
+    file = evaluate.configure(policy, base, name, chosen, places, limit)
     if code := evaluate.run(file, profile, context.args):
         raise typer.Exit(code)
     table = Path(_plan(file).files.table("benchmarks") + ".md")
     if table.is_file():
         typer.echo(table.read_text(encoding="utf-8"))
     typer.echo(f"results  {file.parent}/  (again, or with other options: snakemake --configfile {file})")
+
+
+def _place(given: str) -> tuple[str, str]:
+    name, equals, directory = given.partition("=")
+    if not equals or not directory:
+        raise BadInput(f"--data {given}: expected a benchmark and a directory, such as gsm8k=data/gsm8k")
+    return name, directory
 
 
 @app.command()

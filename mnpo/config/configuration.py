@@ -37,21 +37,31 @@ class Config(Block):
     """Whether sources may be fetched that are pinned neither here nor in config.lock.yaml."""
     checkpoints: Literal["keep", "temporary"] = "keep"
     """`temporary`: a policy that is in no table is deleted when the last job that reads it is done."""
-    prompts: Prompts
+    prompts: Prompts = Prompts(source="none")
     models: dict[Name, Model]
     datasets: dict[Name, Dataset] = {}
     judges: dict[Name, Judge] = {}
     text: Text = Text()
     reference: Reference
-    oracles: dict[Name, Oracle]
+    oracles: dict[Name, Oracle] = {}
     sampling: Sampling = Sampling()
     pairing: Pairing = Pairing()
     training: Training = Training()
-    runs: dict[Name, Run]
-    evaluation: Evaluation
+    runs: dict[Name, Run] = {}
+    evaluation: Evaluation = Evaluation()
     tables: Tables = Tables()
     exploitability: Exploitability | None = None
     resources: Resources = Resources()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_but_benchmarks(cls, content: Any) -> Any:
+        """Without runs nothing begins with a reference: the first model that is evaluated stands for it."""
+        if not isinstance(content, dict) or content.get("runs") or "reference" in content:
+            return content
+        evaluation = content.get("evaluation")
+        models = evaluation.get("models") if isinstance(evaluation, dict) else None
+        return {**content, "reference": {"model": models[0]}} if isinstance(models, list) and models else content
 
     @field_validator("runs", "models", "oracles")
     @classmethod
@@ -143,6 +153,14 @@ class Config(Block):
             raise ValueError(f"reference.sft: {key} needs a held-out loss; set reference.sft.data.heldout")
         if sft.keep == "best" and not sft.evaluate_every:
             raise ValueError("reference.sft: keep: best needs evaluate_every, the steps from one loss to the next")
+
+    @model_validator(mode="after")
+    def _prompts_are_there(self) -> Config:
+        targets = [target for target in self.tables.targets if target in (*DECIDED, "exploitability")]
+        needing = [*(f"runs.{name}" for name in self.runs), *(f"tables.targets: {target}" for target in targets)]
+        if self.prompts.source == "none" and needing:
+            raise ValueError(f"prompts: required, and missing; {needing[0]} needs them")
+        return self
 
     @model_validator(mode="after")
     def _oracles_know_the_prompts(self) -> Config:

@@ -16,8 +16,9 @@ from mnpo.config.oracles import Judge, ReasoningEffort, TokenField, is_reasoning
 class Prompts(Block):
     """Where prompts come from and how they are cut into the parts that the iterations train on."""
 
-    source: Literal["demo", "file", "dataset"] = "demo"
-    """`demo`: the tiny world of mnpo/demo; `file`: local JSONL or Parquet; `dataset`: an entry of `datasets`."""
+    source: Literal["demo", "file", "dataset", "none"] = "demo"
+    """`demo`: the tiny world of mnpo/demo; `file`: local JSONL or Parquet; `dataset`: an entry of `datasets`; `none`:
+    there are no prompts, and benchmarks of models are all there is."""
     path: str | None = None
     """For `file`: the JSONL or Parquet file."""
     dataset: Name | None = None
@@ -42,8 +43,8 @@ class Prompts(Block):
     """How many disjoint train parts (T)."""
     part_size: int | None = Field(None, ge=1)
     """Prompts per part; None cuts all there are evenly (`file` and `dataset` only)."""
-    heldout: int = Field(ge=1)
-    """Prompts kept for evaluation; none of them is ever trained on."""
+    heldout: int = Field(0, ge=0)
+    """Prompts kept for evaluation, at least one; none of them is ever trained on."""
     demonstrations: int = Field(0, ge=0)
     """For `demo`: rows of SFT data."""
     expected: int | None = Field(None, ge=1)
@@ -56,6 +57,8 @@ class Prompts(Block):
 
     @model_validator(mode="after")
     def _complete(self) -> Prompts:
+        if self.source != "none" and self.heldout < 1:
+            raise ValueError("heldout: how many prompts are kept for evaluation? At least 1")
         if self.source == "demo" and self.part_size is None:
             raise ValueError("source demo needs part_size: the demo's world makes as many prompts as it is told")
         for source, field in {"file": "path", "dataset": "dataset"}.items():

@@ -144,6 +144,10 @@ def _by_configuration(plan: Plan, run: str, of: Mapping[str, str]) -> Iterator[t
             yield "vllm", "evaluation.backend: vllm"
     if stage == "sample" and c.sampling.sampler == "vllm":
         yield "vllm", "sampling.sampler: vllm"
+    asked = [of["oracle"]] if stage == "score" else plan.oracles.of_evaluation if stage == "assess" else []
+    for oracle in plan.oracles.with_members(asked):
+        if c.oracles[oracle].kind == "constraints":
+            yield from ((package, f"oracles.{oracle}") for package in ("lm_eval", *BENCHMARKS["ifeval"]))
     if stage in ("train", "sft"):
         fit = plan.policies.fits.get(of["policy"])
         trained = fit.training if fit else c.reference.sft if of["policy"] == REFERENCE else None

@@ -6,31 +6,44 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
-from mnpo.config.blocks import REFERENCE
-from mnpo.config.evaluation import Table
+from mnpo.benchmarks.cards import CARDS
+from mnpo.benchmarks.data import split_files
+from mnpo.config.blocks import REFERENCE, nearest
+from mnpo.config.evaluation import Benchmark, Evaluation, Table
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
 from mnpo.models.checkpoints import checkpoint
+from mnpo.planning.oracles import NLTK
 from mnpo.planning.plan import Plan
 from mnpo.storage.artifacts import beside
 
 ROOT = Path(__file__).parents[2]
 
 
-def configure(policy: Path, base: Path, name: str | None = None, benchmarks: Sequence[str] = ()) -> Path:
+def configure(
+    policy: Path,
+    base: Path | None,
+    name: str | None = None,
+    benchmarks: Sequence[str] = (),
+    data: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> Path:
     """Write results/{name}/config.yaml, which measures the policy and does nothing else, and say where it is.
 
     Args:
         policy: a checkpoint's directory, anywhere.
-        base: the configuration that says how policies are measured: its data, judges and settings.
+        base: the configuration that says how policies are measured: its data, judges and settings. None: nothing but
+            `benchmarks` and `data` says it, and neither runs, prompts nor oracles are there.
         name: of the results; None: the directory's.
         benchmarks: some of the base's; none: all of them.
+        data: benchmark (or `nltk`, for IFEval) -> the directory of its data, in the place of the base's.
+        limit: items of each benchmark, at most.
 
     Raises:
         BadInput: not a checkpoint, a name that is taken or cannot be one.
@@ -41,7 +54,20 @@ def configure(policy: Path, base: Path, name: str | None = None, benchmarks: Seq
     file = Path("results", name, "config.yaml")
     if file.parent.exists() and not file.is_file():
         raise BadInput(f"{file.parent}: has results of something else; give this policy another --name")
-    content = _content(directory, Path(os.path.relpath(base, file.parent)), name, benchmarks)
+    places = {benchmark: {"path": os.path.abspath(where)} for benchmark, where in (data or {}).items()}
+    _require_data(places, benchmarks, base)
+    _require_splits(places, load(base).evaluation if base else Evaluation())
+    content = _content(directory, name, benchmarks)
+    if base is None:
+        content |= {"models": content.pop("add")["models"], "datasets": places}
+    else:
+        content = {"extends": os.path.relpath(base, file.parent), **content}
+        if places:
+            known = load(base).model_dump(include={"datasets"}, exclude_none=True, exclude_defaults=True)
+            content["datasets"] = {**known.get("datasets", {}), **places}
+    if limit is not None:
+        measured = benchmarks or (load(base).evaluation.benchmarks if base else [])
+        content["evaluation"]["settings"] = {benchmark: {"limit": limit} for benchmark in measured}
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = beside(file, "partial")
     partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -55,10 +81,42 @@ def configure(policy: Path, base: Path, name: str | None = None, benchmarks: Seq
     return file
 
 
-def _content(directory: Path, base: Path, name: str, benchmarks: Sequence[str]) -> dict[str, Any]:
-    chosen = {"benchmarks": list(benchmarks)} if benchmarks else {}
+def _require_data(places: Mapping[str, Any], benchmarks: Sequence[str], base: Path | None) -> None:
+    """Whether data are given for what is measured, and are there. Raises BadInput."""
+    for benchmark, where in places.items():
+        if benchmark not in (*get_args(Benchmark), NLTK):
+            raise BadInput(f"--data {benchmark}: no such benchmark{nearest(benchmark, get_args(Benchmark))}")
+        if not Path(where["path"]).is_dir():
+            raise BadInput(f"--data {benchmark}: {where['path']} is no directory (docs/evaluation.md#data-of-your-own)")
+    if base is None:
+        if not benchmarks:
+            raise BadInput("--benchmarks: which? Without --config nothing else says it")
+        if missing := [benchmark for benchmark in benchmarks if benchmark not in places]:
+            raise BadInput(f"--data {missing[0]}=DIRECTORY: where are its data? Or give a --config that says so")
+
+
+def _require_splits(places: Mapping[str, Any], evaluation: Evaluation) -> None:
+    """Whether the files of all splits that lm-eval's tasks read are there. Raises BadInput, a line for each."""
+    problems = []
+    for benchmark, where in places.items():
+        card = CARDS.get(benchmark)
+        if card is None or evaluation.protocol_of(benchmark) != "harness":
+            continue
+        if not card.task or "{}" in card.task:  # answers for a judge; subjects, which come in several forms
+            continue
+        shots = evaluation.of(benchmark).shots
+        for split in card.splits(card.shots if shots is None else shots):
+            try:
+                split_files(card, Path(where["path"]), split)
+            except BadInput as error:
+                problems.append(str(error))
+    if problems:
+        raise BadInput("\n".join(problems))
+
+
+def _content(directory: Path, name: str, benchmarks: Sequence[str]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"benchmarks": list(benchmarks)} if benchmarks else {}
     return {
-        "extends": str(base),
         "name": name,
         "add": {"models": {name: {"path": str(directory), "label": name}}},
         "runs": {},

@@ -40,7 +40,7 @@ class Oracles:
 
     def models(self, names: Iterable[str]) -> list[str]:
         """The models behind oracles, and behind all that these are made of."""
-        models = [self.config.oracles[name].model for name in self._with_members(names)]
+        models = [self.config.oracles[name].model for name in self.with_members(names)]
         return list(dict.fromkeys(m for m in models if m is not None))
 
     def sources(self, names: Iterable[str]) -> list[str]:
@@ -49,10 +49,11 @@ class Oracles:
         return [*self.files.model_sources(self.models(names)), *filter(None, [self._nltk(names)])]
 
     def _nltk(self, names: Iterable[str]) -> str | None:
-        checking = any(self.config.oracles[name].kind == "constraints" for name in self._with_members(names))
+        checking = any(self.config.oracles[name].kind == "constraints" for name in self.with_members(names))
         return self.files.source("datasets", NLTK) if checking and NLTK in self.config.datasets else None
 
-    def _with_members(self, names: Iterable[str]) -> list[str]:
+    def with_members(self, names: Iterable[str]) -> list[str]:
+        """Oracles, and all that they are made of, each once."""
         return self.config.with_members(name.partition(AGAINST)[0] for name in names)
 
     @property
@@ -67,13 +68,13 @@ class Oracles:
 
     def judges(self, names: Iterable[str]) -> dict[str, Judge]:
         """The judges that oracles ask, by the oracles' names."""
-        specs = {name: self.config.oracles[name] for name in self._with_members(names)}
+        specs = {name: self.config.oracles[name] for name in self.with_members(names)}
         return {name: spec.judge for name, spec in specs.items() if spec.judge is not None}
 
     def settings(self, names: Iterable[str]) -> dict[str, Any]:
         """What a stage reads of the oracles `names`, of all that they are made of, and of the models these need."""
         names = list(names)
-        specs = {name: self.config.oracles[name] for name in self._with_members(names)}
+        specs = {name: self.config.oracles[name] for name in self.with_members(names)}
         files = {file: digest for name in specs for file, digest in self.functions.get(name, {}).items()}
         return {
             "oracles": {name: spec.model_dump(exclude_none=True) for name, spec in specs.items()},

@@ -4,7 +4,6 @@ where answers that are paid for will be kept."""
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from mnpo.config.sources import Source
 from mnpo.errors import BadInput
 from mnpo.judging.endpoints import require_key
 from mnpo.judging.store import require_locks
-from mnpo.planning.fits import AGAINST
+from mnpo.planning.environments import interpreter
 from mnpo.planning.plan import Plan
 from mnpo.storage import hub
 
@@ -81,20 +80,20 @@ except BadInput as error:
 
 
 def require_functions(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]]) -> None:
-    """Import, in a process of their own, the users' functions that jobs are going to ask.
+    """Import the users' functions that jobs are going to ask, in the Python that runs these jobs.
 
-    For jobs that run in this Python: other environments have other packages.
+    What conda makes for them is not there yet.
     """
     asked: dict[tuple[str, str], None] = {}
     for rule, of in jobs:
         oracles = plan.oracles.of_evaluation if rule == "assess" else []
-        oracles = [of["oracle"].partition(AGAINST)[0]] if rule in ("score", "score_asking") else oracles
-        specs = [plan.config.oracles[name] for name in plan.config.with_members(oracles)]
+        oracles = [of["oracle"]] if rule in ("score", "score_asking") else oracles
+        specs = [plan.config.oracles[name] for name in plan.oracles.with_members(oracles)]
         asked |= {(spec.file, spec.function): None for spec in specs if spec.file and spec.function}
     problems = []
     for file, function in asked:
         tried = subprocess.run(
-            [sys.executable, "-c", IMPORTED, file, function], capture_output=True, text=True, check=False
+            [interpreter("infer"), "-c", IMPORTED, file, function], capture_output=True, text=True, check=False
         )
         if tried.returncode:
             said = tried.stderr.strip().splitlines() or [f"{file}: the import ends with {tried.returncode}"]

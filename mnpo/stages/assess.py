@@ -28,8 +28,7 @@ def run(
 ) -> None:
     """Measure a policy on held-out prompts.
 
-    Beside `output`, by the same name: per-item rows (.parquet), and a judge's answers in `.judge.sqlite`, which
-    outlives failures.
+    Beside `output`, by the same name: per-item rows (.parquet).
 
     Args:
         policy: the policy's directory.

@@ -225,7 +225,10 @@ def test_a_wrong_value_is_named_with_its_key(write: Callable[..., Path], extra: 
         ("runs: {one", "runs: {One run", "runs."),
         ("part_size: 2, ", "", "prompts: source demo needs part_size"),
         ("part_size: 2, ", "source: file, ", "prompts: source file needs path"),
-        ("evaluation: {oracle: short}", "", "evaluation: required, and missing"),
+        ("evaluation: {oracle: short}", "", "evaluation.oracle: required by tables.targets (heldout, figures)"),
+        ("prompts: {part_size: 2, heldout: 1, parts: 2}", "", "prompts: required, and missing; runs.one needs them"),
+        ("heldout: 1, ", "", "prompts: heldout: how many prompts are kept for evaluation? At least 1"),
+        ("reference: {model: tiny}", "", "reference: required, and missing"),
         (
             "evaluation: {oracle: short}",
             "evaluation: {oracle: short, majority: short}",

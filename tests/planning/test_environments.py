@@ -151,3 +151,17 @@ def test_snakemake_refuses_before_any_job(tmp_path: Path) -> None:
     assert "sample: sampling.sampler: vllm needs vllm, not installed for" in said.stdout + said.stderr
     assert not (checkout.path / "results/small").exists()
     assert os.environ.get(environments.VARIABLE) is None
+
+
+def test_constraints_need_ifevals_checkers(directory: Path) -> None:
+    own = plan().config.model_dump(exclude_none=True)["oracles"]
+    checks = {"kind": "constraints", "constraints": [{"id": "punctuation:no_comma"}]}
+    asked = plan(
+        oracles={**own, "checks": checks, "both": {"kind": "weighted", "weights": {"checks": 1, "overall": 1}}}
+    )
+    python = environment(directory / "infer", "torch", "transformers", "tokenizers", "safetensors", ours=False)
+    for package in ("typer", "pydantic", "yaml", "pandas", "pyarrow"):
+        (python.parents[1] / "lib").glob("python*/site-packages").__next__().joinpath(package).mkdir()
+    environments.require_packages(asked, [("score", {"oracle": "overall"})], FAMILIES)
+    (said,) = refused(asked, [("score", {"oracle": "both@sft"})])
+    assert said.startswith("score: oracles.checks needs lm_eval, langdetect, nltk, immutabledict, not installed for")

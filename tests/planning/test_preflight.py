@@ -15,7 +15,7 @@ import pytest
 
 from mnpo.errors import BadInput
 from mnpo.planning.plan import Plan
-from mnpo.planning.preflight import require_driver, require_functions
+from mnpo.planning.preflight import check, require_driver, require_functions
 from tests.helpers.without_locks import without_locks
 
 CHECKING = """
@@ -119,3 +119,19 @@ def test_the_functions_that_jobs_are_going_to_ask_are_imported_first(
         BadInput, match=r"^.*bad\.py: cannot be imported \(ModuleNotFoundError: No module named .*install"
     ):
         require_functions(plan, [("score", {"oracle": "good"}), ("score", {"oracle": "bad@sft"})])
+
+
+def test_a_judge_of_held_out_prompts_needs_its_key(
+    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OWN_KEY", raising=False)
+    own = planned().config.model_dump(exclude_none=True)["oracles"]
+    llm = {"kind": "judge", "judge": {"model": "m", "key": "OWN_KEY"}}
+    plan = planned(oracles={**own, "llm": llm}, evaluation={"oracle": "llm"})
+    for job in (
+        ("assess", {"policy": "inpo.1"}),
+        ("score_asking", {"policy": "p", "part": "1", "oracle": "llm@sft", "shard": "0"}),
+    ):
+        with pytest.raises(BadInput, match="OWN_KEY"):
+            check(plan, [job])
+    check(plan, [("score", {"oracle": "overall"})])

@@ -21,6 +21,7 @@ from mnpo.config.reading import load
 from mnpo.demo import benchmarks
 from mnpo.errors import BadInput
 from mnpo.planning import job_graph
+from mnpo.planning.estimate import forecast
 from mnpo.planning.evaluate import configure
 from mnpo.planning.plan import Plan
 from mnpo.storage.artifacts import digest
@@ -60,6 +61,66 @@ def test_the_papers_configuration_measures_any_policy_too(here: Path, sft_policy
     plan = Plan(load(configure(sft_policy, root / "config.yaml", "mine", ["gsm8k", "mt-bench"])))
     stages = [piece.stage for piece in job_graph.needed(plan, plan.targets.of("benchmarks"))]
     assert sorted(stages) == ["answer", "benchmarks", "download", "download", "harness", "judge"]
+
+
+def test_data_and_benchmarks_are_enough(here: Path, tmp_path: Path, sft_policy: Path) -> None:
+    """No prompts, no reference, no oracles, no runs: a configuration of the policy, its data and the table."""
+    benchmarks.make(tmp_path / "gsm8k", "gsm8k", 0)
+    file = configure(sft_policy, None, "mine", ["gsm8k"], {"gsm8k": str(tmp_path / "gsm8k")}, limit=3)
+    assert set(yaml.safe_load(file.read_text())) == {"name", "models", "datasets", "runs", "evaluation", "tables"}
+    plan = Plan(load(file))
+    assert plan.config.evaluation.of("gsm8k").limit == 3 and plan.config.prompts.source == "none"
+    jobs = {piece.name for piece in job_graph.needed(plan, plan.targets.of("benchmarks"))}
+    assert jobs == {"harness mine", "benchmarks benchmarks"}
+    assert plan.measurements.sources(["gsm8k"]) == [str(tmp_path / "gsm8k")]
+    assert "harness mine" in {e.work.name for e in forecast(plan).estimates}  # its size by its files
+
+
+def test_data_and_a_limit_go_in_the_place_of_a_configurations(
+    here: Path, tmp_path: Path, sft_policy: Path, demo: Path
+) -> None:
+    benchmarks.make(tmp_path / "gsm8k", "gsm8k", 0)
+    config = load(configure(sft_policy, demo, "mine", [], {"gsm8k": str(tmp_path / "gsm8k")}, limit=3))
+    assert config.datasets["gsm8k"].path == str(tmp_path / "gsm8k") and config.datasets["gsm8k"].demo is None
+    assert config.datasets["arc"].demo and {config.evaluation.of(b).limit for b in config.evaluation.benchmarks} == {3}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "data", "message"),
+    [
+        ([], {}, r"--benchmarks: which\? Without --config nothing else says it"),
+        (["gsm8k"], {}, r"--data gsm8k=DIRECTORY: where are its data\?"),
+        (["gsm8k"], {"gsm8k": "nowhere"}, r"--data gsm8k: .*nowhere is no directory"),
+        (["gsm8k"], {"gsm8": "."}, r"--data gsm8: no such benchmark; did you mean 'gsm8k'\?"),
+        (
+            ["gsm8k"],
+            {"gsm8k": "."},
+            r"(?s)gsm8k: no test data in .*gsm8k: no train data in .*train\.jsonl",
+        ),
+        (["mt-bench"], {"mt-bench": "."}, r"evaluation\.judges: mt-bench need a judge, and none is named"),
+    ],
+)
+def test_what_is_not_enough_is_refused(
+    here: Path, sft_policy: Path, chosen: list[str], data: dict[str, str], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        configure(sft_policy, None, "mine", chosen, data)
+    assert not list(here.rglob("config.yaml"))
+
+
+@pytest.mark.slow
+def test_one_benchmark_of_ones_own_files_by_one_command(
+    here: Path, tmp_path: Path, random_policy: Path, root: Path
+) -> None:
+    benchmarks.make(tmp_path / "gsm8k", "gsm8k", 0)
+    given = ["--benchmarks", "gsm8k", "--data", f"gsm8k={tmp_path / 'gsm8k'}", "--limit", "2", "--name", "mine"]
+    command = ["mnpo", "evaluate", "--policy", str(random_policy), *given]
+    result = warm.run(*command, cwd=here, environment=os.environ | {"PYTHONPATH": str(root)})
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    table = pd.read_csv(here / "results/mine/tables/benchmarks.csv")
+    assert set(table["benchmark"]) == {"GSM8K"} and "mine" in table and "GSM8K" in result.stdout
+    assert len(read(ITEMS, here / "results/mine/evals/mine/gsm8k.parquet")) == 2
+    assert re.search(r"^- .*first 2|limit", (here / "results/mine/tables/benchmarks.md").read_text(), re.M)
 
 
 def test_the_name_is_the_directorys_and_is_taken_once(here: Path, sft_policy: Path, demo: Path) -> None:

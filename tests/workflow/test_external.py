@@ -83,7 +83,7 @@ READERS: dict[str, set[str]] = {
         *(f"assess evals/{policy}/heldout.json" for policy in ("sft", "inpo.1", "eo.1")),
     },
     "other/file": {
-        "logps logps/sft/part2/overall/chat/other.parquet",
+        "logps logps/sft/part2/learned/chat/other.parquet",
         "harness evals/other/gsm8k.json",
         "answer answers/other/mt-bench.parquet",
     },

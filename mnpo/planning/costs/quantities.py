@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import DATASET, ConfigError
 from mnpo.config.sources import Model
+from mnpo.models import checkpoints
 from mnpo.planning.costs.assumptions import DEMO_ITEMS
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.plan import Plan
@@ -16,15 +19,25 @@ from mnpo.planning.registry import Work
 
 
 def parameters(model: Model) -> float:
-    """Of an entry of `models`; 0 for one behind an endpoint. Raises ConfigError when the entry does not say."""
+    """Of an entry of `models`, which says them, or whose files do; 0 for one behind an endpoint. Raises ConfigError."""
     if model.api is not None:
         return 0.0
     if model.architecture is not None:
         return _gemma2(model.architecture, model.vocab_size)
-    if model.parameters is None:
-        where = model.hub or model.github or model.path
-        raise ConfigError(f"models: {where}: the plan needs its `parameters`, in billions")
-    return model.parameters * 1e9
+    if model.parameters is not None:
+        return model.parameters * 1e9
+    here = model.mirror or model.path
+    if here is not None and (counted := _in_files(here)):
+        return float(counted)
+    where = model.hub or model.github or model.path
+    none = f", and {here} has no *.safetensors to count them in" if here else ""
+    raise ConfigError(f"models: {where}: the plan needs its `parameters`, in billions{none}")
+
+
+@cache
+def _in_files(directory: str) -> int:
+    """The weights that a directory holds, by the headers of its files."""
+    return checkpoints.parameters(directory) if any(Path(directory).glob("*.safetensors")) else 0
 
 
 def _gemma2(architecture: dict[str, Any], vocabulary: int) -> float:
@@ -51,10 +64,10 @@ class Quantities:
 
     def __init__(self, plan: Plan, known: Lengths | None = None) -> None:
         c = plan.config
-        if c.prompts.a_part is None:
+        if c.prompts.a_part is None and c.prompts.source != "none":
             raise ConfigError("prompts: the plan needs part_size, or expected (about how many train prompts there are)")
         self.plan = plan
-        self.part = c.prompts.a_part
+        self.part = c.prompts.a_part or 0
         self.train = self.part * c.prompts.parts
         self.heldout = c.prompts.heldout
         self.k = c.sampling.responses
