@@ -31,6 +31,7 @@ from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
 from mnpo.planning import cluster, environments, job_graph, preflight, submission
+from mnpo.planning.costs import calibration
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.nouns import policies
 from mnpo.planning.fits import AGAINST

@@ -66,7 +66,7 @@ def main() -> None:
 
     def plain(e: Estimate) -> float:
         times = repeated if e.work.stage == "logps" and e.work.policy == REFERENCE else 1.0
-        seconds = e.start + e.computing * factors.get(e.work.stage, 1.0)
+        seconds = e.start + e.fixed + e.computing * factors.get(e.work.stage, 1.0)
         return times * e.work.jobs * e.gpus * seconds / 3600
 
     table: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])

@@ -22,6 +22,7 @@ from mnpo.config.blocks import REFERENCE
 from mnpo.config.reading import load
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.plan import Plan
+from mnpo.storage.records import SAMPLED
 from mnpo.tables import heldout
 
 CONFIG, PAGE = ROOT / "configs/slips.yaml", ROOT / "docs/slips.md"
@@ -65,9 +66,9 @@ def table(plan: Plan) -> pd.DataFrame:
                 "win rate against SFT": f"{wins.mean():.3f} ± {wins.mean(1).std(ddof=1):.3f}",
                 "difference, 95% interval": "" if run == BASE else f"{each.mean():+.3f} ± {width:.3f}",
                 "apart": "" if run == BASE else "**yes**" if abs(each.mean()) > width else "no",
-                "accuracy": f"{np.mean([s['accuracy_sampled'] for s in of]):.3f}",
+                "correctness": f"{np.mean([s['scores']['correctness'][SAMPLED] for s in of]):.3f}",
                 "KL to SFT": f"{np.mean([s['kl_to_reference'] for s in of]):.2f}",
-                "tokens": f"{np.mean([s['tokens'] for s in of]):.2f}",
+                "tokens": f"{np.mean([s['tokens'][SAMPLED] for s in of]):.2f}",
             }
         )
     return pd.DataFrame(rows)

@@ -33,6 +33,7 @@ from mnpo.seeds import derive
 from mnpo.stages import score as score_stage
 from mnpo.stages import train as train_stage
 from mnpo.storage.artifacts import artifact
+from mnpo.storage.conversations import turns
 from mnpo.storage.records import LOGPS, PAIRS, PROMPTS, SAMPLES, SCORES, read, rows_of, write
 
 
@@ -90,7 +91,7 @@ def score(settings: Any, samples: Path, output: Path, against: Path | None = Non
         model.config.pad_token_id = 0 if model.config.pad_token_id is None else model.config.pad_token_id
         judged, tokens = [], 0
         for prompt_id, group in read(SAMPLES, samples).groupby("prompt_id", sort=False):
-            texts = [reward._text(p, r) for p, r in zip(group["prompt"], group["response"], strict=True)]
+            texts = [reward._text(turns(row["prompt"], row["context"]), row["response"]) for row in rows_of(group)]
             width, pad = max(map(len, texts)), model.config.pad_token_id
             ids = torch.tensor([t + [pad] * (width - len(t)) for t in texts], device=model.device)
             mask = torch.tensor([[1] * len(t) + [0] * (width - len(t)) for t in texts], device=model.device)

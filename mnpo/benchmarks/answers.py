@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ from mnpo.seeds import derive
 
 if TYPE_CHECKING:
     from mnpo.samplers import Request, Response
-    from mnpo.storage.resume import Journal
+    from mnpo.storage.journal import Journal
 
 Asking = Literal["alpaca-eval", "arena-hard", "mt-bench", "minerva", "evalscope"]
 """What a policy answers: benchmarks that a judge judges, Minerva-Math where EvalScope's protocol is asked for, and
@@ -147,7 +148,6 @@ def of_policy(
 
     text = _text(settings, AutoConfig.from_pretrained(policy, local_files_only=True).get_text_config())
     chat = Chat(load_tokenizer(policy), text)
-    draw = _sampler(settings, policy, chat.stop_ids, text.max_length, journal)
     reader = Reader(chat, settings.strip)
 
     def given(response: Response) -> Given:
@@ -155,40 +155,42 @@ def of_policy(
         thought = reader.tokens(reply, tokens)
         return Given(reply[reader.characters(reply) :].strip(), tokens - thought, response.finish, thought)
 
-    def answer(conversations: Sequence[Asked], decoding: Decoding) -> list[Given]:
-        requests = [
-            Request(
-                chat.prompt(c.messages, f"{settings.benchmark} {c.item_id}, turn {c.turn}"),
-                derive(settings.seed, settings.benchmark, c.item_id, c.turn),
-            )
-            for c in conversations
-        ]
-        return [given(response) for response in draw(requests, decoding)]
+    with _sampler(settings, policy, chat.stop_ids, text.max_length, journal) as draw:
 
-    rows = converse(asked, settings, answer)
-    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"]}
+        def answer(conversations: Sequence[Asked], decoding: Decoding) -> list[Given]:
+            requests = [
+                Request(
+                    chat.prompt(c.messages, f"{settings.benchmark} {c.item_id}, turn {c.turn}"),
+                    derive(settings.seed, settings.benchmark, c.item_id, c.turn),
+                )
+                for c in conversations
+            ]
+            return [given(response) for response in draw(requests, decoding)]
+
+        rows = converse(asked, settings, answer)
+    counted = {name: n for name, n in chat.counts.items() if n}
+    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"], **counted}
     return rows, {**facts, **_facts(rows)}
 
 
+@contextmanager
 def _sampler(
     settings: Settings, policy: Path, stop_ids: list[int], window: int, journal: Journal | None
-) -> Callable[[list[Request], Decoding], list[Response]]:
-    """Whoever draws the policy's responses."""
+) -> Iterator[Callable[[list[Request], Decoding], list[Response]]]:
+    """Whoever draws the policy's responses, started once for all of them."""
     what = f"answer {settings.benchmark}, {settings.policy}"
     if settings.backend == "vllm":
-        from mnpo.samplers import vllm
+        from mnpo.samplers.vllm import Engine
 
-        def by_vllm(requests: list[Request], decoding: Decoding) -> list[Response]:
-            how = {"sampler": "vllm", "batch_size": settings.batch_size, "dtype": settings.dtype}
-            sampling = Sampling.model_validate(decoding.model_dump() | how)
-            return vllm.draw(policy, requests, sampling, stop_ids, window, what, journal)
-
-        return by_vllm
+        sampling = Sampling(sampler="vllm", batch_size=settings.batch_size, dtype=settings.dtype)
+        with Engine(policy, sampling, stop_ids, window) as engine:
+            yield lambda requests, decoding: engine.draw(requests, decoding, what, journal)
+        return
     from mnpo.models.checkpoints import load_model
     from mnpo.samplers import transformers
 
     model = load_model(policy, dtype=settings.dtype)
-    return lambda requests, decoding: transformers.draw(
+    yield lambda requests, decoding: transformers.draw(
         model, requests, decoding, stop_ids, settings.batch_size, what, journal
     )
 

@@ -18,6 +18,9 @@ from mnpo.progress import counter
 if TYPE_CHECKING:
     from mnpo.models.chat import Chat
 
+MOST_LOGITS = 1 << 29
+"""Of a batch of choices: 1 GB in bfloat16, of which a soft-cap and the log-softmax make three more."""
+
 
 def load_policy(
     policy: Path,
@@ -39,7 +42,7 @@ def load_policy(
 
     tokenizer = load_tokenizer(policy)
     chat = Chat(tokenizer, Text(**(reading or Reading()).model_dump()))
-    bos = {"add": True, "none": False}.get(chat.text.bos or "")  # of a text that is not a conversation
+    bos = False if chat.text.bos == "none" else None  # None: as the tokenizer does
     if backend == "vllm":
         if find_spec("vllm") is None:
             raise BadInput("evaluation.backend: vllm is not installed here; use its environment, or transformers")
@@ -49,6 +52,7 @@ def load_policy(
         import torch
         from lm_eval.models.vllm_causallms import VLLM
 
+        gpu = torch.cuda.is_available()
         further = sorted(set(chat.stop_ids) - set(end_of_text(tokenizer)))
         return type("Policy", (_Chatting, VLLM), {"chat": chat, "further_stops": further})(
             pretrained=str(policy),
@@ -57,16 +61,79 @@ def load_policy(
             max_length=max_length,
             seed=seed,
             add_bos_token=bos,
-            enforce_eager=not torch.cuda.is_available(),  # compiling takes a CPU longer than it saves
+            enforce_eager=not gpu,  # compiling takes a CPU longer than it saves
+            **(_within_memory(len(tokenizer)) if gpu else {}),
         )
-    from lm_eval.models.huggingface import HFLM
-
     model = load_model(policy, dtype=dtype)
     if model.generation_config is not None:
         model.generation_config.eos_token_id = chat.stop_ids
-    return type("Policy", (_Batching, HFLM), {"chat": chat})(
+    return type("Policy", (_Batching, _bounded()), {"chat": chat})(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length, add_bos_token=bos
     )
+
+
+def _within_memory(vocabulary: int) -> dict[str, Any]:
+    """vLLM's settings that leave room for the logits of prompts, which it does not count among what it takes.
+
+    It computes them, and their log-softmax in float32, for all of a prompt's tokens that one step reads.
+    """
+    return {"max_num_batched_tokens": max(512, MOST_LOGITS // vocabulary), "gpu_memory_utilization": 0.8}
+
+
+def _bounded() -> type[Any]:
+    """lm-eval's model of transformers, which is imported when it is needed, with a bound on what choices take.
+
+    lm-eval itself computes logits at every position of a batch, and their log-softmax: 16 texts of 3,000 tokens with
+    Gemma-2's vocabulary are 12 G numbers. Here a batch has logits from where its first choice begins, and as many texts
+    as keep that below MOST_LOGITS. The numbers of a text do not depend on it, but for rounding.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    class Bounded(HFLM):  # type: ignore[misc]
+        batch_size_per_gpu: int | str
+        _usual: int
+        """Texts of a batch, as long as they are short."""
+        _batch: list[tuple[int, int]]
+        """Tokens that are fed of each text in the batch that is being put together, and of these before its choice."""
+
+        def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **options: Any) -> Any:
+            self._batch, self._usual = [], int(self.batch_size_per_gpu)
+            self.batch_size_per_gpu = "auto"  # lm-eval then asks _batch_scheduler after each text
+            try:
+                return super()._loglikelihood_tokens(requests, *arguments, **options)
+            finally:
+                self.batch_size_per_gpu = self._usual
+
+        def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> int:
+            """The size of the batch that the text at `pos` ends, else 0. The longest come first."""
+            if pos == 0 or self._full(n_reordered_requests[pos]):
+                self._batch = []
+            self._batch.append(self._fed(n_reordered_requests[pos]))
+            following = n_reordered_requests[pos + 1 : pos + 2]
+            return len(self._batch) if following and self._full(following[0]) else 0
+
+        def _full(self, request: Any) -> bool:
+            """Whether a request does not fit into the batch."""
+            grown = [*self._batch, self._fed(request)]
+            return len(grown) > self._usual or len(grown) * _kept(grown) * self.vocab_size > MOST_LOGITS
+
+        def _fed(self, request: Any) -> tuple[int, int]:
+            _, context, choice = request
+            fed = min(len(context) + len(choice) - 1, self.max_length)
+            return fed, fed - len(choice)
+
+        def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+            import torch
+
+            with torch.no_grad():  # lm-eval counts positions from the end of what it gets
+                return self.model(inps, logits_to_keep=_kept(self._batch)).logits
+
+    return Bounded
+
+
+def _kept(batch: Sequence[tuple[int, int]]) -> int:
+    """Positions of a padded batch from where the first of its choices begins."""
+    return max(fed for fed, _ in batch) - min(before for _, before in batch)
 
 
 class _Chatting:
@@ -82,11 +149,13 @@ class _Chatting:
         return self.chat.rendered(chat_history, going_on=not add_generation_prompt)
 
     def tok_encode(self, string: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.conversing:
-            return super().tok_encode(string, *args, **kwargs)  # type: ignore[misc]
         if not isinstance(string, str):
-            return [self.chat.ids(one) for one in string]
-        return self.chat.ids(string)
+            return [self.tok_encode(one, *args, **kwargs) for one in string]
+        if self.conversing:
+            return self.chat.ids(string)
+        ids, bos = super().tok_encode(string, *args, **kwargs), self.chat.tokenizer.bos_token_id  # type: ignore[misc]
+        wanted = self.chat.text.bos == "add" and bos is not None
+        return [bos, *ids] if wanted and ids[:1] != [bos] else ids
 
 
 class _Batching(_Chatting):

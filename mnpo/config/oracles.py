@@ -57,6 +57,16 @@ class Judge(Block):
     max_cost: Positive | None = None
     """US dollars of one job, at most."""
 
+    @model_validator(mode="after")
+    def _limit_has_prices(self) -> Judge:
+        """Here, and not when the judge is asked, which is after all trainings."""
+        if self.max_cost is not None and not (self.price_input or self.price_output):
+            raise ValueError(
+                f"judge {self.model}: max_cost {self.max_cost:g} limits nothing without prices; give price_input and "
+                "price_output (US$ per million tokens), or max_calls"
+            )
+        return self
+
 
 COMPARING = (
     "majority",

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema, model_validator
 
-from mnpo.config.blocks import Block, Name, Number, Parts, Positive, Share
+from mnpo.config.blocks import Block, Name, Number, Parts, Positive, Share, nearest
 from mnpo.config.text import TextForm
 from mnpo.config.training import Batches, Clip, LastBatch, NullIsOff, Optimiser, Schedule
+
+Weights = Annotated[
+    list[Number],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "number"}},
+                {"type": "object", "additionalProperties": {"type": "number"}},
+            ]
+        }
+    ),
+]
 
 
 class Objective(Block):
@@ -35,9 +48,9 @@ class Objective(Block):
     """CPO's alpha."""
     history: int = Field(1, ge=1)
     """Past policies that oppose, pi_t included (td-mnpo)."""
-    weights: list[Number] | dict[Name, Number] | None = None
+    weights: Weights | None = None
     """lambda of the opponents, scaled to one over those that exist: a list, of past policies in `order`, of players in
-    that of `players`; or a player's name -> its weight. None: equal."""
+    that of `players`; or player: weight. None: equal."""
     order: Literal["newest-first", "oldest-first"] | None = None
     """Of a list of weights of past policies; None is newest-first. The public code has had both (docs/ledger.md, point
     41)."""
@@ -46,6 +59,22 @@ class Objective(Block):
     updates: Literal["simultaneous", "alternating"] | None = None
     """ht-mnpo: at iteration t, `simultaneous` (None, the paper's): every player is opposed by the others' policies of
     iteration t - 1; `alternating`: by those of iteration t where the others come before it in `runs`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_by_name(cls, content: Any) -> Any:
+        """Players' weights in the players' order, whatever the order of their names."""
+        named = content.get("weights") if isinstance(content, Mapping) else None
+        if not isinstance(named, Mapping):
+            return content
+        players = content.get("players") or []
+        if not players:
+            raise ValueError(f"weights have names, but {content.get('name')} has no players; give a list and its order")
+        if unknown := [name for name in named if name not in players]:
+            raise ValueError(f"weights name {unknown[0]!r}, which is no player{nearest(unknown[0], players)}")
+        if missing := [name for name in players if name not in named]:
+            raise ValueError(f"weights leave out the player {missing[0]!r}; give it one, be it 0")
+        return {**content, "weights": [named[name] for name in players]}
 
     def member_settings(self) -> dict[str, Any]:
         """What of it `family.member` takes: all that does not say who opposes."""

@@ -38,8 +38,9 @@ class Sampling(Decoding):
     """For `vllm`: GPUs that share one engine. Shards scale better, for a model that fits one GPU."""
     gpu_memory: float = Field(0.9, gt=0, le=1)
     """For `vllm`: its share of each GPU's memory."""
-    logprobs: bool = False
-    """Whether the sampler's log-probabilities are compared with training's, for the manifest's `mismatch`."""
+    logprobs: bool | Literal["first"] = False
+    """Whether the sampler's log-probabilities are compared with training's, for the manifest's `mismatch`: those of
+    every shard, or of the `first` shard of a policy's responses to a part, which stands for the others."""
     mismatch_warning: Positive = 0.05
     """Mean absolute difference, in nats per token, above which the comparison warns."""
     reuse_logprobs: bool = False
@@ -48,7 +49,7 @@ class Sampling(Decoding):
 
     @model_validator(mode="after")
     def _has_what_it_reuses(self) -> Sampling:
-        if self.reuse_logprobs and not self.logprobs:
+        if self.reuse_logprobs and self.logprobs is not True:
             raise ValueError("reuse_logprobs needs logprobs: true, which keeps them and compares them with training's")
         return self
 

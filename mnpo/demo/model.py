@@ -11,6 +11,7 @@ from mnpo.models.checkpoints import save
 GEMMA = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
 TURNS = ("<start_of_turn>", "<end_of_turn>")
 
+# Gemma-2's, but that answers stay as they were drawn: what is trained is then what was sampled, to the last space.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -20,8 +21,11 @@ CHAT_TEMPLATE = """\
 {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
 {{- raise_exception('turns must alternate, user first') -}}
 {%- endif -%}
-{%- set role = 'user' if message['role'] == 'user' else 'model' -%}
-{{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' -}}
+{%- if message['role'] == 'user' -%}
+{{- '<start_of_turn>user\\n' + message['content'] | trim + '<end_of_turn>\\n' -}}
+{%- else -%}
+{{- '<start_of_turn>model\\n' + message['content'] + '<end_of_turn>\\n' -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<start_of_turn>model\\n' -}}

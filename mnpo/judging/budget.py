@@ -38,12 +38,6 @@ class Budget:
     """
 
     def __init__(self, judge: Judge) -> None:
-        """Raises BadInput: a limit in US$ without prices."""
-        if judge.max_cost is not None and not (judge.price_input or judge.price_output):
-            raise BadInput(
-                f"judge {judge.model}: max_cost {judge.max_cost:g} limits nothing without prices; give price_input and "
-                f"price_output (US$ per million tokens), or max_calls"
-            )
         self.judge = judge
         self.tally: dict[str, float] = dict.fromkeys(TALLY, 0)
         self.job_calls, self.job_cost = 0, 0.0

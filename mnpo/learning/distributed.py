@@ -39,8 +39,8 @@ class Engine(Protocol):
     def step(self, learning_rate: float) -> float:
         """Clip the gradients, take a step unless their norm is not finite, and return the norm before clipping."""
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's files of a checkpoint."""
+    def save(self, directory: Path) -> list[Path]:
+        """Write this rank's files of a checkpoint, and name them."""
 
     def load(self, directory: Path) -> None:
         """Take up what `save` wrote on this rank."""
@@ -93,14 +93,21 @@ class _Torch:
             self._optimiser.zero_grad(set_to_none=True)
         return size
 
-    def save(self, directory: Path) -> None:
-        with open(_file(directory), "wb") as stream:  # a full disk is an OSError so, and not if torch opens the file
+    def save(self, directory: Path) -> list[Path]:
+        if rank() and not self._sharded:
+            return []  # all have the same
+        file = self._file(directory)
+        with open(file, "wb") as stream:  # a full disk is an OSError so, and not if torch opens the file
             torch.save({"model": self._plain.state_dict(), "optimiser": self._optimiser.state_dict()}, stream)
+        return [file]
 
     def load(self, directory: Path) -> None:
-        saved = torch.load(_file(directory), map_location="cpu", mmap=torch.cuda.is_available(), weights_only=True)
+        saved = torch.load(self._file(directory), map_location="cpu", mmap=torch.cuda.is_available(), weights_only=True)
         self._plain.load_state_dict(saved["model"])
         self._optimiser.load_state_dict(saved["optimiser"])
+
+    def _file(self, directory: Path) -> Path:
+        return directory / f"weights-{rank() if self._sharded else 0}.pt"
 
     def weights(self) -> dict[str, Tensor]:
         if not self._sharded:
@@ -111,10 +118,6 @@ class _Torch:
         gathered = get_model_state_dict(self._plain, options=whole)
         once = {name for name, _ in (*self._plain.named_parameters(), *self._plain.named_buffers())}  # tied ones too
         return {name: weight for name, weight in gathered.items() if name in once}  # type: ignore[misc]
-
-
-def _file(directory: Path) -> Path:
-    return directory / f"weights-{rank()}.pt"
 
 
 def _shard(module: nn.Module) -> None:
@@ -162,8 +165,13 @@ class _DeepSpeed:
         self.module.step()
         return float(self.module.get_global_grad_norm())
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path) -> list[Path]:
         self.module.save_checkpoint(str(directory), tag="zero")
+        ranked = [path for path in directory.rglob("*") if path.is_file() and "zero_pp_rank_" in path.name]
+        own = [path for path in ranked if f"zero_pp_rank_{rank()}_" in path.name]
+        if rank():
+            return own
+        return own + [directory / "latest", *(directory / "zero").glob("mp_rank_*")]
 
     def load(self, directory: Path) -> None:
         self.module.load_checkpoint(str(directory), tag="zero")

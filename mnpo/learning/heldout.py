@@ -80,10 +80,12 @@ class Heldout:
             return last
         return dict(torch.load(self._kept, map_location="cpu", mmap=True, weights_only=True))
 
-    def save(self, directory: Path) -> None:
-        """Put the best weights so far into a checkpoint."""
-        if rank() == 0 and self._kept is not None and self._kept.exists():
-            os.link(self._kept, directory / BEST)
+    def save(self, directory: Path) -> list[Path]:
+        """Put the best weights so far into a checkpoint, and name this rank's files of it."""
+        if rank() or self._kept is None or not self._kept.exists():
+            return []
+        os.link(self._kept, directory / BEST)
+        return [directory / BEST]
 
     def load(self, directory: Path) -> None:
         """Take them up from there; what came later is forgotten."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -73,18 +74,22 @@ def optimise(
     if session is not None and (checkpoint := session.latest()):
         state.load(checkpoint)
         say(f"{what}: goes on after step {len(state.history)} of {steps}, from {checkpoint}")
-    order = islice(drawn(optimisation, lengths, seed), len(state.history), steps)
-    with watched(what, events, len(state.history)) as watch:
-        for rows in track(order, steps - len(state.history), what, "steps"):
+    first, begun = len(state.history), time.monotonic()
+    order = islice(drawn(optimisation, lengths, seed), first, steps)
+    with watched(what, events, first) as watch:
+        for rows in track(order, steps - first, what, "steps"):
             step = len(state.history)
             rate = optimisation.learning_rate * schedule(optimisation, step, steps)
             metrics = _step(state.engine, optimisation, data, rows, rate, f"{what}: step {step}")
             further = heldout.after(state.history, steps, state.engine) if heldout else {}
             state.history.append({"step": step, **metrics, "learning_rate": rate, **further})
             watch(state.history[-1])
-            if session is not None and session.due:
-                session.keep(len(state.history), state.save)
-                session.safe_point(f"step {len(state.history)} of {steps}")
+            if session is not None:
+                done = len(state.history)
+                session.left = (time.monotonic() - begun) / (done - first) * (steps - done)
+                if session.due:
+                    session.keep(done, state.save)
+                    session.safe_point(f"step {done} of {steps}")
     last = state.engine.weights()
     return Trained(state.history, heldout.best(last) if heldout else last)
 
@@ -144,12 +149,11 @@ class _State:
     history: list[dict[str, float]]
     heldout: Heldout | None
 
-    def save(self, directory: Path) -> None:
-        self.engine.save(directory)
-        if self.heldout:
-            self.heldout.save(directory)
-        with open(directory / f"state-{rank()}.pt", "wb") as stream:
+    def save(self, directory: Path) -> list[Path]:
+        file = directory / f"state-{rank()}.pt"
+        with open(file, "wb") as stream:
             torch.save({"history": self.history, "random": _random_state()}, stream)
+        return [file, *self.engine.save(directory), *(self.heldout.save(directory) if self.heldout else [])]
 
     def load(self, directory: Path) -> None:
         self.engine.load(directory)

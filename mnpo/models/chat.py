@@ -203,10 +203,12 @@ class Chat:
 
     def _before_end(self, opening: Opening) -> str:
         """What the template puts between a response and the token that ends it: some have a space there."""
-        ended = self.template.specials.search(opening.trail)
-        if ended is None or self._plain(ended[0]) != [self.end_of_turn]:
-            return ""
-        return opening.trail[: ended.start()]
+        before, ended, _ = opening.trail.partition(self._end)
+        return before if ended and not self.template.specials.search(before) else ""
+
+    @cached_property
+    def _end(self) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
 
     def _following(self, read: _Prompt, text: str) -> list[int]:
         """Token ids of `text` behind a prompt."""
@@ -225,9 +227,9 @@ class Chat:
         """The id of a token that is named."""
         ids = [token] if isinstance(token, int) else self._plain(token)
         if len(ids) != 1 or not 0 <= ids[0] < len(self.tokenizer):
+            what = f"the {len(ids)} tokens {ids}" if len(ids) != 1 else f"beyond its {len(self.tokenizer)} ids"
             raise BadInput(
-                f"text.end_of_turn: {token!r} is {len(ids)} tokens in {self.template.where}; name a single one of its "
-                "vocabulary"
+                f"text.end_of_turn: {token!r} is no token of {self.template.where} ({what}); name one of its vocabulary"
             )
         return int(ids[0])
 

@@ -30,7 +30,7 @@ from mnpo.models.head import project
 from mnpo.models.packing import Batch, Encoded, batches, hidden_states, lay_out, share_width, shared_rows
 
 if TYPE_CHECKING:
-    from mnpo.storage.resume import Journal
+    from mnpo.storage.journal import Journal
 
 Reduction = Literal["sum", "mean", "none"]
 

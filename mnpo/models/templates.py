@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mnpo.config.text import Reading
 from mnpo.errors import BadInput
+from mnpo.progress import say
 
 Turns = Sequence[Mapping[str, str]]
 """Of a conversation: role (system, user or assistant) and content."""
@@ -26,6 +27,10 @@ ANSWERS = ("q4Kz", "7vXj")
 """Two answers that differ in their first and last character, so that what stands around them shows."""
 INERT = ("\ufdd0", "\ufdd1")
 """Stand around control tokens that were typed: characters that Unicode keeps for use within a program."""
+
+
+THINKING = ("<think>", "</think>")
+"""What models write themselves: tokens in every content, also where a tokenizer holds them for special."""
 
 
 class Opening(NamedTuple):
@@ -62,6 +67,8 @@ class Template:
         if self.reading.system is not None and found[0]["role"] != "system":
             found = [{"role": "system", "content": self.reading.system}, *found]
         if found[0]["role"] == "system" and len(found) > 1 and not self._takes_system:
+            if not self.counts["systems_in_the_users_turn"]:
+                say(f"{self.where}: the chat template has no system's turn; its words open the first user's turn")
             self.counts["systems_in_the_users_turn"] += 1
             content = f"{found[0]['content']}\n\n{found[1]['content']}"
             found = [{"role": found[1]["role"], "content": content}, *found[2:]]
@@ -135,19 +142,24 @@ class Template:
     def answer(self, turns: Turns, opening: Opening, response: str) -> str:
         """What follows `opening` where the answer to `turns` is `response`, without what stands behind it.
 
-        Counted are responses that the template changes, and those that it would not write behind this opening, such as
-        thinking where an empty block has opened the answer: these follow as they are.
+        Counted are responses that the template changes, as by stripping them, and those that it would not write whole
+        behind this opening: thinking that it leaves out of what was answered, or behind an empty block, or thinking
+        that has no end. These follow as they are, which is how they were sampled.
         """
-        whole = self._answered(turns, response)
+        whole, marked = self._answered(turns, response), self.mark(response)
         if self._control_tokens.search(response):
             self.counts["responses_with_control_tokens"] += 1
-        if not (whole.startswith(opening.whole) and whole.endswith(opening.trail)):
-            self.counts["responses_that_the_template_writes_otherwise"] += 1
-            return opening.lead + self.mark(response)
-        found = whole[len(opening.whole) : len(whole) - len(opening.trail)]
-        if not found.endswith(self.mark(response)):
-            self.counts["responses_changed_by_template"] += 1
-        return found
+        opens = any(response.lstrip().startswith(first) for first in opening.lead.split()[:1])  # as the template would
+        if whole.startswith(opening.whole) and whole.endswith(opening.trail):
+            found = whole[len(opening.whole) : len(whole) - len(opening.trail)]
+            if not (opens and found == opening.lead + marked):
+                if found.endswith(marked):
+                    return found
+                if _squeezed(opening.whole + found).endswith(_squeezed(marked)):  # its `<think>` may be the prompt's
+                    self.counts["responses_changed_by_template"] += 1
+                    return found
+        self.counts["responses_left_as_they_are"] += 1
+        return marked if opens else opening.lead + marked
 
     def _answered(self, turns: Turns, response: str) -> str:
         return self.render([*turns, {"role": "assistant", "content": response}])
@@ -168,7 +180,8 @@ class Template:
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:
         """What is marked in a content: those, and the marks themselves."""
-        return re.compile("|".join(map(re.escape, [*self.special_tokens, *INERT])))
+        typed = [token for token in (*self.special_tokens, *INERT) if token not in THINKING]
+        return re.compile("|".join(map(re.escape, typed)))
 
     def mark(self, content: str) -> str:
         """`content` with marks around the control tokens that were typed in it, which stay text."""
@@ -211,6 +224,10 @@ class Template:
         except BadInput:
             self.render([user], asking=True)  # or it renders nothing at all
             return False
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _clock(date: str) -> str:

@@ -13,7 +13,7 @@ from mnpo.config.sources import Model
 from mnpo.storage.conversations import Turn, turns
 
 if TYPE_CHECKING:
-    from mnpo.storage.resume import Journal
+    from mnpo.storage.journal import Journal
 
 
 class Question(NamedTuple):

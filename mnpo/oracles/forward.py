@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mnpo.errors import BadInput
 from mnpo.learning.batches import SCORING_TOKENS, by_tokens
 from mnpo.progress import track
-from mnpo.storage.resume import Journal
+from mnpo.storage.journal import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,7 @@ from mnpo.oracles import Kept, Oracle, Question, Scorer
 from mnpo.oracles.pairs import Game, Pairwise
 from mnpo.progress import track
 from mnpo.storage import user_code
-from mnpo.storage.resume import Journal
+from mnpo.storage.journal import Journal
 
 BATCH = 256
 """Rows that a function is given at a time."""

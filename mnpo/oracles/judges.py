@@ -19,7 +19,7 @@ from mnpo.judging.verdicts import judge_decoding, read_verdicts
 from mnpo.oracles import Kept, Oracle
 from mnpo.oracles.pairs import Game, Pairwise
 from mnpo.storage.conversations import Turn
-from mnpo.storage.resume import Journal
+from mnpo.storage.journal import Journal
 
 SYSTEM = (
     "Two assistants have answered the same user. Decide which answer serves the user better: is it right, does it do "

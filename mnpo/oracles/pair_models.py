@@ -16,7 +16,7 @@ from mnpo.oracles.forward import Reader, Whole
 from mnpo.oracles.pairs import Game, Pairwise
 from mnpo.oracles.reward_models import local
 from mnpo.storage.conversations import Turn
-from mnpo.storage.resume import Journal
+from mnpo.storage.journal import Journal
 
 
 class PairModel(Pairwise):
@@ -71,8 +71,8 @@ class PairModel(Pairwise):
         return {**self.reader.facts(), **super().facts()}
 
     def _text(self, conversation: list[Turn], a: str, b: str) -> list[int]:
-        context = "".join(f"\n\n<turn> {turn['role']}\n {turn['content']}" for turn in conversation)
-        said = f"[CONTEXT] {context}\n [RESPONSE A] {a} [RESPONSE B] {b} \n"
+        context = "".join(f"\n<turn> {turn['role']}\n {turn['content']}" for turn in conversation)
+        said = f"[CONTEXT] \n{context}\n [RESPONSE A] {a} [RESPONSE B] {b} \n"
         ids = self.chat.ids(self.chat.rendered([{"role": "user", "content": said}]))
         return ids[1:] if ids[0] == self.tokenizer.bos_token_id else ids
 

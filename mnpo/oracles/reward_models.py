@@ -19,7 +19,7 @@ from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.oracles import Judgement, Kept, Oracle, Question, Scorer, preferences_from_scores
 from mnpo.oracles.forward import Reader, Shared, Whole
 from mnpo.storage.conversations import Turn
-from mnpo.storage.resume import Journal
+from mnpo.storage.journal import Journal
 
 Dtype = Literal["float32", "bfloat16"]
 NO_PAIRRM = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,15 @@ class Cluster(Block):
     seconds_between_checks: int = Field(40, ge=1)
     """Before the first look at new jobs; read by the profile."""
     seconds_to_stop: int = Field(300, ge=1)
-    """So long before its time limit a stage that can be continued is told to stop; half the limit at most."""
+    """At least so long before its limit a stage that can be continued is told to stop; half the limit at most."""
 
-    def place(self, stage: str, needs: Needs) -> dict[str, Any]:
+    def place(self, stage: str, needs: Needs, took: Callable[[], float] = lambda: 0.0) -> dict[str, Any]:
         """Snakemake's resources that say where and how a job of `stage` with `needs` runs.
+
+        Args:
+            stage: its name.
+            needs: what it asks for.
+            took: how many seconds a stop of such a job takes, as far as is known. It gets twice that.
 
         Raises:
             BadInput: its GPUs do not divide over whole nodes, or the stage cannot use more than one node.
@@ -74,7 +80,8 @@ class Cluster(Block):
             return min(max(round(needs.hours * 60 * attempt), 1), on.max_minutes)
 
         def stop(wildcards: Any, attempt: int) -> str:
-            return f"--signal=TERM@{min(self.seconds_to_stop, 30 * runtime(wildcards, attempt))}"
+            seconds = max(self.seconds_to_stop, ceil(2 * took()))
+            return f"--signal=TERM@{min(seconds, 30 * runtime(wildcards, attempt))}"
 
         asked["runtime"] = runtime
         if stage in CONTINUED:

@@ -85,6 +85,11 @@ class Forecast:
         return sum(e.gpu_hours for e in self.estimates)
 
     @property
+    def overhead_hours(self) -> float:
+        """GPU-hours of everything in which nothing is computed: start, loading, hashing, compiling, saving."""
+        return sum(e.overhead_hours for e in self.estimates)
+
+    @property
     def job_hours(self) -> float:
         """Of everything, one job after another."""
         return sum(e.job_hours for e in self.estimates)

@@ -187,6 +187,10 @@ class Files:
         """Every answer of the judges that an oracle asks, kept in the same way."""
         return self._store(str(Path(self.scores(policy, part, oracle, shard)).with_suffix(".judge.sqlite")))
 
+    def heldout_opinions(self, policy: str) -> str:
+        """Every answer of the judges that evaluation asks about held-out responses, kept in the same way."""
+        return self._store(str(Path(self.evaluation(policy, HELDOUT)).with_suffix(".judge.sqlite")))
+
     def _store(self, file: str) -> str:
         """`file`, or what is called so beneath `stores`."""
         return file if self.config.stores is None else str(Path(self.config.stores).expanduser() / file)

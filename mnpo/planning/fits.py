@@ -254,8 +254,6 @@ def _require_readers(config: Config, name: str, objective: Objective, kind: str,
 def weights_of(objective: Objective, opponents: int, protocol: Protocol, where: str) -> list[float]:
     """lambda over the opponents that exist, newest first; what was configured must fit the number of players."""
     given = objective.weights
-    if isinstance(given, dict):
-        given = _by_name(given, objective, where)
     if given is None or protocol.uniform_weights:
         return family.normalised([1.0] * opponents, opponents, where)
     players = len(objective.players) if objective.players is not None else objective.history
@@ -265,17 +263,3 @@ def weights_of(objective: Objective, opponents: int, protocol: Protocol, where: 
         )
     weights = family.normalised(given, opponents, where)
     return weights[::-1] if objective.order == "oldest-first" else weights
-
-
-def _by_name(named: dict[str, float], objective: Objective, where: str) -> list[float]:
-    """Weights of players, in their order."""
-    players = objective.players or []
-    if unknown := [name for name in named if name not in players]:
-        raise ConfigError(
-            f"{where}: weights name {unknown[0]!r}, which is no player{nearest(unknown[0], players)}"
-            if players
-            else f"{where}: weights have names, and {objective.name} has no players; give a list, and its order"
-        )
-    if missing := [name for name in players if name not in named]:
-        raise ConfigError(f"{where}: weights leave out the player {missing[0]!r}; give it one, be it 0")
-    return [named[name] for name in players]

@@ -10,7 +10,7 @@ from typing import Any
 from mnpo.config.blocks import ConfigError
 from mnpo.config.configuration import Config
 from mnpo.config.constraints import SENTENCES, of_row
-from mnpo.config.oracles import COMPARED, SCORED, comparing
+from mnpo.config.oracles import COMPARED, SCORED, Judge, comparing
 from mnpo.errors import BadInput
 from mnpo.planning.files import Files
 from mnpo.planning.fits import AGAINST
@@ -64,6 +64,11 @@ class Oracles:
     def asks(self, name: str) -> bool:
         """Whether an oracle asks a judge."""
         return name.partition(AGAINST)[0] in self.asking
+
+    def judges(self, names: Iterable[str]) -> dict[str, Judge]:
+        """The judges that oracles ask, by the oracles' names."""
+        specs = {name: self.config.oracles[name] for name in self._with_members(names)}
+        return {name: spec.judge for name, spec in specs.items() if spec.judge is not None}
 
     def settings(self, names: Iterable[str]) -> dict[str, Any]:
         """What a stage reads of the oracles `names`, of all that they are made of, and of the models these need."""

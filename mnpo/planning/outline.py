@@ -31,7 +31,7 @@ def describe(forecast: Forecast) -> str:
         f"{c.name}: policies, whose samples they learn from, and against whom\n{_policies(forecast)}",
         f"Work\n{_stages(forecast)}",
         *([f"Judges and endpoints\n{_judges(forecast)}"] if forecast.calls else []),
-        "\n".join([_sharing(forecast), _time(forecast), _disk(forecast)]),
+        "\n".join([_sharing(forecast), *_overhead(forecast), _time(forecast), _disk(forecast)]),
         *(["\n".join(f"Note: {note}" for note in forecast.notes)] if forecast.notes else []),
         f"{_closing(forecast)}\n{_sources(forecast)}",
     ]
@@ -54,6 +54,7 @@ def dump(forecast: Forecast) -> str:
         "totals": {
             "jobs": forecast.jobs,
             "gpu_hours": forecast.gpu_hours,
+            "overhead_gpu_hours": forecast.overhead_hours,
             "job_hours": forecast.job_hours,
             "tokens": sum(e.tokens for e in forecast.estimates),
             "wall_clock": forecast.wall_clock,
@@ -128,6 +129,7 @@ def _sums(some: Sequence[Estimate]) -> dict[str, Any]:
         "gpus": largest.gpus,
         "seconds": sum(e.work.jobs * e.seconds for e in some),
         "gpu_hours": sum(e.gpu_hours for e in some),
+        "overhead_gpu_hours": sum(e.overhead_hours for e in some),
         "tokens": sum(e.tokens for e in some),
         "kept": sum(e.kept for e in some),
         "source": largest.source,
@@ -188,6 +190,17 @@ def _sharing(forecast: Forecast) -> str:
         f"Shared: each of the {len(s.alone)} runs alone would take {_hours(alone)} {unit} in all, together "
         f"{_hours(s.together)}: {share:.0%} saved"
     )
+
+
+def _overhead(forecast: Forecast) -> list[str]:
+    if not (hours := forecast.gpu_hours):
+        return []
+    most, _ = max(((name, _sums(some)["overhead_gpu_hours"]) for name, some in _in_order(forecast)), key=lambda s: s[1])
+    share = forecast.overhead_hours / hours
+    return [
+        f"Overhead: {_hours(forecast.overhead_hours)} of {_hours(hours)} GPU-hours ({share:.0%}) are no work, but "
+        f"starting, loading, hashing, compiling and saving; most of it in {most}"
+    ]
 
 
 def _time(forecast: Forecast) -> str:

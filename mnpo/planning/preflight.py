@@ -43,11 +43,10 @@ def check(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], *further: C
                 judges[of["judge"]] = judge
         elif rule == "score_asking":
             stores.add(Path(plan.files.opinions(of["policy"], of["part"], of["oracle"], of["shard"])).parent)
-            members = {name: plan.config.oracles[name].judge for name in plan.config.with_members([of["oracle"]])}
-            judges |= {name: asked for name, asked in members.items() if asked is not None}
-        elif rule == "assess":
-            asking = plan.config.with_members(plan.oracles.of_evaluation)
-            judges |= {name: asked for name in asking if (asked := plan.config.oracles[name].judge) is not None}
+            judges |= plan.oracles.judges([of["oracle"]])
+        elif rule == "assess" and (asked := plan.oracles.judges(plan.oracles.of_evaluation)):
+            stores.add(Path(plan.files.heldout_opinions(of["policy"])).parent)
+            judges |= asked
         elif rule == "answer" and not plan.policies.has_files(of["policy"]):
             stores.add(Path(plan.files.said(of["policy"], of["benchmark"])).parent)
             judges[of["policy"]] = plan.config.models[of["policy"]].as_judge()

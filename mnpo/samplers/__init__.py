@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from mnpo.storage.resume import Journal
+    from mnpo.storage.journal import Journal
 
 
 class Request(NamedTuple):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mnpo.learning.batches import SCORING_TOKENS, by_tokens
 from mnpo.models.chat import Encoded
@@ -13,6 +15,8 @@ from mnpo.samplers import Request, Response
 
 COMPARED = 64
 """Responses compared at most, spread evenly over all."""
+WORK_BYTES = 20e9
+"""Of a GPU's memory, for what a float32 forward pass takes beside the weights: attention of SCORING_TOKENS tokens."""
 
 
 def mismatch(
@@ -24,6 +28,9 @@ def mismatch(
     stage `logps` does. Two float32 engines differ by about 1e-6; bfloat16, a soft-cap left out or another BOS show here
     before they show in training.
 
+    The sampler, and the GPU memory that it had, should be gone by now. Where there is no room for float32, the policy
+    is read in bfloat16, and `dtype` says so; where there is none for that, nothing is compared, which is a warning.
+
     Args:
         policy: its directory.
         requests: what was asked for; at least one.
@@ -33,13 +40,17 @@ def mismatch(
     import numpy as np
     import torch
 
-    from mnpo.models.checkpoints import load_model
+    from mnpo.models.checkpoints import load_model, parameters
     from mnpo.models.logprobs import response_logprobs
 
+    if (dtype := _fitting(parameters(policy))) is None:
+        facts: dict[str, Any] = {"warning": "not compared with training's: too little of the GPU's memory is free"}
+        say(f"{policy}: the sampler's log-probabilities are {facts['warning']}")
+        return facts
     chosen = range(0, len(requests), -(-len(requests) // COMPARED))
     texts = [Encoded(requests[i].prompt, responses[i].tokens) for i in chosen]
     theirs = [responses[i].logprobs for i in chosen]
-    model = load_model(policy)
+    model = load_model(policy, dtype=dtype)
     apart: list[float] = []
     with torch.no_grad():
         for batch in by_tokens([len(text) for text in texts], SCORING_TOKENS):
@@ -47,7 +58,8 @@ def mismatch(
             for i, values in zip(batch, ours, strict=True):
                 apart += (values.double().cpu() - torch.tensor(theirs[i], dtype=torch.float64)).abs().tolist()
     mean = float(np.mean(apart))
-    facts: dict[str, Any] = {
+    facts = {
+        **({} if dtype == "float32" else {"dtype": dtype}),
         "responses": len(texts),
         "tokens": len(apart),
         "mean": mean,
@@ -61,3 +73,22 @@ def mismatch(
         )
         say(f"{policy}: {facts['warning']}")
     return facts
+
+
+def _fitting(size: int) -> Literal["float32", "bfloat16"] | None:
+    """In which dtype a policy of so many parameters can be read in what is free of the GPU's memory."""
+    free = _free_memory()
+    if 4 * size + WORK_BYTES <= free:
+        return "float32"
+    return "bfloat16" if 2 * size + WORK_BYTES / 2 <= free else None
+
+
+def _free_memory() -> float:
+    """Bytes; without a GPU the machine's memory is the job's own care."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return math.inf
+    gc.collect()
+    torch.cuda.empty_cache()
+    return float(torch.cuda.mem_get_info()[0])

@@ -15,7 +15,7 @@ from torch import Tensor
 from mnpo.config.sampling import Decoding
 from mnpo.progress import track
 from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
-from mnpo.storage.resume import Journal
+from mnpo.storage.journal import Journal
 
 
 def draw(

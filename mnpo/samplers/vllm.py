@@ -1,12 +1,11 @@
-"""Sampling with vLLM: one offline engine a job, fed with token ids in chunks that survive a kill.
+"""Sampling with vLLM: one offline engine, fed with token ids from one queue; what is finished survives a kill.
 
 Every request has its own seed, and so its own stream of random numbers. What vLLM promises of it: with one version on
 one kind of hardware, the same requests given together to an engine in the same state get the same responses. The engine
-therefore runs in this process, which makes its scheduling deterministic, and begins every chunk with an empty prefix
-cache; so a job that was killed and continued has the responses of one that was not. Across chunks of other sizes, and
-so other numbers of shards or batch sizes, probabilities differ by rounding, which can tip a draw: far more of them in
-bfloat16 than in float32. VLLM_BATCH_INVARIANT=1 in the environment makes vLLM use kernels that rule this out, where it
-has them (GPUs only; beta in 0.32).
+therefore runs in this process, which makes its scheduling deterministic, and begins every queue with an empty prefix
+cache. In other company (other shards or batch sizes, or the requests that a killed job left over), probabilities differ
+by rounding, which can tip a draw: far more of them in bfloat16 than in float32. VLLM_BATCH_INVARIANT=1 in the
+environment makes vLLM use kernels that rule this out, where it has them (GPUs only; beta in 0.32).
 
 The K requests of a prompt lie side by side, so the prompt is read once for all of them (prefix caching).
 """
@@ -15,19 +14,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnpo.config.sampling import Sampling
+from mnpo.config.sampling import Decoding, Sampling
 from mnpo.errors import BadInput
-from mnpo.progress import track
-from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
+from mnpo.progress import counter
+from mnpo.samplers import Request, Response, longest_first
 from mnpo.storage.artifacts import loading
-from mnpo.storage.resume import Journal
+from mnpo.storage.journal import Journal
 
-BATCHES = 8
-"""Batches' worth of requests in a chunk. The engine refills its batch from the chunk and idles only at its end."""
+TOGETHER = 64
+"""Finished responses that are kept at once, or as many as there are after SECONDS."""
+SECONDS = 10.0
 
 
 def draw(
@@ -39,76 +40,108 @@ def draw(
     what: str,
     journal: Journal | None = None,
 ) -> list[Response]:
-    """One response for each request, in the requests' order.
+    """One response for each request, in the requests' order, by an engine of their own: see `Engine`."""
+    with Engine(policy, sampling, stop_ids, window) as engine:
+        return engine.draw(requests, sampling, what, journal)
+
+
+class Engine:
+    """vLLM, started by the first request that has to be drawn and ended with the context.
 
     Args:
         policy: a directory with a causal LM that vLLM knows.
-        sampling: temperature (0 is greedy), top_p, max_new_tokens; batch_size: sequences decoded together; dtype;
-            tensor_parallel: GPUs; gpu_memory; logprobs: whether responses come with them.
+        sampling: batch_size: sequences decoded together; dtype; tensor_parallel: GPUs; gpu_memory; logprobs: whether
+            responses come with them.
         stop_ids: tokens that end a response, the only ones; the one drawn is kept.
         window: prompt and response together, at most, in tokens. The same for all shards, as what is compiled for one
             then serves the others.
-        what: the work's name, for progress.
-        journal: keeps every chunk that is finished, and has those of an earlier session.
-
-    Raises:
-        BadInput: vLLM is not installed, or does not start with this policy and these settings.
-        RuntimeError: the engine read another prompt than it was given, or failed to answer one.
-        Interrupted: a signal asked the journal's session to stop.
     """
-    order = longest_first(requests)
-    size = sampling.batch_size * BATCHES
-    chunks = [order[i : i + size] for i in range(0, len(order), size)]
-    responses: dict[int, Response] = {}
-    with _Engine(policy, sampling, stop_ids, window) as engine:
-        for chunk in track(chunks, len(chunks), what, "chunks"):
-            drawn = kept_or_drawn([requests[i] for i in chunk], engine.draw, journal)
-            responses.update(zip(chunk, drawn, strict=True))
-    return [responses[i] for i in range(len(requests))]
-
-
-class _Engine:
-    """vLLM, started by the first chunk that has to be drawn and ended with the context."""
 
     def __init__(self, policy: Path, sampling: Sampling, stop_ids: Sequence[int], window: int) -> None:
         self._policy, self._sampling, self._stop_ids, self._window = policy, sampling, list(stop_ids), window
         self._llm: Any = None
 
-    def __enter__(self) -> _Engine:
+    def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Whoever comes next in this process finds the GPU's memory free."""
         if self._llm is None:
             return
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
-        cleanup_dist_env_and_memory()
+        self._llm = None  # nobody else may hold it: what is not held is freed next
+        _free()
 
-    def draw(self, requests: list[Request]) -> list[Response]:
+    def draw(
+        self, requests: Sequence[Request], decoding: Decoding, what: str, journal: Journal | None = None
+    ) -> list[Response]:
+        """One response for each request, in the requests' order.
+
+        Args:
+            requests: all wait in one queue, so the batch is full until the last of them are being written.
+            decoding: temperature (0 is greedy), top_p, max_new_tokens.
+            what: the work's name, for progress.
+            journal: keeps what is finished, some responses at a time, and has that of an earlier session.
+
+        Raises:
+            BadInput: vLLM is not installed, or does not start with this policy and these settings.
+            RuntimeError: the engine read another prompt than it was given, or failed to answer one.
+            Interrupted: a signal asked the journal's session to stop.
+        """
+        parts = [_part(request, decoding) for request in requests]
+        kept = [None if journal is None else journal.get(part) for part in parts]
+        responses = {i: Response(*value) for i, value in enumerate(kept) if value is not None}
+        left = [i for i in longest_first(requests) if i not in responses]
+        show, last = counter(what, "responses"), time.monotonic()
+        fresh: dict[str, Response] = {}
+        for finished in self._steps([requests[i] for i in left], decoding):
+            responses |= (done := {left[n]: response for n, response in finished})
+            if done:
+                show(len(left) - len(requests) + len(responses), len(left))
+            fresh |= {parts[i]: response for i, response in done.items()}
+            late = len(fresh) >= TOGETHER or time.monotonic() - last >= SECONDS
+            if journal is not None and (late or journal.stopping):
+                journal.add_all(fresh)
+                fresh, last = {}, time.monotonic()
+        if journal is not None and fresh:
+            journal.add_all(fresh)
+        return [responses[i] for i in range(len(requests))]
+
+    def _steps(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[list[tuple[int, Response]]]:
+        """What each of the engine's steps finishes: (which request, its response)."""
+        if not requests:
+            return
         if self._llm is None:
             self._llm = _start(self._policy, self._sampling, self._window)
         self._llm.reset_prefix_cache()
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": r.prompt} for r in requests], [self._params(r) for r in requests], use_tqdm=False
-        )
-        return [_response(self._policy, r, output) for r, output in zip(requests, outputs, strict=True)]
+        prompts = [{"prompt_token_ids": request.prompt} for request in requests]
+        logprobs = bool(self._sampling.logprobs)
+        how = [_params(request, decoding, self._stop_ids, logprobs) for request in requests]
+        first, *_ = self._llm.enqueue(prompts, how, use_tqdm=False)
+        start = int(first.partition("-")[0])  # it numbers requests, and adds characters of its own
+        while self._llm.llm_engine.has_unfinished_requests():
+            outputs = [(int(o.request_id) - start, o) for o in self._llm.llm_engine.step() if o.finished]
+            yield [(n, _response(self._policy, requests[n], output)) for n, output in outputs]
 
-    def _params(self, request: Request) -> Any:
-        from vllm import SamplingParams
 
-        return SamplingParams(
-            temperature=self._sampling.temperature,
-            top_p=self._sampling.top_p,
-            max_tokens=self._sampling.max_new_tokens,
-            seed=request.seed,
-            stop_token_ids=self._stop_ids,
-            ignore_eos=True,  # stop_ids has it, where it is one
-            logprobs=0 if self._sampling.logprobs else None,  # of the drawn token only
-            detokenize=False,
-        )
+def _part(request: Request, decoding: Decoding) -> str:
+    """What a response follows from, in a journal."""
+    return Journal.name([request, decoding.temperature, decoding.top_p, decoding.max_new_tokens])
+
+
+def _params(request: Request, decoding: Decoding, stop_ids: Sequence[int], logprobs: bool) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        max_tokens=decoding.max_new_tokens,
+        seed=request.seed,
+        stop_token_ids=list(stop_ids),
+        ignore_eos=True,  # stop_ids has it, where it is one
+        logprobs=0 if logprobs else None,  # of the drawn token only
+        detokenize=False,
+    )
 
 
 def without_compiler() -> None:
@@ -162,6 +195,12 @@ def _start(policy: Path, sampling: Sampling, window: int) -> Any:
             f"text.max_prompt_length + sampling.max_new_tokens = {window} tokens in the policy's context and in the "
             "share sampling.gpu_memory of the GPU's memory, and sampling.tensor_parallel GPUs"
         ) from error
+
+
+def _free() -> None:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
 
 
 def _reason(error: BaseException) -> str:

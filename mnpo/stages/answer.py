@@ -40,8 +40,9 @@ def run(settings: Settings, data: Path, output: Path, policy: Path | None = None
     questions = read_questions(settings.asked.benchmark, data, settings.asked.limit)
     inputs = [data] if policy is None else [policy, data]
     with resumable(output, "answer", settings.model_dump(exclude_none=True), inputs) as (made, session):
+        unit = "answers" if settings.asked.backend == "vllm" else "batches"
         if policy is not None:
-            rows, facts = answers.of_policy(settings.asked, policy, questions, session.journal("batches"))
+            rows, facts = answers.of_policy(settings.asked, policy, questions, session.journal(unit))
         elif settings.endpoint is not None:
             kept = store or output.with_suffix(".sqlite")
             rows, facts = answers.of_api(settings.asked, settings.endpoint, kept, questions)

@@ -24,6 +24,7 @@ def run(
     prompts: Path,
     output: Path,
     against: Path | None = None,
+    store: Path | None = None,
 ) -> None:
     """Measure a policy on held-out prompts.
 
@@ -36,6 +37,7 @@ def run(
         prompts: held-out prompts.
         output: the summary, a JSON file.
         against: the reference's per-item rows, for oracles that compare.
+        store: where a judge's answers are kept; beside the summary, if it is not given.
 
     Raises:
         BadInput: settings that the benchmark does not know, nothing for an oracle to compare with, or a function's
@@ -54,7 +56,7 @@ def run(
         artifact(output, "assess", settings, inputs) as made,
         artifact(items, "assess", settings, inputs) as made_items,
     ):
-        kept = Kept(output.with_suffix(".judge.sqlite"))
+        kept = Kept(store or output.with_suffix(".judge.sqlite"))
         opposing = None if against is None else rows_of(read(JUDGED, against))
         summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows), opposing, kept)
         write(JUDGED, judged, made_items.path)

@@ -16,7 +16,7 @@ from mnpo.storage.resume import resumable
 
 if TYPE_CHECKING:
     from mnpo.models.chat import Encoded
-    from mnpo.storage.resume import Journal
+    from mnpo.storage.journal import Journal
 
 ENVIRONMENT = "infer"
 

@@ -15,8 +15,9 @@ from mnpo.models.chat import Chat, Encoded
 from mnpo.seeds import derive
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.conversations import turns
+from mnpo.storage.journal import Journal
 from mnpo.storage.records import PROMPTS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
-from mnpo.storage.resume import Journal, resumable
+from mnpo.storage.resume import resumable
 
 if TYPE_CHECKING:
     from mnpo.samplers import Request, Response
@@ -40,7 +41,8 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
     The prompts are a shard's: every `shards`-th one. The seed of a response derives from the policy's, the prompt's id
     and k, so shards and batches do not matter. Empty responses stay in the table, are counted in the manifest, and
     never become part of a pair. Those that were cut at the length limit stay and are counted, unless
-    `sampling.truncated` drops them; prompts that lose all of their responses so, or all but one, are counted too.
+    `sampling.truncated` drops them; prompts that lose all of their responses so, or all but one, are counted too. What
+    is trained later is a response's text: those whose text has other tokens than were drawn are counted.
 
     Args:
         policy: the policy's directory.
@@ -62,7 +64,8 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
     from mnpo.samplers import Request
     from mnpo.samplers.mismatch import mismatch
 
-    sampling = settings.sampling
+    compared = settings.sampling.logprobs is True or (settings.sampling.logprobs == "first" and settings.shard == 0)
+    sampling = settings.sampling.model_copy(update={"logprobs": compared})
     with resumable(output, "sample", settings.model_dump(), [policy, prompts]) as (made, session):
         chat = Chat(load_tokenizer(policy), settings.text)
         reader = Reader(chat)  # what a setting says otherwise is for who reads samples
@@ -73,7 +76,9 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             for row in rows_of(rows)
         }
         requests = [Request(encoded[row["prompt_id"]], seed) for (row, _), seed in zip(tasks, seeds, strict=True)]
-        drawn = _drawn(settings, policy, requests, chat.stop_ids, session.journal("batches"))
+        window = settings.text.max_prompt_length + sampling.max_new_tokens
+        unit = "responses" if sampling.sampler == "vllm" else "batches"
+        drawn = _drawn(sampling, window, policy, requests, chat.stop_ids, session.journal(unit))
         samples = [
             {
                 **row,
@@ -108,14 +113,28 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             "prompts_without_a_response": lost[0],
             "prompts_left_with_one_response": lost[1] if len(kept) < len(samples) else 0,
             "prompts_cut": chat.counts["prompts_cut"],
+            **{name: n for name, n in chat.counts.items() if n},
+            "responses_read_otherwise": _read_otherwise(chat, samples, drawn),
         }
-        if sampling.logprobs:
+        if compared:
             made.facts["mismatch"] = mismatch(policy, requests, drawn, sampling.mismatch_warning)
+        elif settings.sampling.logprobs:
+            made.facts["mismatch"] = {"compared_in": "shard 0"}
         if logps is not None:
             trusted = "warning" not in made.facts["mismatch"]
             with artifact(logps, "sample", settings.model_dump(), [policy, prompts]) as beside:
                 write(SAMPLER_LOGPS, _logps(samples, requests, drawn) if trusted else [], beside.path)
-                beside.facts = {"rows": len(samples) if trusted else 0, "mismatch": made.facts["mismatch"]["mean"]}
+                beside.facts = {"rows": len(samples) if trusted else 0, "mismatch": made.facts["mismatch"].get("mean")}
+
+
+def _read_otherwise(chat: Chat, samples: list[Row], responses: list[Response]) -> int:
+    """How many finished responses have other tokens when their text is read again, as `logps` and `train` read it."""
+    reader = Chat(chat.tokenizer, chat.text)
+    return sum(
+        reader.encode(turns(sample["prompt"], sample["context"]), sample["response"]).response != response.tokens
+        for sample, response in zip(samples, responses, strict=True)
+        if response.finish == "stop" and sample["response"].strip()
+    )
 
 
 def _logps(samples: list[Row], requests: list[Request], responses: list[Response]) -> list[Row]:
@@ -132,18 +151,17 @@ def _logps(samples: list[Row], requests: list[Request], responses: list[Response
 
 
 def _drawn(
-    settings: Settings, policy: Path, requests: list[Request], stop_ids: list[int], journal: Journal
+    sampling: Sampling, window: int, policy: Path, requests: list[Request], stop_ids: list[int], journal: Journal
 ) -> list[Response]:
-    sampling, what = settings.sampling, f"sample {policy.name}"
+    what = f"sample {policy.name}"
     if sampling.sampler == "vllm":
         from mnpo.samplers import vllm
 
-        window = settings.text.max_prompt_length + sampling.max_new_tokens
         return vllm.draw(policy, requests, sampling, stop_ids, window, what, journal)
     from mnpo.models.checkpoints import load_model
     from mnpo.samplers import transformers
 
     model = load_model(policy, dtype=sampling.dtype)
     return transformers.draw(
-        model, requests, sampling, stop_ids, sampling.batch_size, what, journal, logprobs=sampling.logprobs
+        model, requests, sampling, stop_ids, sampling.batch_size, what, journal, logprobs=bool(sampling.logprobs)
     )

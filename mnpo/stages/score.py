@@ -151,7 +151,7 @@ def _others(against: Path, ids: Sequence[str], strip: Strip | None) -> dict[str,
     return found
 
 
-def _scores(judged: Judged, own: bool) -> list[dict[str, Any]]:
+def _scores(judged: Judged, own: bool = False) -> list[dict[str, Any]]:
     return [
         {"prompt_id": id, "k": k, "score": float(score), "win": win}
         for id, ks, judgement in judged

@@ -218,16 +218,19 @@ def _pairs(
     objective = family.member(**settings.objective.member_settings())
     by_mean = settings.length_normalised or objective.length_normalised
     records = rows_of(rows)
-    chosen, rejected = (
-        [chat.encode(turns(r["prompt"], r["context"]), r[side], f"pair {r['pair_id']}, {side}") for r in records]
-        for side in ("chosen", "rejected")
-    )
+    texts = [
+        [
+            chat.encode(turns(r["prompt"], r["context"]), r[side], f"pair {r['pair_id']}, {side}")
+            for side in ("chosen", "rejected")
+        ]
+        for r in records
+    ]
     return _Pairs(
         objective=objective,
         opponents=settings.opponents,
         names=[f"pair {r['pair_id']}" for r in records],
-        chosen=chosen,
-        rejected=rejected,
+        chosen=[chosen for chosen, _ in texts],
+        rejected=[rejected for _, rejected in texts],
         by_mean=by_mean,
         fixed={scorer: _pair(table, by_mean, device) for scorer, table in scored.items()},
         rewards=_columns(rows, "chosen_score", "rejected_score", device),

@@ -13,18 +13,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from mnpo import __version__
 from mnpo.errors import BadInput, DiskFull
 from mnpo.progress import say
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 NOT_CONTENT = ("manifest.json", ".snakemake_timestamp")  # Snakemake puts the second into directories it was promised
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _loaded = 0.0  # seconds of this process within `loading`
@@ -265,7 +268,8 @@ def digest(path: str | Path) -> str:
 def _content_digest(path: Path) -> str:
     if path.is_dir():
         files = sorted(p for p in files_below(path) if p.name not in NOT_CONTENT)
-        listing = "".join(f"{_content_digest(file)}  {file.relative_to(path)}\n" for file in files)
+        digests = in_threads(_content_digest, files)
+        listing = "".join(f"{made}  {file.relative_to(path)}\n" for made, file in zip(digests, files, strict=True))
         return hashlib.sha256(listing.encode()).hexdigest()
     now = path.stat()
     return _file_digest(path, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
@@ -276,6 +280,15 @@ def _file_digest(path: Path, *identity: int) -> str:
     """Read once a process while `identity` stays: a job asks for the same policy with every output that it makes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def in_threads(do: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
+    """What `do` makes of each, on all of this process's CPUs: hashing leaves Python to the other threads."""
+    workers = min(len(items), len(os.sched_getaffinity(0)))
+    if workers < 2:
+        return list(map(do, items))
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(do, items))
 
 
 def files_below(

@@ -13,21 +13,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from mnpo.errors import BadInput, Interrupted
-from mnpo.progress import say
+from mnpo.progress import complain, say
 from mnpo.ranks import barrier, highest, rank, ranks
 from mnpo.storage import code_digests
-from mnpo.storage.artifacts import Artifact, Spent, artifact, beside, remove
+from mnpo.storage.artifacts import Artifact, Spent, artifact, beside, in_threads, remove
+from mnpo.storage.journal import JOURNAL, Journal, replace
 
 MINUTES = "MNPO_CHECKPOINT_MINUTES"  # in the environment and not in the settings, for it changes no result
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-JOURNAL = "journal.jsonl"
 LEAST_PAUSE = 10  # between two checkpoints, as a multiple of what writing one takes
 
 
@@ -70,6 +70,8 @@ def resumable(
         except BaseException:
             session.leave()
             raise
+        if session.stop_seconds:
+            made.facts = {**made.facts, "stop_seconds": round(session.stop_seconds, 3)}
         if session.resumed:
             made.facts = {**made.facts, "resumed": session.resumed}
         if ranks() > 1:
@@ -88,6 +90,7 @@ class Session:
         earlier: what earlier sessions spent.
         asked: the name of the signal that asked this session to stop.
         at_once: whether a signal need not wait for a safe point.
+        left: about how many seconds of work there are still to do, where somebody says so.
     """
 
     def __init__(self, output: Path, key: str | None = None) -> None:
@@ -97,7 +100,9 @@ class Session:
         self._output, self._key = output, key
         self._minutes = _minutes()
         self._started, self._kept = Spent.now(), time.monotonic()
-        self._writing = 0.0
+        self.left = math.inf
+        self._writing = self._longest = 0.0
+        self._safe: float | None = None
         self._taken_up = False
         record = self._open() if rank() == 0 else {}
         self.earlier = Spent.of(record)
@@ -115,19 +120,31 @@ class Session:
         return self.earlier + (Spent.now() - self._started)
 
     @property
+    def stop_seconds(self) -> float:
+        """The most that it took from one safe point to the next, and to write a checkpoint there."""
+        return self._longest + self._writing
+
+    @property
     def due(self) -> bool:
         """Whether it is time for a checkpoint: some minutes have passed, or a signal asks to stop, on any rank.
 
-        However long writing takes, it is a tenth of the time at most.
+        However long writing takes, it is a tenth of the time at most. One that would be followed by less work than came
+        before it is not worth it: the output is there sooner than the next would be.
         """
+        self._reached()
         pause = max(60 * self._minutes, LEAST_PAUSE * self._writing) if self._minutes else 0
-        agreed = highest(2 if self.asked is not None else int(time.monotonic() - self._kept >= pause))
+        time_has_come = time.monotonic() - self._kept >= pause and self.left >= pause
+        agreed = highest(2 if self.asked is not None else int(time_has_come))
         if agreed == 2 and self.asked is None:
             self.asked = "a signal to another rank"
         return agreed > 0
 
-    def keep(self, step: int, write: Callable[[Path], None]) -> None:
-        """Replace the checkpoint by one at `step`, which `write` puts into the directory that it is given."""
+    def keep(self, step: int, write: Callable[[Path], Any]) -> None:
+        """Replace the checkpoint by one at `step`, which `write` puts into the directory that it is given.
+
+        Of several ranks each writes its own files, and `write` returns a list of them. Their rank alone makes sure that
+        they are on the disk, and reads them again for their hashes, all ranks at the same time.
+        """
         started = time.monotonic()
         new, whole = self.directory / "new", self.directory / f"checkpoint-{step}"
         if rank() == 0:
@@ -135,10 +152,10 @@ class Session:
             new.mkdir()
         barrier()
         try:
-            write(new)
+            written = write(new)
+            own = written if isinstance(written, list) else [p for p in new.rglob("*") if p.is_file()]
+            _save(new / _index(), {"files": _hashes(new, [str(path.relative_to(new)) for path in own])})
             barrier()
-            if rank() == 0:
-                _save(new / "index.json", {"files": _hashes(new)})
         except BaseException:
             remove(new)
             raise
@@ -149,25 +166,25 @@ class Session:
                 if old != whole:
                     remove(old)
         barrier()
-        self.record()
-        self._kept = time.monotonic()
+        self._kept = self._safe = time.monotonic()
         self._writing = self._kept - started
+        self.record()
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint; one that was damaged is reported and removed."""
-        found = self._whole() if rank() == 0 else None
-        barrier()
-        return found if rank() == 0 else next(iter(self._checkpoints()), None)
-
-    def _whole(self) -> Path | None:
-        for checkpoint in self._checkpoints():
-            if damage := _damage(checkpoint):
-                say(f"{checkpoint}: {damage}; a checkpoint is taken up whole or not at all, so it is removed")
+        """The newest whole checkpoint; one that was damaged is reported and removed. Each rank checks its own files."""
+        while True:
+            barrier()
+            checkpoint = next(iter(self._checkpoints()), None)
+            damage = _damage(checkpoint) if checkpoint is not None else None
+            if damage:
+                complain(f"{checkpoint}: {damage}; a checkpoint is taken up whole or not at all, so it is removed")
+            if not highest(int(damage is not None)):
+                break
+            if rank() == 0 and checkpoint is not None:
                 remove(checkpoint)
-            else:
-                self._take_up()
-                return checkpoint
-        return None
+        if checkpoint is not None and rank() == 0:
+            self._take_up()
+        return checkpoint
 
     def journal(self, unit: str) -> Journal:
         """The finished parts of the output, each a `unit`."""
@@ -178,11 +195,19 @@ class Session:
 
     def safe_point(self, so_far: str) -> None:
         """Nothing that is done would be lost by stopping here. Raises Interrupted when a signal has asked for it."""
+        self._reached()
         if self.asked is not None:
             raise Interrupted(
                 f"{self._output}: stopped by {self.asked} after {so_far}; to be continued: "
                 f"the same command goes on from {self.directory}"
             )
+
+    def _reached(self) -> None:
+        """Where a stop would lose nothing, or little: how long was it to here?"""
+        now = time.monotonic()
+        if self._safe is not None:
+            self._longest = max(self._longest, now - self._safe)
+        self._safe = now
 
     def leave(self) -> None:
         """The session ends without the output: what there is to take up stays."""
@@ -191,7 +216,7 @@ class Session:
 
     def _open(self) -> dict[str, Any]:
         """Take the directory over: what was kept for another key, or half written, goes."""
-        record = _load(self.directory / "work.json")
+        record = begun(self._output)
         if record.get("key") != self._key:
             if self.directory.exists():
                 say(
@@ -208,7 +233,7 @@ class Session:
         """A sign of life: what was spent so far."""
         if rank():
             return
-        content = {"key": self._key, **self.spent.facts, "resumed": self.resumed}
+        content = {"key": self._key, **self.spent.facts, "resumed": self.resumed, "stop_seconds": self.stop_seconds}
         _save(self.directory / "work.json", content)
 
     def _take_up(self) -> None:
@@ -218,60 +243,6 @@ class Session:
     def _checkpoints(self) -> list[Path]:
         """Newest first: there are two only where a kill came between writing one and removing the other."""
         return sorted(self.directory.glob("checkpoint-*"), key=lambda p: -int(p.name.removeprefix("checkpoint-")))
-
-
-class Journal:
-    """Finished parts of an output, one line of JSON each under a checksum; a line that does not hold is done again."""
-
-    def __init__(self, session: Session, unit: str) -> None:
-        self._session, self._unit = session, unit
-        self._path = session.directory / JOURNAL
-        self._parts: dict[str, Any] = {}
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        whole = [line for line in lines if _holds(line)]
-        for line in whole:
-            part, value = json.loads(line[17:])
-            self._parts[part] = value
-        if len(whole) < len(lines):
-            damaged = len(lines) - len(whole)
-            say(f"{self._path}: {damaged} lines are damaged or half written; their {unit} are done again")
-            _write(self._path, b"".join(whole))
-        if whole:
-            say(f"{self._path}: {len(whole)} {unit} were finished before, and are not done again")
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def get(self, part: str) -> Any:
-        """What was kept of a part, None if it is not finished."""
-        return self._parts.get(part)
-
-    def once(self, work: Any, do: Callable[[], Any]) -> Any:
-        """What came of `work` (what it follows from, as JSON): kept by an earlier session, or done now and kept."""
-        part = hashlib.sha256(json.dumps(work).encode()).hexdigest()
-        if part not in self._parts:
-            self.add(part, do())
-        return self._parts[part]
-
-    @contextmanager
-    def elsewhere(self) -> Iterator[None]:
-        """For a body that keeps all that it does in a place of its own: a signal stops it at once."""
-        self._session.at_once = True
-        try:
-            yield
-        finally:
-            self._session.at_once = False
-
-    def add(self, part: str, value: Any) -> None:
-        """Keep what came of a part: JSON values. Raises Interrupted when a signal has asked to stop."""
-        content = json.dumps([part, value]).encode()
-        with open(self._path, "ab") as stream:
-            stream.write(_checksum(content) + b" " + content + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._parts[part] = value
-        self._session.record()
-        self._session.safe_point(f"{len(self)} {self._unit}")
 
 
 @contextmanager
@@ -299,6 +270,11 @@ def _signals(session: Session) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def begun(output: Path) -> dict[str, Any]:
+    """What is recorded of the sessions on an output that is not made yet; empty where there were none."""
+    return _load(beside(output, "work") / "work.json")
+
+
 def _minutes() -> float:
     given = os.environ.get(MINUTES, "10")
     try:
@@ -310,31 +286,34 @@ def _minutes() -> float:
     return minutes
 
 
+def _index() -> str:
+    """The file with the hashes of this rank's files of a checkpoint."""
+    return f"index-{rank()}.json" if rank() else "index.json"
+
+
 def _damage(checkpoint: Path) -> str | None:
-    expected = _load(checkpoint / "index.json").get("files")
+    """What is wrong with this rank's files."""
+    expected = _load(checkpoint / _index()).get("files")
     if expected is None:
-        return "its index.json is missing or unreadable"
-    found = _hashes(checkpoint)
-    changed = sorted(name for name in expected if found.get(name) != expected[name])
+        return f"its {_index()} is missing or unreadable"
+    found = _hashes(checkpoint, expected)
+    changed = sorted(name for name in expected if found[name] != expected[name])
     return f"{', '.join(changed)} changed since it was written" if changed else None
 
 
-def _hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of each file, which is on the disk then."""
-    hashes = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "index.json"):
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
-            hashes[str(path.relative_to(directory))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
+def _hashes(directory: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """SHA-256 of each file, which is on the disk then; None of one that is not there."""
 
+    def hashed(name: str) -> str | None:
+        try:
+            with open(directory / name, "rb") as stream:
+                os.fsync(stream.fileno())
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
 
-def _checksum(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest()[:16].encode()
-
-
-def _holds(line: bytes) -> bool:
-    return line.endswith(b"\n") and line[:17] == _checksum(line[17:-1]) + b" "
+    names = sorted(names)
+    return dict(zip(names, in_threads(hashed, names), strict=True))
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -347,14 +326,4 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=1).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    with open(new, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(new, path)
+    replace(path, json.dumps(content, indent=1).encode())

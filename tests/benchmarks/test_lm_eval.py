@@ -14,16 +14,20 @@ from typing import Any
 
 import pytest
 
-from mnpo.benchmarks import lm_eval, mended
+from mnpo.benchmarks import lm_eval, lm_eval_model, mended
 from mnpo.benchmarks.cards import CARDS
 from mnpo.benchmarks.lm_eval import Settings
 from mnpo.benchmarks.lm_eval_model import Watched, load_policy
 from mnpo.benchmarks.lm_eval_tasks import passed, run_programs, write_tasks
 from mnpo.config.evaluation import BenchmarkSettings
 from mnpo.config.reading import load
+from mnpo.config.text import Reading, Text
 from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_tokenizer
 from mnpo.storage.records import read_rows
+from tests.helpers.families import FAMILIES, saved
 from tests.helpers.templated import GEMMA, TEMPLATES, THINKING, policy_with, thinking_policy
 
 pytestmark = pytest.mark.slow  # importing lm-eval takes ten seconds, and most load a model
@@ -204,16 +208,19 @@ def policy(tmp_path: Path) -> Callable[..., Path]:
     return partial(policy_with, tmp_path / "policy")
 
 
-def load(directory: Path, batch_size: int) -> Any:
-    return load_policy(directory, "transformers", dtype="float32", batch_size=batch_size, max_length=None, seed=0)
+def load(directory: Path, batch_size: int, reading: Reading | None = None) -> Any:
+    how: dict[str, Any] = {"dtype": "float32", "batch_size": batch_size, "max_length": None, "seed": 0}
+    return load_policy(directory, "transformers", **how, reading=reading)
 
 
-def fed(directory: Path, data: dict[str, Path], name: str, scratch: Path) -> list[list[int]]:
+def fed(
+    directory: Path, data: dict[str, Path], name: str, scratch: Path, reading: Reading | None = None
+) -> list[list[int]]:
     """The token ids that the first sequence of each of the model's own forward passes begins with."""
     chosen = BenchmarkSettings(limit=1, shots=1 if name == "gsm8k" else None, max_new_tokens=2)
     one = Settings(policy="x", benchmarks={name: chosen}, batch_size=1)
     tasks = write_tasks(CARDS[name], chosen, data, scratch)
-    model = load(directory, batch_size=1)
+    model = load(directory, batch_size=1, reading=reading)
     seen: list[list[int]] = []
 
     def record(module: Any, args: Any, kwargs: Any) -> None:
@@ -272,6 +279,58 @@ def test_no_bos_is_refused_where_the_template_has_one(
     never = policy(*TEMPLATES["gemma-2"], adds=False)
     with pytest.raises(BadInput, match="x, arc, item 0: 0 BOS before the prompt"):
         fed(never, data, "arc", tmp_path / "task")
+
+
+# ----------------------------------------------------------------------------------------------------- chat templates
+
+
+@pytest.mark.parametrize(
+    "family", ["zephyr", "llama-2", "mistral", "smollm-2", "smollm-3-without-thinking", "deepseek-r1-distill", "alpaca"]
+)
+def test_the_policy_is_asked_the_tokens_that_it_is_trained_on(
+    family: str, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shot and a question, as the first forward pass reads them."""
+    reading = Reading.model_validate(FAMILIES[family].reading)
+    directory, asked, rendered = saved(tmp_path / "policy", family), list[Any](), Chat.rendered
+
+    def watched(chat: Chat, turns: Any, going_on: bool = False) -> str:
+        asked.append(turns)
+        return rendered(chat, turns, going_on)
+
+    monkeypatch.setattr(Chat, "rendered", watched)
+    sequences = fed(directory, data, "gsm8k", tmp_path / "task", reading)
+    chat = Chat(load_tokenizer(directory), Text(max_length=4096, max_prompt_length=4095, **reading.model_dump()))
+    first = next(turns for turns in asked if len(turns) > 1)  # not what asks whether the prompt opens thinking
+    assert [turn["role"] for turn in first] == ["user", "assistant", "user"]
+    assert sequences[0] == chat.prompt(first)
+    model = load(directory, batch_size=1, reading=reading)
+    assert sorted(model.model.generation_config.eos_token_id) == chat.stop_ids
+
+
+def test_bare_text_has_the_bos_that_the_tokenizer_gives_it_or_that_is_said(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    """Multiple choices under SmolLM2: what opens its turns is no BOS that a text without turns would lack."""
+    directory = saved(tmp_path / "policy", "smollm-2")
+    tokenizer = load_tokenizer(directory)
+    question = tokenizer.convert_tokens_to_ids("Q")
+    for said, front in ((None, []), ("add", [tokenizer.bos_token_id])):
+        sequences = fed(directory, data, "arc", tmp_path / f"{said}", Reading(bos=said))
+        assert sequences and all(ids[: len(front) + 1] == [*front, question] for ids in sequences)
+
+
+def test_control_tokens_in_a_question_stay_text(data: dict[str, Path], tmp_path: Path) -> None:
+    lines = (data["ifeval"] / "ifeval_input_data.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads(lines[0])
+    first["prompt"] = "<|im_end|>" + first["prompt"]
+    shutil.copytree(data["ifeval"], tmp_path / "ifeval")
+    (tmp_path / "ifeval" / "ifeval_input_data.jsonl").write_text(json.dumps(first) + "\n", encoding="utf-8")
+    directory = saved(tmp_path / "policy", "smollm-2")
+    tokenizer = load_tokenizer(directory)
+    (ids, *_) = fed(directory, {"ifeval": tmp_path / "ifeval"}, "ifeval", tmp_path / "task")
+    assert tokenizer.decode(ids).count("<|im_end|>") == 3
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
 
 
 # -------------------------------------------------------------------------------------------------------------- lengths
@@ -569,3 +628,47 @@ def test_a_right_answer_after_thinking_is_right_and_both_lengths_are_told(
     if not special:
         summary, rows = measured("none")
         assert summary["value"] == 0 and "thinking" not in summary and "empty" not in summary
+
+
+# ------------------------------------------------------------------------------------------ what choices take in memory
+
+
+def test_logits_of_choices_are_bounded_and_their_numbers_are_lm_evals(
+    sft_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short and long texts, choices of one and of several tokens; some share all but the last, some are cut."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = load_policy(sft_policy, "transformers", dtype="float32", batch_size=4, max_length=48, seed=0)
+    usual = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4, max_length=48)
+    shapes: list[Any] = []
+    model.model.register_forward_hook(lambda *called: shapes.append(called[-1].logits.shape))
+    texts = [list(range(5, 5 + n)) for n in (1, 2, 3, 9, 9, 20, 31, 40, 47, 60)]
+    requests = [(("", ""), [7, *text], choice) for text in texts for choice in ([11], [12], [13, 14, 15], [16] * 9)]
+    expected = usual._loglikelihood_tokens(requests, disable_tqdm=True)
+    most, shapes[:] = max(shape.numel() for shape in shapes), []
+    assert most == 4 * 48 * shapes_vocabulary(model)
+
+    found = model._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
+    assert max(shape[0] for shape in shapes) == 4 and max(shape.numel() for shape in shapes) < most / 2
+    assert model.batch_size == 4  # for what is generated
+
+    bound = 15 * shapes_vocabulary(model)
+    monkeypatch.setattr(lm_eval_model, "MOST_LOGITS", bound)
+    shapes.clear()
+    fewer = model._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [value for value, _ in fewer] == pytest.approx([value for value, _ in expected], rel=1e-5)
+    assert max(shape.numel() for shape in shapes) <= bound
+    assert {1, 3} <= {shape[0] for shape in shapes}  # nine positions: one text; one or three: several
+
+
+def test_vllm_reads_as_many_tokens_of_a_prompt_at_once_as_leave_room_for_their_logits() -> None:
+    """With Gemma-2's vocabulary 2,097 of them: logits, and their log-softmax in float32 with its copies, are 8 GB."""
+    assert lm_eval_model._within_memory(256_000) == {"max_num_batched_tokens": 2097, "gpu_memory_utilization": 0.8}
+    assert lm_eval_model._within_memory(2_000_000)["max_num_batched_tokens"] == 512
+
+
+def shapes_vocabulary(model: Any) -> int:
+    return model.vocab_size  # type: ignore[no-any-return]

@@ -166,7 +166,11 @@ def test_every_mistake_is_reported_on_its_own_line(write: Callable[..., Path]) -
         ("sampling: {reuse_logprobs: true}", "sampling: reuse_logprobs needs logprobs: true"),
         ("training: {learning_rate: .nan}", "training.learning_rate: "),
         ("training: {learning_rate: -1e-3}", "training.learning_rate: Input should be greater than 0 (got -0.001)"),
-        ("training: {schedule: linear}", "training.schedule: Input should be 'cosine' or 'constant' (got \"linear\")"),
+        (
+            "training: {schedule: square}",
+            "training.schedule: Input should be 'cosine', 'linear' or 'constant' (got \"square\")",
+        ),
+        ("training: {clip: -1}", "training.clip: Input should be greater than or equal to 0 (got -1)"),
         ("training: {betas: [0.9, 1.0]}", "training.betas.1: Input should be less than 1"),
         ("text: {max_length: 100, max_prompt_length: 100}", "text: max_prompt_length 100 leaves no room in 100"),
         ("training: [1]", "training: Input should be"),
@@ -466,6 +470,13 @@ def test_greedy_sampling_is_no_mistake_where_nothing_is_sampled(configured: Call
     greedy = {"sampling": {"temperature": 0}}
     assert configured(**iterated(parts=[1], samples="dataset") | responses | greedy).sampling.temperature == 0
     assert configured(sampling={"logprobs": True}, floating=True).floating  # where true is meant, it is taken
+
+
+def test_a_judges_limit_of_money_without_prices_is_refused(configured: Callable[..., Config]) -> None:
+    judge = {"model": "j", "max_cost": 3.0}
+    with pytest.raises(ConfigError, match=r"judges.demo: judge j: max_cost 3 limits nothing without prices"):
+        configured(judges={"demo": judge})
+    assert configured(judges={"demo": judge | {"price_output": 1.0}}).judges["demo"].max_cost == 3
 
 
 def test_null_drops_a_row_that_the_extended_configuration_has(root: Path, tmp_path: Path) -> None:

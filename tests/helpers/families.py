@@ -16,7 +16,7 @@ AGAIN = [*ASKED, {"role": "assistant", "content": "Yes"}, {"role": "user", "cont
 ANSWER = "Two words"
 WORDS = (
     "Hi there Yes And now Two words one think Be kind user model assistant system You are a helpful Today Date "
-    "INST SYS Instruction Response Reasoning Mode no 26 2024 Jul July / ["
+    "INST SYS Instruction Response Reasoning Mode Cutting Knowledge December no 26 2023 2024 Jul July / ["
 )
 SIGNS = ["▁", *map(chr, range(33, 127)), *(f"<0x{i:02X}>" for i in range(256))]
 
@@ -84,7 +84,8 @@ LLAMA_31 = (  # a system's turn with the date, always
     "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}"
     "{% endif %}{% set own = '' %}{% set turns = messages %}{% if messages[0].role == 'system' %}"
     "{% set own = messages[0].content | trim %}{% set turns = messages[1:] %}{% endif %}"
-    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '\\n\\n' + own + '<|eot_id|>' }}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\nToday Date: ' + "
+    "date_string + '\\n\\n' + own + '<|eot_id|>' }}"
     "{% for m in turns %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + "
     "'<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
@@ -221,11 +222,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama-3.1": Family(
         LLAMA_31,
-        "<|begin_of_text|> <|start_header_id|> system <|end_header_id|> Ċ Ċ Today ĠDate : Ġ26 ĠJul Ġ2024 Ċ Ċ "
-        "<|eot_id|> <|start_header_id|> user <|end_header_id|> Ċ Ċ Hi Ġthere <|eot_id|> "
+        "<|begin_of_text|> <|start_header_id|> system <|end_header_id|> Ċ Ċ Cutting ĠKnowledge ĠDate : "
+        "ĠDecember Ġ2023 Ċ Today ĠDate : Ġ26 ĠJul Ġ2024 Ċ Ċ <|eot_id|> "
+        "<|start_header_id|> user <|end_header_id|> Ċ Ċ Hi Ġthere <|eot_id|> "
         "<|start_header_id|> assistant <|end_header_id|> Ċ Ċ",
-        "<|begin_of_text|> <|start_header_id|> system <|end_header_id|> Ċ Ċ Today ĠDate : Ġ26 ĠJul Ġ2024 Ċ Ċ "
-        "<|eot_id|> <|start_header_id|> user <|end_header_id|> Ċ Ċ Hi Ġthere <|eot_id|> "
+        "<|begin_of_text|> <|start_header_id|> system <|end_header_id|> Ċ Ċ Cutting ĠKnowledge ĠDate : "
+        "ĠDecember Ġ2023 Ċ Today ĠDate : Ġ26 ĠJul Ġ2024 Ċ Ċ <|eot_id|> "
+        "<|start_header_id|> user <|end_header_id|> Ċ Ċ Hi Ġthere <|eot_id|> "
         "<|start_header_id|> assistant <|end_header_id|> Ċ Ċ Yes <|eot_id|> "
         "<|start_header_id|> user <|end_header_id|> Ċ Ċ And Ġnow <|eot_id|> "
         "<|start_header_id|> assistant <|end_header_id|> Ċ Ċ",
@@ -469,7 +472,7 @@ def saved(directory: Path, family: str) -> Path:
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=0,

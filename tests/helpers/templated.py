@@ -21,8 +21,12 @@ QWEN = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-OPENED = QWEN.replace("assistant\n{%", "assistant\n<think>\n{%")
-"""Every answer begins in its thinking, as DeepSeek-R1's."""
+OPENED = QWEN.replace("assistant\n{%", "assistant\n<think>\n{%").replace(
+    "{{ m.content }}",
+    "{% set parts = m.content.split('</think>') %}{% if m.role == 'assistant' and loop.last %}<think>\n"
+    "{{ parts[0].split('<think>')[-1] if parts|length > 1 else '' }}</think>{% endif %}{{ parts[-1] }}",
+)
+"""Every answer begins in its thinking, which the prompt opens, as Qwen3-Thinking's."""
 EMPTIED = QWEN.replace(
     "{{ m.content }}",
     "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"

@@ -21,19 +21,21 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from mnpo.config.training import Training
+from mnpo.errors import Interrupted
 from mnpo.learning import distributed
 from mnpo.learning.training import Trained, optimise, prepared
 from mnpo.ranks import barrier, leaving, process_group, rank
-from mnpo.storage.resume import resumable
+from mnpo.storage.resume import Session, resumable
 
 CHUNK = 4
-RESPONSES = (39, 30, 9, 8, 7)
-"""Tokens. In micro-batches of 16, with the prompts: 39, 9, 7 on rank 0, and 30, 8, then nothing on rank 1."""
+RESPONSES = (39, 30, 6, 6, 6, 6, 6, 6)
+"""Tokens. In micro-batches of 16, with the prompts: 39, 6 + 6, 6 + 6 on rank 0; 30, 6 + 6, then nothing on rank 1."""
 CASES: dict[str, dict[str, Any]] = {
     **{f"{way}-{head}": {"parallel": way} for way in ("ddp", "fsdp", "zero2", "zero3") for head in ("tied", "untied")},
     "zero3-lora": {"parallel": "zero3", "lora": {"rank": 2, "alpha": 4}, "gradient_checkpointing": True},
     "zero3-bfloat16": {"parallel": "zero3", "dtype": "bfloat16", "gradient_checkpointing": True},
 }
+STOPPED = ("ddp", "fsdp", "zero2", "zero3")
 settings_of = distributed._deepspeed_settings
 
 
@@ -61,7 +63,7 @@ def losses(module: Any, rows: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
     return -module(texts, chunk_tokens=CHUNK, reduction="mean"), {}
 
 
-def trained(start: Gemma2ForCausalLM, optimisation: Training) -> Trained:
+def trained(start: Gemma2ForCausalLM, optimisation: Training, session: Session | None = None) -> Trained:
     module = prepared(copy.deepcopy(start), optimisation)
     return optimise(
         module,
@@ -72,6 +74,7 @@ def trained(start: Gemma2ForCausalLM, optimisation: Training) -> Trained:
         names=[f"row {n}" for n in RESPONSES],
         seed=1,
         what="uneven",
+        session=session,
     )
 
 
@@ -101,6 +104,51 @@ def compare(case: str, directory: Path) -> None:
     (directory / f"{case}-{rank()}.json").write_text(json.dumps(found))
 
 
+def stopped(way: str, directory: Path) -> None:
+    """A training that rank 1 is asked to stop in its first step, and that goes on; and one whose checkpoint is damaged.
+
+    Each rank says which files of the checkpoint it answers for.
+    """
+    schedule = {"schedule": "constant", "warmup": 0.0, "batch_size": len(RESPONSES), "micro_batch_tokens": 16}
+    optimisation = Training(learning_rate=1e-3, parallel=way, **schedule)  # type: ignore[arg-type]
+    start = model(tied=True)
+    found: dict[str, Any] = {}
+
+    def session(name: str, signal_comes: bool) -> Trained:
+        torch.manual_seed(1)
+        output = directory / f"{way}-{name}"
+        with resumable(output, "train", {}, [], directory=True) as (made, session):
+            if signal_comes and rank() == 1:
+                session.asked = "SIGTERM"
+            result = trained(start, optimisation, session)
+            if rank() == 0:
+                (made.path / "weights").write_text("whole")
+        return result
+
+    whole = session("whole", signal_comes=False)
+    for name in ("continued", "damaged"):
+        try:
+            session(name, signal_comes=True)
+        except Interrupted as stop:
+            found[f"{name} stopped"] = str(stop)
+        checkpoint = directory / f".work-{way}-{name}" / "checkpoint-1"
+        index = checkpoint / ("index-1.json" if rank() else "index.json")
+        own = found["own"] = sorted(json.loads(index.read_text())["files"])
+        found["files"] = sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file())
+        barrier()
+        if name == "damaged" and rank() == 1:
+            file = checkpoint / own[-1]
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        barrier()
+        again = session(name, signal_comes=False)
+        found[name] = again.history == whole.history
+        found[f"{name} weights"] = all(torch.equal(w, whole.weights[n]) for n, w in again.weights.items())
+        found[f"{name} facts"] = json.loads((directory / f"{way}-{name}" / "manifest.json").read_text())
+    (directory / f"stopped-{way}-{rank()}.json").write_text(json.dumps(found))
+
+
 def slow_save(directory: Path) -> None:
     """Rank 0 is slow to make its output whole, and the other gets a signal meanwhile."""
     output = directory / "slow"
@@ -121,5 +169,7 @@ with leaving(), process_group():
     distributed._deepspeed_settings = as_if_large
     asked = Path(sys.argv[1])
     slow_save(asked)
+    for way in STOPPED:
+        stopped(way, asked)
     for case in CASES:
         compare(case, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -169,3 +170,22 @@ def test_benchmarks_run_at_toy_size(root: Path, command: list[str], rows: int) -
     )
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) == rows + 1
+
+
+@pytest.mark.slow
+def test_a_ranks_memory_is_counted_from_tensors_without_content(root: Path) -> None:
+    """Beside what passes take, a rank of four has a quarter of weights, gradients and both moments, in float32."""
+    start = "import json; from benchmarks.gpu import TOY; from benchmarks.memory import model, peak; "
+    end = "print(json.dumps([sum(p.numel() for p in model(TOY).parameters()), peak(TOY, 4, 320, 160, %s)]))"
+    runs = [
+        subprocess.run([sys.executable, "-c", start + end % way], cwd=root, capture_output=True, text=True)
+        for way in ("True", "False")
+    ]
+    assert all(done.returncode == 0 for done in runs), [done.stderr[-3000:] for done in runs]
+    (size, again), (_, kept) = (json.loads(done.stdout) for done in runs)
+    share = 4 * size / 4 / 1e9
+    by_name = {name.rpartition(".")[2]: value for name, value in again.items()}
+    assert by_name["SHARDED_PARAM"] == by_name["SHARDED_GRAD"] == pytest.approx(share, rel=0.01)
+    assert by_name["OPT"] == pytest.approx(2 * share, rel=0.01)
+    assert sum(value for name, value in by_name.items() if name != "Total") == pytest.approx(by_name["Total"])
+    assert 4 * share < again["Total"] < kept["Total"]

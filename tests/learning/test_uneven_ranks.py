@@ -54,6 +54,26 @@ def test_ranks_with_other_numbers_of_response_tokens_train_as_one_process_does(f
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "zero2", "zero3"])
+def test_each_rank_answers_for_its_own_files_of_a_checkpoint(found: Path, way: str) -> None:
+    """A training goes on from it to the last bit; one damaged file, on the second rank, is enough for none to do so."""
+    ours = of(found, f"stopped-{way}")
+    for rank, said in enumerate(ours):
+        assert "SIGTERM" in said["continued stopped"] or "a signal to another rank" in said["continued stopped"]
+        assert said["continued"] and said["damaged"] and said["continued weights"] and said["damaged weights"]
+        assert said["continued facts"]["resumed"] == 1 and "resumed" not in said["damaged facts"]
+        assert said["continued facts"]["stop_seconds"] > 0 and said["continued facts"]["ranks"] == 2
+        assert f"state-{rank}.pt" in said["own"]
+    first, second = (set(said["own"]) for said in ours)
+    assert not first & second
+    weights = {"ddp": [1, 0], "fsdp": [1, 1], "zero2": [2, 1], "zero3": [2, 2]}[way]
+    assert [sum(file.endswith(".pt") for file in own) - 1 for own in (first, second)] == weights
+    rest = set(ours[0]["files"]) - first - second
+    assert {name for name in rest if name.endswith(".pt")} == set()
+    assert "state-1.pt" in (found / "said").read_text() or "zero_pp_rank_1" in (found / "said").read_text()
+
+
+@pytest.mark.slow
 def test_no_rank_leaves_before_the_output_is_whole(found: Path) -> None:
     """However long rank 0 writes, and whatever signal the other gets meanwhile: a launcher kills those who stay long
     after the first."""

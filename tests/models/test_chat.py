@@ -90,7 +90,7 @@ def test_where_the_template_does_not_end_turns_eos_does_or_what_is_said(
 
 @pytest.mark.parametrize("named", ["no such token", 100_000, -1])
 def test_an_end_of_turn_that_is_not_one_token_is_refused(named: str | int, tokenizer: Any) -> None:
-    with pytest.raises(BadInput, match=f"text.end_of_turn: {named!r} is .* tokens in .*random; name a single one"):
+    with pytest.raises(BadInput, match=f"text.end_of_turn: {named!r} is no token of .*random .*; name one of its"):
         _ = Chat(tokenizer, ROOM.model_copy(update={"end_of_turn": named})).end_of_turn
 
 

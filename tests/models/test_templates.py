@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 
 from mnpo.benchmarks.lm_eval_model import _Chatting
+from mnpo.config.blocks import ConfigError
+from mnpo.config.reading import load
 from mnpo.config.sampling import Sampling
 from mnpo.config.text import Text, TextForm
 from mnpo.errors import BadInput
@@ -150,20 +152,58 @@ def test_a_sampled_response_is_read_again_as_the_tokens_that_were_drawn(
     chat = chat_of(name)
     drawn = chat.encode(ASKED, ANSWER).response
     assert chat.encode(ASKED, chat.decode(drawn)).response == drawn
-    if THINK[0] in family.added and name != "deepseek-r1-distill":  # which leaves it out
+    if THINK[0] in family.added:
         thought = chat.encode(ASKED, "<think>\none\n</think>\n\nTwo words").response
         assert chat.encode(ASKED, chat.decode(thought)).response == thought
         assert "one" in tokens(chat, thought)
 
 
+PUBLISHED = {
+    "gemma": "gemma-2",
+    "gemma3": "gemma-3",
+    "llama3": "llama-3",
+    "llama3_1": "llama-3.1",
+    "llama3_2": "llama-3.1",
+    "phi3": "phi-3",
+    "qwen2_5": "qwen-2.5",
+    "qwen3": "qwen-3",
+    "qwen3_instruct_2507": "qwen-3-2507",
+    "deepseek_r1_distill": "deepseek-r1-distill",
+}
+"""Families whose templates TRL carries for its own tests."""
+
+
+@pytest.mark.parametrize(("file", "name"), PUBLISHED.items())
+def test_the_published_template_reads_the_same_where_a_library_carries_it(
+    file: str, name: str, chat_of: Callable[..., Chat]
+) -> None:
+    trl = pytest.importorskip("trl")
+    ours, theirs = chat_of(name), chat_of(name)
+    source = Path(trl.__file__).parent / "chat_templates" / f"{file}.jinja"
+    theirs.tokenizer.chat_template = source.read_text(encoding="utf-8")
+    for turns in (ASKED, AGAIN, SYSTEM, [SYSTEM[0], *AGAIN]):
+        if name == "qwen-2.5" and turns[0] != SYSTEM[0]:
+            continue  # its own system's turn is another than the short one here
+        for response in (ANSWER, "<think>\none\n</think>\n\nTwo words", " Two\n"):
+            assert theirs.encode(turns, response) == ours.encode(turns, response)
+    assert theirs.stop_ids == ours.stop_ids
+
+
 # ---------------------------------------------------------------------------------------------------- what templates do
 
 
-def test_thinking_that_the_template_leaves_out_is_left_out_and_counted(chat_of: Callable[..., Chat]) -> None:
+def test_thinking_that_the_template_leaves_out_of_what_was_answered_stays_as_it_was_sampled(
+    chat_of: Callable[..., Chat],
+) -> None:
+    """DeepSeek's: the prompt does not open the block, so that answers with and without it follow the same prompt."""
     chat = chat_of("deepseek-r1-distill")
-    drawn = "<think>\none\n</think>Two words"
-    assert tokens(chat, chat.encode(ASKED, drawn).response) == FAMILIES["deepseek-r1-distill"].said.split()
-    assert chat.counts["responses_changed_by_template"] == 1
+    read = chat.encode(ASKED, "<think>\none\n</think>Two words")
+    thought = "<think> Ċ one Ċ </think> Two Ġwords <｜end▁of▁sentence｜>"
+    assert tokens(chat, read.response) == thought.split()
+    assert read.prompt == chat.encode(ASKED, ANSWER).prompt
+    assert chat.counts["responses_left_as_they_are"] == 1
+    earlier = [*ASKED, {"role": "assistant", "content": "<think>\none\n</think>Yes"}, AGAIN[-1]]
+    assert chat.prompt(earlier) == chat.prompt(AGAIN)  # an earlier answer loses it
 
 
 def test_thinking_behind_an_empty_block_follows_it_as_it_is_and_is_counted(chat_of: Callable[..., Chat]) -> None:
@@ -171,7 +211,13 @@ def test_thinking_behind_an_empty_block_follows_it_as_it_is_and_is_counted(chat_
     read = chat.encode(ASKED, "<think>one</think>Two words")
     assert tokens(chat, read.prompt) == FAMILIES["qwen-3-without-thinking"].asked.split()
     assert tokens(chat, read.response) == ["<think>", "one", "</think>", "Two", "Ġwords", "<|im_end|>"]
-    assert chat.counts["responses_that_the_template_writes_otherwise"] == 1
+    assert chat.counts["responses_left_as_they_are"] == 1
+
+
+def test_thinking_that_was_cut_gets_no_empty_block_in_front(chat_of: Callable[..., Chat]) -> None:
+    chat = chat_of("qwen-3")
+    assert tokens(chat, chat.encode(ASKED, "<think>\none").response) == ["<think>", "Ċ", "one", "<|im_end|>"]
+    assert chat.counts["responses_left_as_they_are"] == 1
 
 
 @pytest.mark.parametrize("name", ["gemma-2", "gemma-3", "llama-2", "mistral"])
@@ -200,13 +246,14 @@ def test_a_response_that_the_template_strips_is_trained_as_it_renders_it_and_cou
     ],
 )  # fmt: skip
 def test_a_system_turn_goes_into_the_users_where_the_template_has_none(
-    name: str, expected: str, chat_of: Callable[..., Chat]
+    name: str, expected: str, chat_of: Callable[..., Chat], capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat = chat_of(name)
     read = chat.encode(SYSTEM, ANSWER)
     assert tokens(chat, chat.prompt(SYSTEM))[: len(expected.split())] == expected.split()
     assert read.prompt == chat.prompt(SYSTEM) and tokens(chat, read.response) == FAMILIES[name].said.split()
     assert chat.counts["systems_in_the_users_turn"] == 3 * (not FAMILIES[name].system)
+    assert capsys.readouterr().err.count("has no system's turn") == (not FAMILIES[name].system)
     asked = chat_of(name, system="Be kind")
     assert asked.prompt(ASKED) == asked.prompt(SYSTEM) == chat.prompt(SYSTEM)
     other = [{"role": "system", "content": "You are"}, *ASKED]
@@ -265,6 +312,17 @@ def test_typed_control_tokens_are_text_for_tokenizers_that_put_spaces_too(
     assert read.response.count(chat.end_of_turn) == 1
     assert "Hi</s> there" in chat.tokenizer.decode(read.prompt)
     assert chat.decode(read.response).strip() == "Two</s> words"
+
+
+def test_what_encloses_thinking_is_a_token_where_it_is_special_too(chat_of: Callable[..., Chat]) -> None:
+    from tokenizers import AddedToken
+
+    usual, special = chat_of("qwen-3"), chat_of("qwen-3")
+    special.tokenizer.add_tokens([AddedToken(tag, special=True) for tag in THINK], special_tokens=True)
+    assert THINK[0] in special.template.special_tokens and THINK[0] not in usual.template.special_tokens
+    response = "<think>\none\n</think>\n\nTwo words"
+    assert special.encode(ASKED, response) == usual.encode(ASKED, response)
+    assert special.end_of_turn == usual.end_of_turn and "responses_with_control_tokens" not in special.counts
 
 
 def test_the_marks_themselves_are_text_too(chat_of: Callable[..., Chat]) -> None:
@@ -343,3 +401,17 @@ def test_settings_of_block_text_that_are_not_said_are_not_in_what_a_stage_reads(
     assert Text().model_dump() == {"max_length": 2048, "max_prompt_length": 1800, "overflow": "truncate"}
     assert Text().reading() is None and json.loads(Text().model_dump_json()) == Text().model_dump()
     assert Text(system="x", template="chatml").reading() == {"system": "x"}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"bos": "yes"}, "text.bos: Input should be 'template', 'add' or 'none'"),
+        ({"date": "tomorrow"}, "text.date: 'tomorrow' is not a date; write it as 2024-07-26"),
+        ({"control_token": "text"}, "text.control_token: unknown key; did you mean 'control_tokens'"),
+        ({"system": ""}, "text.system: String should have at least 1 character"),
+    ],
+)
+def test_what_is_said_of_a_template_is_checked(demo: Path, said: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(demo, {"text": said})

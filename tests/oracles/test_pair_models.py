@@ -96,3 +96,12 @@ def test_a_letter_of_several_tokens_is_refused(checkpoint: Path, tmp_path: Path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="A is 2 tokens here; a pair model answers with one"):
         PairModel(str(tmp_path))
+
+
+def test_a_conversation_is_the_context_that_the_published_template_renders(checkpoint: Path) -> None:
+    model = PairModel(str(checkpoint))
+    talk = [("user", "Say dog"), ("assistant", "dog"), ("user", "Say cat")]
+    turns = [{"role": role, "content": content} for role, content in talk]
+    context = model.tokenizer.apply_chat_template(turns, chat_template=CONTEXT, tokenize=False)
+    text = model.tokenizer.decode(model._text(turns, "cat", "dog"))
+    assert f"[CONTEXT] {context} [RESPONSE A] cat [RESPONSE B] dog" in text

@@ -208,7 +208,7 @@ def test_every_text_is_read_once_with_one_bos_and_counted(skywork: Path) -> None
     model = reward_model(str(skywork))
     (scores,) = model.score([Question("Say cat", "", ["cat", "dog dog dog", "cat"])])
     assert scores[0] == scores[2] != scores[1]
-    texts = [model._text("Say cat", response) for response in ("cat", "dog dog dog")]
+    texts = [model._text(Question("Say cat", "", []).turns, response) for response in ("cat", "dog dog dog")]
     assert all(ids.count(model.tokenizer.bos_token_id) == 1 and ids[0] == model.tokenizer.bos_token_id for ids in texts)
     common, separate = texts[0].index(model._ids("cat<|eot_id|>")[0], 12), sum(map(len, texts))
     assert texts[0][:common] == texts[1][:common] and texts[0][common] != texts[1][common]
@@ -219,6 +219,38 @@ def test_every_text_is_read_once_with_one_bos_and_counted(skywork: Path) -> None
         "shared_prompt_share": round(common / separate, 4),
         "parameters": parameters,
     }
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
+def test_a_conversation_is_scored_whole_its_system_turn_in_the_users_where_the_template_has_none(
+    kind: str, skywork: Path, tmp_path: Path, random_policy: Path, tiny: dict[str, Any]
+) -> None:
+    context = [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "Say dog"},
+        {"role": "assistant", "content": "dog"},
+    ]
+    question = Question("Say cat", "", ["cat"], context=json.dumps(context))
+    path = skywork if kind == "Llama" else classifier(tmp_path, random_policy, kind, tiny)
+    judge = reward_model(str(path))
+    judge.judge([question])
+    (read,) = judge.reader._found
+    if kind == "Llama":
+        turns = [("system", "Be brief"), ("user", "Say dog"), ("assistant", "dog"), ("user", "Say cat")]
+        header = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+        text = "<bos>" + "".join(header.format(*turn) for turn in [*turns, ("assistant", "cat")])
+    else:
+        turns = [("user", "Be brief\n\nSay dog"), ("model", "dog"), ("user", "Say cat"), ("model", "cat")]
+        text = "<bos>" + "".join("<start_of_turn>{}\n{}<end_of_turn>\n".format(*turn) for turn in turns)
+    assert judge.tokenizer.decode(list(read)) == text
+    assert judge.facts().get("systems_in_the_users_turn") == (None if kind == "Llama" else 1)
+
+
+def test_a_control_token_that_is_typed_does_not_move_where_a_model_reads(skywork: Path) -> None:
+    judge = reward_model(str(skywork))
+    eot = judge.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    text = judge._text(Question("Say <|eot_id|> cat", "", []).turns, "cat<|eot_id|>")
+    assert [i for i, token in enumerate(text) if token == eot][-1] == len(text) - 1 and text.count(eot) == 2
 
 
 def test_what_several_oracles_are_made_of_is_loaded_once_and_reads_no_text_twice(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mnpo.config.reading import load as read_configuration
 from mnpo.config.resources import Needs
 from mnpo.errors import BadInput
 from mnpo.planning.cluster import VARIABLE, Cluster, launch, load
+from mnpo.planning.costs.calibration import stop_seconds
+from mnpo.planning.plan import Plan
+
+ROOT = Path(__file__).parents[2]
 
 FILE = """
 account: lab
@@ -49,6 +56,32 @@ def test_a_stage_without_gpus_goes_to_the_cpu_partition(cluster: Cluster) -> Non
     assert placed(cluster, "prompts", hours=0.5) == {
         "slurm_account": "lab", "slurm_partition": "cpu", "qos": "short", "runtime": 30
     }  # fmt: skip
+
+
+def test_a_stage_is_told_to_stop_twice_as_early_as_stops_took(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As manifests of finished jobs say, and the records of begun ones; `seconds_to_stop` and half the limit hold."""
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(read_configuration(ROOT / "tests/workflow/small.yaml"))
+    one, other = (Path(plan.files.policy(name)) for name in ("inpo.1", "inpo.2"))
+    for path, content in (
+        (one / "manifest.json", {"stop_seconds": 100.2}),
+        (other.with_name(f".work-{other.name}") / "work.json", {"stop_seconds": 211.3}),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+
+    def told(stage: str, hours: float = 2) -> str:
+        place = cluster.place(stage, Needs(hours=hours), partial(stop_seconds, plan, stage))
+        return place["slurm_extra"](None, 1)  # type: ignore[no-any-return]
+
+    before = cluster.seconds_to_stop
+    assert before == 300 and told("sample") == f"--signal=TERM@{before}"
+    assert told("train", hours=1) == "--signal=TERM@423"
+    assert told("train", hours=0.1) == "--signal=TERM@180"
+    other.with_name(f".work-{other.name}").joinpath("work.json").unlink()
+    assert told("train", hours=1) == "--signal=TERM@300"  # twice 100.2 is less
 
 
 def test_gpus_are_asked_for_by_type(cluster: Cluster) -> None:

@@ -108,15 +108,22 @@ def test_the_two_player_games_of_table_8_are_every_pair_and_both_sides(ablations
 
 
 def test_the_jobs_of_tables_2_to_4_counted_by_hand(plan: Plan) -> None:
-    """8 runs: DPO and SimPO of one iteration, six of three. Three oracles score the data set's own responses; each of
-    the 12 later iterations has samples of its own, scored by one oracle; 16 shards of each."""
+    """8 runs: DPO and SimPO of one iteration, six of three. Four oracles score the data set's own responses; each of
+    the 12 later iterations has samples of its own, scored by one oracle; 8 shards of each."""
     jobs = counted(plan, "table2", "table3", "table4")
     later = 6 * 2
-    own = {("part1", "armorm"), ("part2", "armorm"), ("part3", "armorm"), ("part1", "skywork"), ("part1", "athene")}
+    own = {
+        ("part1", "armorm-sppo"),
+        ("part1", "armorm"),
+        ("part2", "armorm"),
+        ("part3", "armorm"),
+        ("part1", "skywork"),
+        ("part1", "athene"),
+    }
     assert jobs["train"] == 2 + 6 * 3
-    assert jobs["reuse"] == 3 * 16
-    assert jobs["sample"] == later * 16
-    assert jobs["score"] == (later + len(own)) * 16
+    assert jobs["reuse"] == 3 * 8
+    assert jobs["sample"] == later * 8
+    assert jobs["score"] == (later + len(own)) * 8
     assert jobs["pair"] == later + len(own)
     # 9 policies; three judged benchmarks of one judge; one harness job each.
     assert (jobs["harness"], jobs["answer"], jobs["judge"]) == (9, 27, 27)
@@ -134,7 +141,7 @@ def test_the_log_probabilities_of_tables_2_to_4_counted_by_hand(plan: Plan) -> N
         "td-mnpo": 2 + 3,  # at iteration 2 pi_2 and the reference, which is the other opponent too; at 3 two and it
         "ht": 3 * (3 + 3),  # two other players and the reference
     }
-    dataset = 3 + 1 + 1  # ArmoRM's pairs of all parts (DPO), Skywork's and Athene's of part 1
+    dataset = 3 + 1 + 1 + 1  # ArmoRM's pairs of all parts (DPO); of part 1 its as SPPO reads it, Skywork's and Athene's
     assert counted(plan, "table2")["logps"] == sum(per_run.values()) + dataset
 
 
@@ -145,7 +152,7 @@ def test_a_target_asks_for_nothing_that_it_does_not_show(plan: Plan) -> None:
 
 
 def test_runs_share_what_they_have_in_common(plan: Plan) -> None:
-    """The data set's responses, their ArmoRM scores and pairs are one for DPO, SimPO, SPPO, INPO and the two MNPOs."""
+    """The data set's responses, their ArmoRM scores and pairs are one for DPO, SimPO, INPO and the two MNPOs."""
     needed = job_graph.needed(plan, plan.targets.of("table2"))
     alone = job_graph.by_run(plan, needed)
     shared = {name for name in alone["dpo"] if name in alone["inpo"]}

@@ -359,7 +359,7 @@ def test_players_are_weighted_by_name_whatever_their_order(planned: Planned) -> 
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        ({"name": "td-mnpo", "weights": {"mine": 1}}, "weights have names, and td-mnpo has no players; give a list"),
+        ({"name": "td-mnpo", "weights": {"mine": 1}}, "weights have names, but td-mnpo has no players; give a list"),
         ({"name": "inpo", "order": "oldest-first"}, "objective inpo does not read order; td-mnpo does"),
     ],
 )
@@ -729,6 +729,26 @@ def test_how_ratings_are_read_reaches_mt_bench_alone(planned: Planned, plan: Pla
     assert arena[0] == arena[1]
     before, after = (json.loads(p.settings("judge", benchmark="mt-bench", **of)) for p in (plan, other))
     assert "ratings" not in before["judged"] and after["judged"] == {**before["judged"], "ratings": "fastchat"}
+
+
+def test_what_is_said_of_the_template_reaches_all_who_render_it_and_nobody_where_nothing_is_said(
+    planned: Planned, plan: Plan
+) -> None:
+    said = {"system": "Be brief.", "template_options": {"enable_thinking": False}}
+    models = {"tiny": {"architecture": {}}, "given": {"path": "g"}}
+    other = planned(text=said, models=models, evaluation={"models": ["given"]})
+    assert {"sft", "samples", "logps", "policies", "evals"} <= changed_nouns(plan, other)
+    for stage, part, of in (
+        ("harness", "harness", {}),
+        ("answer", "asked", {"benchmark": "arena-hard"}),
+        ("evalscope", "answer", {}),
+    ):
+        before, after, external = (
+            json.loads(p.settings(stage, policy=policy, **of))[part]
+            for p, policy in ((plan, "sft"), (other, "sft"), (other, "given"))
+        )
+        assert after == {**before, "text": said}
+        assert "text" not in external  # a model that is only measured is read by its own template
 
 
 def test_a_new_label_changes_tables_and_figures_alone(planned: Planned, plan: Plan, runs: dict[str, Any]) -> None:

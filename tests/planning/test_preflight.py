@@ -35,7 +35,8 @@ JUDGE = {"model": "demo", "endpoint": "http://127.0.0.1:1"}
 ASKING: dict[str, dict[str, str]] = {
     "judge": {"policy": "sft", "benchmark": "mt-bench", "judge": "demo", "repeat": ""},
     "answer": {"policy": "api", "benchmark": "mt-bench"},
-    "score_asking": {"policy": "sft", "part": "part1", "oracle": "llm", "shard": "0"},
+    "score_asking": {"policy": "sft", "part": "part1", "oracle": "llm@sft", "shard": "0"},
+    "assess": {"policy": "sft"},
 }
 
 
@@ -73,7 +74,7 @@ def test_a_file_system_without_locks_is_seen_before_anything_runs(
     def said(**changes: str) -> str:
         models = {"api": {"api": "someone", "endpoint": JUDGE["endpoint"]}}
         added = {"add": {"models": models, "oracles": {"llm": {"kind": "judge", "judge": JUDGE}}}}
-        given = {"extends": str(demo), **added, "evaluation": {"models": ["api"]}}
+        given = {"extends": str(demo), **added, "evaluation": {"models": ["api"], "oracle": "llm"}}
         (tmp_path / "config.json").write_text(json.dumps(given))
         command = [sys.executable, "-c", CHECKING, str(tmp_path / "config.json"), json.dumps(changes)]
         job = json.dumps([rule, ASKING[rule]])
@@ -97,6 +98,7 @@ def test_stores_lie_beneath_the_setting_by_the_names_that_they_have_without_it(
             == below / "results/demo/judgements/demo/sft.mt-bench.sqlite"
         )
         assert Path(files.said("api", "mt-bench")) == below / "results/demo/answers/api/mt-bench.sqlite"
+        assert Path(files.heldout_opinions("sft")) == below / "results/demo/evals/sft/heldout.judge.sqlite"
         assert Path(files.opinions("sft", 1, "llm", 0)) == below / "results/demo/scores/sft/part1/llm/0.judge.sqlite"
     of = {"policy": "sft", "benchmark": "mt-bench", "judge": "demo", "repeat": ""}
     assert usual.settings("judge", **of) == moved.settings("judge", **of)

@@ -28,21 +28,8 @@ CONVERSATIONS = [
 
 
 @pytest.fixture(scope="module")
-def policy(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model without its BOS, which opens every turn."""
-    directory = tmp_path_factory.mktemp("policies") / "no-bos"
-    directory.mkdir()
-    for file in smollm2.iterdir():
-        (directory / file.name).symlink_to(file)
-    told = json.loads((smollm2 / "tokenizer_config.json").read_text())
-    (directory / "tokenizer_config.json").unlink()
-    (directory / "tokenizer_config.json").write_text(json.dumps(told | {"bos_token": None}))
-    return directory
-
-
-@pytest.fixture(scope="module")
 def tokenizer(smollm2: Path) -> Any:
-    """The published one, as transformers reads it."""
+    """As transformers reads it."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(smollm2)
@@ -79,17 +66,37 @@ def logp(model: Any, prompt: list[int], whole: list[int]) -> float:
 
 @pytest.mark.parametrize(("prompt", "response"), CONVERSATIONS)
 def test_token_ids_are_those_of_the_published_template(
-    policy: Path, tokenizer: Any, rendered: Callable[..., list[int]], prompt: str, response: str
+    smollm2: Path, tokenizer: Any, rendered: Callable[..., list[int]], prompt: str, response: str
 ) -> None:
     """But for the newline after the end of the turn, which no response has."""
-    encoded = Chat(load_tokenizer(policy), TEXT).encode(prompt, response)
+    encoded = Chat(load_tokenizer(smollm2), TEXT).encode(prompt, response)
     assert encoded.prompt == rendered(prompt)
     assert [*encoded.prompt, *encoded.response, *tokenizer("\n")["input_ids"]] == rendered(prompt, response)
     assert encoded.response[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
+def test_turns_before_the_prompt_are_read_as_the_template_writes_them(smollm2: Path, tokenizer: Any) -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Name a river."},
+        {"role": "assistant", "content": "The Rhine."},
+        {"role": "user", "content": "Another one, please:\n\n1."},
+    ]
+    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert Chat(load_tokenizer(smollm2), TEXT).prompt(turns) == expected
+
+
+def test_a_control_token_that_somebody_typed_ends_nothing(smollm2: Path) -> None:
+    chat = Chat(load_tokenizer(smollm2), TEXT)
+    end = chat.end_of_turn
+    plain, typed = (chat.encode(f"What is {what}?", f"It is {what}.") for what in ("x", "<|im_end|>"))
+    assert typed.prompt.count(end) == plain.prompt.count(end) == 2  # of the system's and the user's turn
+    assert typed.response.count(end) == 1 and typed.response[-1] == end
+    assert chat.decode(typed.response) == "It is <|im_end|>."
+
+
 def test_log_probabilities_are_those_of_plain_transformers(
-    tmp_path: Path, policy: Path, model: Any, rendered: Callable[..., list[int]]
+    tmp_path: Path, smollm2: Path, model: Any, rendered: Callable[..., list[int]]
 ) -> None:
     from mnpo.stages.logps import Settings, run
     from mnpo.storage.records import LOGPS, PAIRS, read, write
@@ -101,7 +108,7 @@ def test_log_probabilities_are_those_of_plain_transformers(
         for i, (prompt, response) in enumerate(CONVERSATIONS)
     ]
     write(PAIRS, pairs, tmp_path / "pairs.parquet")
-    run(Settings(form={}, text=TEXT), policy, tmp_path / "pairs.parquet", tmp_path / "logps.parquet")
+    run(Settings(form={}, text=TEXT), smollm2, tmp_path / "pairs.parquet", tmp_path / "logps.parquet")
     found = read(LOGPS, tmp_path / "logps.parquet")
     for pair, row in zip(pairs, found.to_dict("records"), strict=True):
         prompt = rendered(pair["prompt"])
@@ -112,16 +119,16 @@ def test_log_probabilities_are_those_of_plain_transformers(
             assert row[side] < -1
 
 
-def test_greedy_responses_are_those_of_generate(policy: Path, model: Any, rendered: Callable[..., list[int]]) -> None:
+def test_greedy_responses_are_those_of_generate(smollm2: Path, model: Any, rendered: Callable[..., list[int]]) -> None:
     """Ours in one batch of prompts of different lengths, transformers' one by one."""
     from mnpo.samplers import Request
     from mnpo.samplers.transformers import draw
 
-    chat = Chat(load_tokenizer(policy), TEXT)
+    chat = Chat(load_tokenizer(smollm2), TEXT)
     prompts = [prompt for prompt, _ in CONVERSATIONS]
     requests = [Request(chat.prompt(prompt), 0) for prompt in prompts]
     decoding = Decoding(temperature=0, max_new_tokens=24)
-    drawn = draw(load_model(policy), requests, decoding, chat.stop_ids, 8, "greedy")
+    drawn = draw(load_model(smollm2), requests, decoding, chat.stop_ids, 8, "greedy")
     for prompt, response in zip(prompts, drawn, strict=True):
         ids = torch.tensor([rendered(prompt)])
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
@@ -130,27 +137,46 @@ def test_greedy_responses_are_those_of_generate(policy: Path, model: Any, render
 
 
 def test_fine_tuning_on_a_handful_of_conversations_teaches_them(
-    tmp_path: Path, policy: Path, model: Any, rendered: Callable[..., list[int]]
+    tmp_path: Path, smollm2: Path, model: Any, tokenizer: Any
 ) -> None:
-    from mnpo.stages.sft import Settings, run
-    from mnpo.storage.records import DEMONSTRATIONS, write
+    """Every answer of the assistant's, behind what the template puts before it; and the system's turn is none."""
+    from mnpo.stages import demonstrations, sft
 
-    rows = [
-        {"row": i, "prompt_id": str(i), "family": "", "prompt": prompt, "truth": "", "response": response}
-        for i, (prompt, response) in enumerate(CONVERSATIONS)
-    ]
-    write(DEMONSTRATIONS, rows, tmp_path / "demonstrations.parquet")
-    sft = {"steps": 5, "batch_size": 4, "learning_rate": 1e-4}
-    settings = {"policy": "sft", "model": {"path": str(policy)}, "sft": sft, "text": TEXT.model_dump(), "seed": 0}
-    run(Settings.model_validate(settings), tmp_path / "demonstrations.parquet", tmp_path / "sft")
+    told = [user_and_assistant(*pair) for pair in CONVERSATIONS[:3]]
+    told.append([{"role": "system", "content": "Be brief."}, *told[0], *user_and_assistant("And of Italy?", "Rome!")])
+    (tmp_path / "own.jsonl").write_text("".join(f"{json.dumps({'messages': turns})}\n" for turns in told))
+    asked = demonstrations.Settings.model_validate({"data": {"file": str(tmp_path / "own.jsonl")}, "seed": 0})
+    demonstrations.run(asked, tmp_path / "own.jsonl", tmp_path / "data")
+    settings = {
+        "policy": "sft",
+        "model": {"path": str(smollm2)},
+        "sft": {"steps": 5, "batch_size": 4, "learning_rate": 1e-4},
+        "turns": "all",
+        "text": TEXT.model_dump(),
+        "seed": 0,
+    }
+    sft.run(sft.Settings.model_validate(settings), tmp_path / "data/train.parquet", tmp_path / "sft")
     history = [json.loads(line)["loss"] for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
-    parts = [(rendered(p), rendered(p, r)[:-1]) for p, r in CONVERSATIONS]
-    tokens = sum(len(whole) - len(prompt) for prompt, whole in parts)
+    answers = [
+        (
+            tokenizer.apply_chat_template(turns[:i], add_generation_prompt=True, return_dict=False),
+            tokenizer.apply_chat_template(turns[: i + 1], return_dict=False)[:-1],  # no newline after the turn
+        )
+        for turns in told
+        for i, turn in enumerate(turns)
+        if turn["role"] == "assistant"
+    ]
+    assert len(answers) == 5
+    tokens = sum(len(whole) - len(prompt) for prompt, whole in answers)
     before, after = (
-        -sum(logp(m, prompt, whole) for prompt, whole in parts) / tokens for m in (model, load_model(tmp_path / "sft"))
+        -sum(logp(m, *answer) for answer in answers) / tokens for m in (model, load_model(tmp_path / "sft"))
     )
     assert history[0] == pytest.approx(before, abs=1e-4)
     assert after < before / 2
+
+
+def user_and_assistant(prompt: str, response: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 INSTRUCTIONS: list[tuple[str, str, dict[str, Any], Callable[[str], bool]]] = [
@@ -208,7 +234,7 @@ INSTRUCTIONS: list[tuple[str, str, dict[str, Any], Callable[[str], bool]]] = [
 """Ten items in IFEval's form, of our own: prompt, instruction, its arguments, and what its check comes to."""
 
 
-def test_ifeval_on_ten_items(tmp_path: Path, policy: Path, model: Any, rendered: Callable[..., list[int]]) -> None:
+def test_ifeval_on_ten_items(tmp_path: Path, smollm2: Path, model: Any, rendered: Callable[..., list[int]]) -> None:
     """Replies are the greedy ones of transformers; an item's value is what a check written here says of its reply."""
     from mnpo.benchmarks import lm_eval
 
@@ -221,7 +247,7 @@ def test_ifeval_on_ten_items(tmp_path: Path, policy: Path, model: Any, rendered:
     sentences.mkdir(parents=True)
     chosen = {"ifeval": {"max_new_tokens": 40}}
     settings = lm_eval.Settings.model_validate({"policy": "smollm2", "benchmarks": chosen, "batch_size": 10})
-    summary, rows = lm_eval.evaluate(settings, policy, {"ifeval": tmp_path})["ifeval"]
+    summary, rows = lm_eval.evaluate(settings, smollm2, {"ifeval": tmp_path})["ifeval"]
     assert [row["value"] for row in rows] == [
         float(check(row["response"])) for row, (*_, check) in zip(rows, INSTRUCTIONS, strict=True)
     ]
@@ -230,4 +256,4 @@ def test_ifeval_on_ten_items(tmp_path: Path, policy: Path, model: Any, rendered:
     for row, (prompt, *_) in list(zip(rows, INSTRUCTIONS, strict=True))[:3]:
         ids = torch.tensor([rendered(prompt)])
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
-        assert row["response"].strip() == Chat(load_tokenizer(policy), TEXT).decode(made[0, ids.shape[1] :].tolist())
+        assert row["response"].strip() == Chat(load_tokenizer(smollm2), TEXT).decode(made[0, ids.shape[1] :].tolist())

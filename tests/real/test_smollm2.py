@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from examples import smollm2 as recipe
 from mnpo.errors import BadInput
 
+ROOT = Path(recipe.__file__).parents[1]
 PROMPT = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 PROMPT += "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -99,8 +101,10 @@ def test_it_answers_in_sensible_english(model: Any, tokenizer: Any, question: st
 
 @pytest.mark.slow
 def test_made_twice_it_is_the_same_bytes(smollm2: Path, tmp_path: Path) -> None:
+    """Also where the hub's library is told to stay offline, which transformers would write into the tokenizer."""
     command = [sys.executable, "-m", "examples.smollm2", str(tmp_path / "again")]
-    subprocess.run(command, cwd=Path(recipe.__file__).parents[1], check=True, capture_output=True)
+    environment = os.environ | {"HF_HUB_OFFLINE": "0" if os.environ.get("HF_HUB_OFFLINE") == "1" else "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     names = sorted(file.name for file in smollm2.iterdir())
     assert sorted(file.name for file in (tmp_path / "again").iterdir()) == names
     assert [n for n in names if (smollm2 / n).read_bytes() != (tmp_path / "again" / n).read_bytes()] == []

@@ -220,3 +220,33 @@ def test_log_probabilities_are_those_that_training_computes(
     facts = mismatch(sft_policy, requests, responses, warning=1e-5)
     assert facts["responses"] == 47 and facts["tokens"] == sum(len(r.tokens) for r in responses[::3])
     assert facts["mean"] <= facts["p99"] <= facts["max"] < 1e-4 and "warning" not in facts
+
+
+@pytest.mark.parametrize(
+    ("free", "dtype"), [(4.0, None), (3.99, "bfloat16"), (2.0, "bfloat16"), (1.99, "nothing")], ids=str
+)
+def test_the_comparison_takes_what_memory_the_sampler_has_left(
+    sft_policy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free: float,
+    dtype: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In bytes a parameter, beside 20 GB that a forward pass takes (10 in bfloat16)."""
+    from mnpo.models import checkpoints
+    from mnpo.samplers import mismatch
+
+    size = checkpoints.parameters(sft_policy)
+    beside = mismatch.WORK_BYTES / (1 if free >= 3.995 else 2)
+    monkeypatch.setattr(mismatch, "_free_memory", lambda: free * size + beside)
+    loaded: list[str] = []
+    load = checkpoints.load_model
+    monkeypatch.setattr(
+        checkpoints, "load_model", lambda policy, dtype: loaded.append(dtype) or load(policy, dtype=dtype)
+    )
+    facts = mismatch.mismatch(sft_policy, [Request([2, 5], 0)], [Response([7, 1], "stop", [-1.0, -2.0])], warning=1e9)
+    if dtype == "nothing":
+        assert loaded == [] and "too little of the GPU's memory is free" in facts["warning"]
+        assert facts["warning"] in capsys.readouterr().err
+    else:
+        assert loaded == [dtype or "float32"] and facts.get("dtype") == dtype and facts["tokens"] == 2

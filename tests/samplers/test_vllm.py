@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from mnpo.config.sampling import Sampling
-from mnpo.errors import BadInput
-from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
-from mnpo.samplers.vllm import draw
-from mnpo.storage.resume import resumable
+from mnpo.config.sampling import Decoding, Sampling
+from mnpo.errors import BadInput, Interrupted
+from mnpo.samplers import Request, Response, kept_or_drawn, longest_first, vllm
+from mnpo.samplers.vllm import Engine, draw
+from mnpo.storage.resume import Session, resumable
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
@@ -49,3 +54,142 @@ def test_what_was_drawn_comes_back_from_the_journal_as_it_was(tmp_path: Path) ->
         assert calls == [requests]
         made.path.write_text(json.dumps(len(journal)))
     assert (tmp_path / "out").read_text() == "2"
+
+
+# ------------------------------------------------------------------------------------------------- one queue, and stops
+
+
+class FakeEngine:
+    """As vLLM's offline engine: `batch` requests at once; each step writes a token of each; a seed is a length."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.steps, self.queues, self.number = batch, 0, 0, 100
+        self.waiting: list[tuple[int, list[int], int]] = []
+        self.running: list[list[Any]] = []
+        self.drawn: list[int] = []
+        self.llm_engine = self.engine_core = self
+        self.ended = 0
+
+    def shutdown(self) -> None:
+        self.ended += 1
+
+    def reset_prefix_cache(self) -> None:
+        self.queues += 1
+
+    def enqueue(self, prompts: list[dict[str, Any]], params: list[Any], use_tqdm: bool) -> list[str]:
+        first = self.number
+        for prompt, length in zip(prompts, params, strict=True):
+            self.waiting.append((self.number, prompt["prompt_token_ids"], length))
+            self.number += 1
+        return [f"{number}-0f3a" for number in range(first, self.number)]
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def step(self) -> list[Any]:
+        self.steps += 1
+        while self.waiting and len(self.running) < self.batch:
+            self.running.append([*self.waiting.pop(0), []])
+        for request in self.running:
+            request[3].append(len(request[3]))
+        done = [request for request in self.running if len(request[3]) == request[2]]
+        self.running = [request for request in self.running if request not in done]
+        self.drawn += [length for _, _, length, _ in done]
+        return [
+            SimpleNamespace(
+                finished=True,
+                request_id=str(number),
+                prompt_token_ids=prompt,
+                outputs=[SimpleNamespace(token_ids=tokens, finish_reason="stop", logprobs=None)],
+            )
+            for number, prompt, _, tokens in done
+        ]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """In vLLM's place, with four requests at once."""
+    fake = FakeEngine(4)
+    monkeypatch.setattr(vllm, "_start", lambda *how: fake)
+    monkeypatch.setattr(vllm, "_free", lambda: None)
+    monkeypatch.setattr(vllm, "_params", lambda request, *how: request.seed)
+    return fake
+
+
+LENGTHS = [1 + i % 5 for i in range(199)] + [97]
+ASKED = [Request([2, i], length) for i, length in enumerate(LENGTHS)]
+
+
+def tokens(responses: Sequence[Response]) -> list[int]:
+    return [len(response.tokens) for response in responses]
+
+
+def test_all_requests_wait_in_one_queue(engine: FakeEngine) -> None:
+    """The batch of four is full until the longest is left: its 97 tokens, and before that all the others."""
+    responses = draw(Path("policy"), ASKED, Sampling(sampler="vllm", batch_size=4), [1], 99, "test")
+    assert tokens(responses) == LENGTHS
+    assert engine.queues == 1
+    assert engine.steps <= sum(LENGTHS[:-1]) / 4 + 5 + 97
+
+
+def test_what_is_finished_survives_a_stop_and_is_not_drawn_again(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = Sampling(sampler="vllm", batch_size=4)
+    sessions: list[Session] = []
+    stepped = engine.step
+
+    def step() -> list[Any]:
+        if engine.steps == 100:
+            sessions[-1].asked = "SIGTERM"
+        return stepped()
+
+    def run() -> list[Response]:
+        with resumable(tmp_path / "out", "sample", {}, []) as (made, session):
+            sessions.append(session)
+            made.path.write_text("made")
+            return draw(Path("policy"), ASKED, sampling, [1], 99, "test", session.journal("responses"))
+
+    monkeypatch.setattr(engine, "step", step)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after [0-9]+ responses"):
+        run()
+    finished = list(engine.drawn)
+    assert engine.steps == 101 and engine.ended == 1  # the step itself, and no other
+    assert len(finished) > 100
+    engine.drawn, engine.running, engine.waiting = [], [], []
+    assert tokens(run()) == LENGTHS
+    assert sorted(engine.drawn + finished) == sorted(LENGTHS)
+
+
+def test_an_engine_answers_several_questions_and_starts_once(engine: FakeEngine, tmp_path: Path) -> None:
+    """Other decoding is other work, in the journal too."""
+    with resumable(tmp_path / "out", "answer", {}, []) as (made, session):
+        journal = session.journal("answers")
+        with Engine(Path("policy"), Sampling(sampler="vllm"), [1], 99) as answering:
+            for temperature in (0.0, 0.7, 0.0):
+                assert (
+                    tokens(answering.draw(ASKED[:5], Decoding(temperature=temperature), "test", journal)) == LENGTHS[:5]
+                )
+        assert engine.queues == 2 and len(engine.drawn) == 10 and engine.ended == 1
+        made.path.write_text("made")
+
+
+def test_nobody_holds_the_engine_when_its_memory_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever did would keep its weights on the GPU, where training's float32 ones come next."""
+    engines: list[weakref.ref[FakeEngine]] = []
+    held: list[bool] = []
+
+    def start(*how: Any) -> FakeEngine:
+        fake = FakeEngine(4)
+        engines.append(weakref.ref(fake))
+        return fake
+
+    def free() -> None:
+        gc.collect()
+        held.extend(engine() is not None for engine in engines)
+
+    monkeypatch.setattr(vllm, "_start", start)
+    monkeypatch.setattr(vllm, "_free", free)
+    monkeypatch.setattr(vllm, "_params", lambda request, *how: request.seed)
+    draw(Path("policy"), ASKED[:3], Sampling(sampler="vllm"), [1], 99, "test")
+    assert held == [False]

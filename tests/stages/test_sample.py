@@ -142,6 +142,20 @@ def test_the_samplers_log_probabilities_are_compared_with_trainings(
     assert mismatch["warning"] in capsys.readouterr().err
 
 
+def test_the_first_shard_stands_for_the_others(
+    sample: Callable[..., pd.DataFrame], tmp_path: Path, manifest_of: Callable[[Path], Any]
+) -> None:
+    """Responses are those of shards that are all compared; the manifest says where it was done."""
+    each = [sample(shard, shards=2, logprobs=True) for shard in (0, 1)]
+    first = [sample(shard, shards=2, logprobs="first") for shard in (0, 1)]
+    assert all(one.equals(other) for one, other in zip(each, first, strict=True))
+    facts = [manifest_of(tmp_path / f"samples-{shard}.parquet")["mismatch"] for shard in (0, 1)]
+    assert facts[0]["responses"] == 28 and facts[0]["mean"] < 1e-5
+    assert facts[1] == {"compared_in": "shard 0"}
+    with pytest.raises(ValueError, match="reuse_logprobs needs logprobs: true"):
+        Sampling(logprobs="first", reuse_logprobs=True)
+
+
 def test_a_shard_without_prompts_is_refused(sample: Callable[..., pd.DataFrame]) -> None:
     with pytest.raises(BadInput, match="no prompts for shard 14 of 15; use fewer shards"):
         sample(14, shards=15)

@@ -215,8 +215,9 @@ def test_killed_within_the_file_of_its_weights_it_leaves_nothing_that_counts(
     assert [path.name for path in out.parent.iterdir()] == ["sft"] and not list(out.glob(".*"))
 
 
+@pytest.mark.parametrize("batches", ["uniform", "windows"])
 def test_the_demos_model_learns_along_the_golden_curve(
-    demo: Path, demonstrations: Path, root: Path, tmp_path: Path
+    demo: Path, demonstrations: Path, root: Path, tmp_path: Path, batches: str
 ) -> None:
     """tests/golden/sft.json: the losses of 12 steps, by torch 2.13.0 on a CPU, one thread.
 
@@ -226,11 +227,11 @@ def test_the_demos_model_learns_along_the_golden_curve(
     settings = {
         "policy": "sft",
         "model": config.models[config.reference.model].model_dump(include={"architecture", "vocab_size"}),
-        "sft": config.reference.sft.model_dump() | {"steps": 12},
+        "sft": config.reference.sft.model_dump() | {"steps": 12, "batches": batches},
         "text": config.text.model_dump(),
         "seed": 3,
     }
-    golden = json.loads((root / "tests/golden/sft.json").read_text())
+    golden = json.loads((root / "tests/golden/sft.json").read_text())[batches]
     run(Settings.model_validate(settings), demonstrations, tmp_path / "sft")
     assert [row["loss"] for row in metrics(tmp_path / "sft")] == pytest.approx(golden, rel=1e-3)
     assert len(golden) == 12 and golden[-1] < golden[0]

@@ -186,8 +186,9 @@ def test_opponents_count_by_their_weights(
     assert first["accuracy"] == pytest.approx((margins > 0).mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("batches", ["uniform", "windows"])
 def test_the_demos_objective_learns_along_the_golden_curve(
-    demo: Path, root: Path, prompts_directory: Path, tmp_path: Path
+    demo: Path, root: Path, prompts_directory: Path, tmp_path: Path, batches: str
 ) -> None:
     """tests/golden/train.json: 12 losses of td-mnpo, its first iteration, by torch 2.13.0 on a CPU, one thread.
 
@@ -196,7 +197,7 @@ def test_the_demos_objective_learns_along_the_golden_curve(
     """
     plan = Plan(load(demo))
     asked = json.loads(plan.settings("train", policy="td-mnpo.1"))
-    asked |= {"seed": 3, "training": asked["training"] | {"epochs": 6}}
+    asked |= {"seed": 3, "training": asked["training"] | {"epochs": 6, "batches": batches}}
     base = json.loads(plan.settings("sft", policy="sft")) | {"sft": None, "seed": 3}
     demonstrations, policy = prompts_directory / "demonstrations.parquet", tmp_path / "sft"
     sft_stage.run(sft_stage.Settings.model_validate(base), demonstrations, policy)
@@ -211,7 +212,7 @@ def test_the_demos_objective_learns_along_the_golden_curve(
     form = {"form": asked["opponent_form"], "text": asked["text"]}
     logps_stage.run(logps_stage.Settings.model_validate(form), policy, tmp_path / "pairs", tmp_path / "logps")
     run(Settings.model_validate(asked), policy, [tmp_path / "pairs"], tmp_path / "out", [tmp_path / "logps"])
-    golden = json.loads((root / "tests/golden/train.json").read_text())
+    golden = json.loads((root / "tests/golden/train.json").read_text())[batches]
     assert [row["loss"] for row in metrics(tmp_path / "out")] == pytest.approx(golden, rel=1e-3)
     assert len(golden) == 12 and golden[-1] < golden[0]
 
@@ -388,6 +389,24 @@ def test_log_probabilities_of_another_policy_are_refused(
 ) -> None:
     with pytest.raises(BadInput, match="log-probabilities of sft differ by"):
         trained(settings(), logps=[others])
+
+
+def test_log_probabilities_without_a_soft_cap_are_not_compared_with_trainings(
+    settings: Make, trained: Callable[..., Path], others: Path
+) -> None:
+    assert metrics(trained(settings(opponent_soft_cap=False), logps=[others]))[0]["margin"] != 0
+
+
+def test_dropped_batches_and_a_first_step_of_rate_zero(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path]
+) -> None:
+    rows = len(read(PAIRS, chain["pairs"]))
+    assert rows % 4  # or nothing would be dropped
+    as_transformers = {"last_batch": "drop", "warmup": 0.5, "warmup_from_zero": True, "clip": None}
+    history = metrics(trained(settings(as_transformers)))
+    assert len(history) == rows // 4 * 2
+    assert history[0]["learning_rate"] == 0 < history[1]["learning_rate"]
+    assert history[1]["chosen_logp"] != history[0]["chosen_logp"]  # another batch
 
 
 def test_pairs_without_log_probabilities_are_refused(

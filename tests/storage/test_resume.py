@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,8 +17,8 @@ from typing import Any
 import pytest
 
 from mnpo.errors import BadInput, DiskFull, Interrupted
-from mnpo.storage.artifacts import Spent, manifest
-from mnpo.storage.resume import SIGNALS, Session, resumable
+from mnpo.storage.artifacts import Spent, digest, manifest
+from mnpo.storage.resume import SIGNALS, Session, begun, resumable
 
 STAGE = "pair"  # a stage whose source digest is quick to take
 
@@ -283,6 +284,75 @@ def test_the_usual_pause_is_ten_minutes(output: Path, monkeypatch: pytest.Monkey
     with session_of(output) as session:
         for clock[0], due in ((599, False), (600, True)):
             assert session.due is due
+
+
+def test_a_checkpoint_is_worth_it_only_if_as_much_work_follows(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes into a training of fifteen it is not; a signal asks for one all the same."""
+    clock = [0.0]
+    monkeypatch.setattr("mnpo.storage.resume.time.monotonic", lambda: clock[0])
+    monkeypatch.delenv("MNPO_CHECKPOINT_MINUTES", raising=False)
+    with session_of(output) as session:
+        clock[0], session.left = 600, 599
+        assert not session.due
+        session.left = 600
+        assert session.due
+        session.left = 1
+        signal.raise_signal(signal.SIGTERM)
+        assert session.due
+
+
+def test_what_a_stop_takes_is_measured_and_recorded(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest step, 30 s, and writing a checkpoint, 40 s: the next session's are its own."""
+    clock = [0.0]
+    monkeypatch.setattr("mnpo.storage.resume.time.monotonic", lambda: clock[0])
+
+    def slow(directory: Path) -> None:
+        clock[0] += 40
+
+    def steps(session: Session, *seconds: float) -> None:
+        for taken in seconds:
+            clock[0] += taken
+            assert not session.due
+
+    with pytest.raises(Interrupted), session_of(output) as session:
+        clock[0] += 500  # loading a model: nothing is lost yet
+        steps(session, 10, 30, 5)
+        session.keep(3, slow)
+        assert session.stop_seconds == 30 + 40
+        stop(session)
+    assert begun(output)["stop_seconds"] == 70
+    with session_of(output) as session:
+        journal = session.journal("parts")
+        steps(session, 1)
+        clock[0] += 20
+        journal.add("a", 1)
+    assert manifest(output)["stop_seconds"] == 20 and begun(output) == {}
+
+
+def test_files_are_hashed_side_by_side(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two waits for the other: one after the other, they would wait for ever."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    both, hashed = threading.Barrier(2, timeout=20), hashlib.file_digest
+
+    def meet(stream: Any, algorithm: str) -> Any:
+        both.wait()
+        return hashed(stream, algorithm)
+
+    def write(directory: Path) -> None:
+        (directory / "one").write_text("one")
+        (directory / "two").write_text("two")
+
+    inputs = output.parent / "policy"
+    inputs.mkdir()
+    write(inputs)
+    monkeypatch.setattr(hashlib, "file_digest", meet)
+    assert digest(inputs)
+    with pytest.raises(Interrupted), session_of(output) as session:
+        session.keep(1, write)
+        stop(session)
+    with pytest.raises(Interrupted), session_of(output) as session:
+        assert session.latest()
+        stop(session)
 
 
 @pytest.mark.parametrize("given", ["often", "-1", "nan", ""])

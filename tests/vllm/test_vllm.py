@@ -167,7 +167,7 @@ def test_the_same_requests_get_the_same_responses_and_seeds_decide_which(llama: 
     same = decode(llama, [Request(requests[0].prompt, 7)] * 3)
     assert same[0] == same[1] == same[2]
     shuffled = np.random.default_rng(0).permutation(len(requests))
-    others = decode(llama, [requests[i] for i in shuffled], batch_size=4)  # chunks of 32: other neighbours, two chunks
+    others = decode(llama, [requests[i] for i in shuffled], batch_size=4)  # other neighbours
     equal = sum(other == responses[i] for i, other in zip(shuffled, others, strict=True))
     print(f"{equal}/60 responses equal in other company")
     assert equal >= 0.95 * len(requests)
@@ -261,7 +261,7 @@ def sft_settings(sft_settings: dict[str, Any], architecture: dict[str, Any]) -> 
 
 
 class Command:
-    """`mnpo sample` with sampler vllm, on part1's fourteen prompts, in a chunk of 8 responses each."""
+    """`mnpo sample` with sampler vllm, on part1's fourteen prompts; 8 finished responses are kept together."""
 
     def __init__(self, directory: Path, policy: Path, prompts: Path, text: Any) -> None:
         from mnpo.config.sampling import Sampling
@@ -273,7 +273,8 @@ class Command:
 
     def start(self, output: str) -> subprocess.Popen[str]:
         files = [f"--policy={self.policy}", f"--prompts={self.prompts}", f"--output={self.directory / output}"]
-        command = [sys.executable, "-m", "mnpo", "sample", "--settings", self.settings.model_dump_json(), *files]
+        together = "from mnpo import cli; from mnpo.samplers import vllm; vllm.TOGETHER = 8; cli.main()"
+        command = [sys.executable, "-c", together, "sample", "--settings", self.settings.model_dump_json(), *files]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
 
     def run(self, output: str) -> str:
@@ -290,7 +291,7 @@ def test_the_stage_samples_with_vllm_and_survives_kills(
     text: Any,
     manifest_of: Callable[[Path], dict[str, Any]],
 ) -> None:
-    """112 responses in 14 chunks; killed after two of them, and the file is that of a session that was not."""
+    """112 responses, one at a time; killed after two eights, and the file is that of a session that was not."""
     from mnpo.storage.records import SAMPLES, read
 
     command = Command(tmp_path, sft_policy, prompts_directory / "part1.parquet", text)
@@ -305,14 +306,14 @@ def test_the_stage_samples_with_vllm_and_survives_kills(
 
     journal = tmp_path / ".work-killed.parquet" / "journal.jsonl"
     with command.start("killed.parquet") as process:
-        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 16):
             time.sleep(0.002)
         process.kill()
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed.parquet").exists()
     kept = journal.read_bytes().count(b"\n")
-    assert 2 <= kept < 14
+    assert 16 <= kept < 112
     said = command.run("killed.parquet")
-    assert f"journal.jsonl: {kept} batches were finished before, and are not done again" in said
+    assert f"journal.jsonl: {kept} responses were finished before, and are not done again" in said
     assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert manifest_of(tmp_path / "killed.parquet")["resumed"] == 1
     assert not list(tmp_path.glob(".*"))

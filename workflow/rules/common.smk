@@ -8,7 +8,8 @@ def one_of(names):
 
 def asked(stage):
     """What a job of a stage asks for: what it needs by the configuration, where by the cluster file."""
-    place = CLUSTER.place(stage, PLAN.config.resources.of(stage)) if CLUSTER else {}
+    took = partial(calibration.stop_seconds, PLAN, stage)
+    place = CLUSTER.place(stage, PLAN.config.resources.of(stage), took) if CLUSTER else {}
     return PLAN.resources(stage) | place
 
 
@@ -41,7 +42,7 @@ def manifest(file):
 def drawn(policy, part, shard):
     """A shard of samples, and what the sampler says of their log-probabilities, where it is asked to."""
     files = {"samples": PLAN.files.samples(policy, part, shard)}
-    if PLAN.config.sampling.logprobs:
+    if PLAN.config.sampling.logprobs is True:
         files["logps"] = PLAN.files.sampler_logps(policy, part, shard)
     return files | {f"{name}_manifest": manifest(file) for name, file in files.items()}
 

@@ -22,10 +22,15 @@ rule assess:
         settings=lambda w: PLAN.settings("assess", policy=w.policy),
         code=PLAN.code("assess", PLAN.oracles.of_evaluation),
         against=lambda w, input: [f"--against={file}" for file in input.against],
+        store=lambda w, resources: (
+            [f"--store={PLAN.files.heldout_opinions(w.policy)}"]
+            if PLAN.oracles.judges(PLAN.oracles.of_evaluation)
+            else []
+        ),
         external=lambda w: found(*PLAN.oracles.sources(PLAN.oracles.of_evaluation)),
     shell:
         "exec python -m mnpo --log {log:q} assess --settings {params.settings:q} --policy {input.policy:q} --reference {input.reference:q}"
-        " --prompts {input.prompts:q} {params.against:q} --output {output.summary:q}"
+        " --prompts {input.prompts:q} {params.against:q} {params.store:q} --output {output.summary:q}"
 
 
 # One job measures a policy on all benchmarks that need no judge: the policy is loaded once. What an earlier job of the

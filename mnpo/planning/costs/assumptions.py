@@ -12,6 +12,8 @@ WRITE_EFFICIENCY = 0.25
 """Share of the memory's bandwidth that writing token by token reaches, with nothing but the weights counted."""
 OCCUPANCY = 0.5
 """Mean share of a batch that is still writing: a batch ends with its longest response."""
+QUEUE_OCCUPANCY = 0.85
+"""The same where thousands of requests wait in one queue (vLLM's of `sample`): the batch is full but for the end."""
 READ_FLOPS = 2
 """Per parameter and token: a forward pass."""
 TRAIN_FLOPS = 6
@@ -28,6 +30,16 @@ START = {"gpu": 20.0, "cpu": 8.0, "small": 2.0}
 """Seconds until a job begins, with a model on a GPU, with one on a CPU, or with none: Python and its libraries."""
 LOADING = 1e9
 """Bytes/s at which weights come from disk."""
+STORING = 1e9
+"""Bytes/s at which weights go to disk, all ranks together."""
+HASHING = 1e9
+"""Bytes/s of SHA-256, on one core."""
+FILE_BYTES = 5e9
+"""Of one file of a large checkpoint, which one core hashes: transformers' own limit is 5 GB."""
+COMPILING = 60.0
+"""Seconds in which vLLM compiles, warms up and captures graphs when it starts on a GPU."""
+CHECKPOINT_SECONDS = 600.0
+"""Between two checkpoints of a training (MNPO_CHECKPOINT_MINUTES)."""
 DOWNLOADING = 50e6
 """Bytes/s."""
 SMALL_JOB = 30.0

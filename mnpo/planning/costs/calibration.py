@@ -9,12 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mnpo.planning import job_graph
 from mnpo.planning.costs.hardware import CPU, known_as
 from mnpo.planning.costs.passes import passes
 from mnpo.planning.costs.quantities import Lengths, Quantities
 from mnpo.planning.plan import Plan
 from mnpo.planning.registry import Work
 from mnpo.storage.artifacts import Spent, manifest, manifest_path
+from mnpo.storage.resume import begun
 
 
 @dataclass(frozen=True)
@@ -94,3 +96,10 @@ def _finished(work: Work) -> list[dict[str, Any]]:
 
 def _manifest(file: str) -> dict[str, Any]:
     return manifest(file) if manifest_path(Path(file)).is_file() else {}
+
+
+def stop_seconds(plan: Plan, stage: str) -> float:
+    """The longest that a stop of one of a stage's jobs took, or would have, as finished and begun ones say."""
+    outputs = [output for work in job_graph.everything(plan) if work.stage == stage for output in work.outputs]
+    said = [facts.get("stop_seconds", 0.0) for output in outputs for facts in (_manifest(output), begun(Path(output)))]
+    return max(said, default=0.0)

@@ -13,6 +13,7 @@ from mnpo.planning.costs.assumptions import (
     CHOICE_TOKENS,
     GAME,
     OCCUPANCY,
+    QUEUE_OCCUPANCY,
     READ_EFFICIENCY,
     READ_FLOPS,
     TRAIN_EFFICIENCY,
@@ -35,6 +36,8 @@ class Pass:
     tokens: float
     batch: int = 1
     """Texts written together."""
+    occupancy: float = OCCUPANCY
+    """Mean share of the batch that is still writing."""
     counted: bool = True
     """Whether a manifest's `tokens` are these."""
     again: bool = False
@@ -61,9 +64,10 @@ def _sft(q: Quantities, work: Work) -> list[Pass]:
 
 def _sample(q: Quantities, work: Work) -> list[Pass]:
     n, drawn, batch = q.size(work.models[0]), q.prompts(work) * q.k, q.plan.config.sampling.batch_size
+    occupancy = QUEUE_OCCUPANCY if q.plan.config.sampling.sampler == "vllm" else OCCUPANCY
     return [
         Pass("read", n, q.prompts(work) * q.prompt, counted=False),
-        Pass("write", n, drawn * q.sampled, batch),
+        Pass("write", n, drawn * q.sampled, batch, occupancy),
     ]
 
 
@@ -176,5 +180,5 @@ def seconds(step: Pass, on: Device, gpus: int = 1) -> float:
     else:
         weights = WEIGHT_BYTES * n / (on.bandwidth * WRITE_EFFICIENCY)
         products = READ_FLOPS * n * step.batch / (on.flops * READ_EFFICIENCY)
-        rate = step.batch * OCCUPANCY / max(weights, products)
+        rate = step.batch * step.occupancy / max(weights, products)
     return step.tokens / (rate * gpus)

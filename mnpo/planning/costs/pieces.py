@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mnpo.planning.costs.assumptions import DOWNLOADING, LATENCY, LOADING, SMALL_JOB, START, WEIGHT_BYTES
+from mnpo.planning.costs.assumptions import DOWNLOADING, LATENCY, LOADING, SMALL_JOB, START
 from mnpo.planning.costs.calibration import Measured, Rate
 from mnpo.planning.costs.calls import Calls, calls, conversations
 from mnpo.planning.costs.disk import kept_bytes, passing_bytes
 from mnpo.planning.costs.hardware import CPU, DEVICES, device
+from mnpo.planning.costs.overhead import fixed, loading
 from mnpo.planning.costs.passes import Pass, passes, seconds
 from mnpo.planning.costs.quantities import Quantities
 from mnpo.planning.plan import Plan
@@ -31,7 +32,12 @@ class Estimate:
     start: float
     """Seconds until each job begins."""
     computing: float
-    """Seconds of each job after that: what its manifest will say."""
+    """Seconds of each job in which it loads weights and works with them."""
+    fixed: float
+    """Further seconds of each job, which its work does not need: hashing, compiling, saving (costs/overhead.py). Where
+    the seconds are measured, they are in `computing`."""
+    loading: float
+    """Of the seconds in `computing`, those in which libraries and weights are loaded."""
     tokens: float
     """Read, written and learnt, by all jobs and models."""
     calls: Calls
@@ -45,7 +51,12 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Of each job."""
-        return self.start + self.computing
+        return self.start + self.fixed + self.computing
+
+    @property
+    def overhead_hours(self) -> float:
+        """GPU-hours of all jobs in which nothing is computed, as far as is known."""
+        return self.work.jobs * self.gpus * (self.start + self.fixed + self.loading) / 3600
 
     @property
     def gpu_hours(self) -> float:
@@ -73,7 +84,8 @@ def estimate(plan: Plan, pieces: Sequence[Work], known: Measured | None = None) 
 def _estimate(q: Quantities, work: Work, known: Measured) -> Estimate:
     steps, asked, on = passes(q, work), calls(q, work), device(q.plan, work.needs)
     needs, factor = q.plan.config.resources.of(work.needs), known.tokens.get(work.stage, 1.0)
-    start, computing, source = _duration(q, work, steps, known, on)
+    start, computing, loaded, source = _duration(q, work, steps, known, on)
+    further = fixed(q, work, on, computing - loaded) if steps and source == DEFAULT else 0.0
     return Estimate(
         work,
         on,
@@ -81,6 +93,8 @@ def _estimate(q: Quantities, work: Work, known: Measured) -> Estimate:
         needs.cpus,
         start,
         computing,
+        further,
+        loaded,
         sum(step.tokens * (factor if step.counted else 1.0) for step in steps),
         asked,
         kept_bytes(q, work),
@@ -89,28 +103,31 @@ def _estimate(q: Quantities, work: Work, known: Measured) -> Estimate:
     )
 
 
-def _duration(q: Quantities, work: Work, steps: list[Pass], known: Measured, on: str) -> tuple[float, float, str]:
-    """Start and computation of each job in seconds, and where they come from."""
+def _duration(
+    q: Quantities, work: Work, steps: list[Pass], known: Measured, on: str
+) -> tuple[float, float, float, str]:
+    """Start and computation of each job in seconds, how much of that is loading, and where they come from."""
     key, gpus = (work.stage, on), max(1, q.plan.config.resources.of(work.needs).gpus)
     factor = known.tokens.get(work.stage, 1.0)
     start = START["small" if not steps else "cpu" if on == CPU else "gpu"]
     asking = sum(asked.count * LATENCY / at_once for asked, at_once in conversations(q, work)) / work.jobs
     if steps and key in known.rates:
         units = sum(step.parameters * step.tokens for step in steps if step.counted) * factor
-        rate = known.rates[key]
-        return start, asking + known.loading.get(key, 0.0) + units / work.jobs / (rate.value * gpus), _said(rate)
+        rate, loaded = known.rates[key], known.loading.get(key, 0.0)
+        return start, asking + loaded + units / work.jobs / (rate.value * gpus), loaded, _said(rate)
     if key in known.durations and not asking:
-        return start, known.durations[key].value, _said(known.durations[key])
+        return start, known.durations[key].value, 0.0, _said(known.durations[key])
     if steps:
-        loading = sum(WEIGHT_BYTES * q.size(model) for model in work.models) / LOADING
-        return start, asking + loading + sum(seconds(s, DEVICES[on], gpus) for s in steps) / work.jobs, DEFAULT
+        loaded = loading(q, work)
+        working = sum(seconds(s, DEVICES[on], gpus) for s in steps) / work.jobs
+        return start, asking + loaded + working, loaded, DEFAULT
     if asking:
-        return start, asking, DEFAULT
+        return start, asking, 0.0, DEFAULT
     if work.stage == "download":
-        return start, kept_bytes(q, work) / DOWNLOADING, DEFAULT
+        return start, kept_bytes(q, work) / DOWNLOADING, 0.0, DEFAULT
     if work.stage == "sft":
-        return start, kept_bytes(q, work) / LOADING, DEFAULT
-    return start, SMALL_JOB, DEFAULT
+        return start, kept_bytes(q, work) / LOADING, 0.0, DEFAULT
+    return start, SMALL_JOB, 0.0, DEFAULT
 
 
 def _said(rate: Rate) -> str:

@@ -77,7 +77,7 @@ def test_sampling_reads_each_prompt_once_and_writes_the_responses() -> None:
     e = of(tiny(), "sample a.1 part2")
     assert e.tokens == 1000 * 50 + 1000 * 4 * 100
     reading, writing = 2 * N * 50e3 / 346.15e12, 400e3 / 6700
-    assert e.computing == pytest.approx(2 * N / 1e9 + (reading + writing) / 2)  # weights at 1 GB/s; two shards
+    assert e.computing == pytest.approx(4 * N / 1e9 + (reading + writing) / 2)  # float32 at 1 GB/s; two shards
     assert e.gpu_hours == pytest.approx(2 * e.seconds / 3600)
 
 
@@ -92,10 +92,48 @@ def test_log_probabilities_and_training_encode_a_pairs_prompt_once() -> None:
     assert of(plan, "logps a.1 part2 rm chat under sft").tokens == 1000 * (50 + 100 + 100)
     e = of(plan, "train a.2")
     assert (e.tokens, e.gpus) == (3 * 250e3, 4)
-    assert e.computing == pytest.approx(2 * N / 1e9 + 6 * N * 750e3 / (4 * 247.25e12))
+    assert e.computing == pytest.approx(4 * N / 1e9 + 6 * N * 750e3 / (4 * 247.25e12))
     assert e.gpu_hours == pytest.approx(4 * e.seconds / 3600)
     checkpointed = of(tiny(training={"epochs": 3, "gradient_checkpointing": True}), "train a.2")
-    assert checkpointed.computing == pytest.approx(2 * N / 1e9 + 8 * N * 750e3 / (4 * 247.25e12))
+    assert checkpointed.computing == pytest.approx(4 * N / 1e9 + 8 * N * 750e3 / (4 * 247.25e12))
+
+
+def test_what_a_job_takes_beside_its_work() -> None:
+    """4 GB of a trained policy are read at 1 GB/s and hashed at 1 GB/s on the one core; what is trained, saved too."""
+    sampled, trained = of(tiny(), "sample a.1 part2"), of(tiny(), "train a.2")
+    assert (sampled.loading, sampled.fixed) == (4, 4)
+    assert of(tiny(), "score a.1 part2 rm").loading == of(tiny(), "score a.1 part2 rm").fixed == 4  # 2 G x 2 bytes
+    assert of(tiny(), "logps a.1 part2 rm chat under sft").loading == 2  # the fetched model's files
+    assert (trained.loading, trained.fixed) == (4, 4 + 4 + 4)  # hashed, saved, hashed
+    assert sampled.seconds == 20 + sampled.fixed + sampled.computing
+    assert sampled.overhead_hours == pytest.approx(2 * (20 + 4 + 4) / 3600)
+    assert trained.overhead_hours == pytest.approx(4 * (20 + 4 + 12) / 3600)
+    assert of(tiny(), "pair a.1 part2 rm").overhead_hours == 0  # no GPU waits
+
+    by_vllm = of(tiny(sampling={"sampler": "vllm"}), "sample a.1 part2")
+    assert by_vllm.fixed == 60 + 4
+    assert (
+        of(tiny(sampling={"sampler": "vllm"}, resources={"stages": {"sample": {"gpus": 0}}}), "sample a.1 part2").fixed
+        == 4
+    )
+
+
+def test_files_are_hashed_side_by_side_and_each_rank_hashes_its_own() -> None:
+    """40 GB are eight files: 40 s on a core, 5 s on eight, no less on 64. A checkpoint comes every ten minutes."""
+    large: dict[str, Any] = {"models": TINY["models"] | {"base": {"path": "base", "parameters": 10}}}
+    for cpus, hashing in ((1, 40), (8, 5), (64, 5)):
+        at = {"resources": {"gpus": 8, "stages": {"sample": {"gpus": 1, "cpus": cpus}}}}
+        assert of(tiny(**large, **at), "sample a.1 part2").fixed == pytest.approx(hashing)
+    # 6 x 1e9 x 250e3 x epochs / (4 x 247.25e12) seconds: 1.517 an epoch
+    for epochs, checkpoints in ((395, 0), (790, 0), (793, 1), (1190, 2)):
+        e = of(tiny(training={"epochs": epochs}), "train a.2")
+        assert e.fixed == pytest.approx(12 + checkpoints * (12 + 12 / 4))
+
+
+def test_one_queue_keeps_the_batch_full(root: Path) -> None:
+    """vLLM's samples wait in one queue: 85% of the batch is writing, not half of it."""
+    half, full = of(tiny(), "sample a.1 part2"), of(tiny(sampling={"sampler": "vllm"}), "sample a.1 part2")
+    assert half.computing - full.computing == pytest.approx(400e3 / 13400 * (1 / 0.5 - 1 / 0.85) / 2)
 
 
 @pytest.mark.parametrize(("form", "pairs"), [("all", 6), ("each", 2)])  # of four responses
