@@ -94,8 +94,8 @@ class Demonstrations(Block):
     def _one_source(self) -> Demonstrations:
         if (self.file is None) == (self.dataset is None):
             raise ValueError("give one of file and dataset")
-        if self.file is not None and (given := {"split", "heldout_split"} & self.model_fields_set):
-            raise ValueError(f"{min(given)} is for a dataset, and {self.file} is a file")
+        if self.file is not None and (self.split != "train" or self.heldout_split):
+            raise ValueError(f"split and heldout_split are for a dataset, and {self.file} is a file")
         if self.heldout_split is not None and not self.heldout:
             raise ValueError("heldout_split needs heldout: how many conversations of it, or which share")
         return self

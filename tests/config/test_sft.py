@@ -15,6 +15,7 @@ from mnpo.config.reading import load
 from mnpo.planning import job_graph
 from mnpo.planning.estimate import forecast
 from mnpo.planning.plan import Plan
+from mnpo.stages.demonstrations import Settings
 
 FILE = {"source": "file", "path": "prompts.jsonl", "demonstrations": 0}
 OWN_ORACLE = {
@@ -47,7 +48,10 @@ def test_a_template_is_for_models_with_files_and_its_file_decides_what_reruns(pl
         ({"data": OWN, "steps": None}, "reference.sft: give one of steps and epochs"),
         ({"data": {}}, "reference.sft.data: give one of file and dataset"),
         ({"data": {"dataset": "other"}}, "reference.sft.data.dataset: unknown dataset 'other'"),
-        ({"data": OWN | {"split": "test"}}, "reference.sft.data: split is for a dataset, and own.jsonl is a file"),
+        (
+            {"data": OWN | {"split": "test"}},
+            "split and heldout_split are for a dataset, and own.jsonl is a file",
+        ),
         ({"data": {"dataset": "arc", "heldout_split": "test"}}, "heldout_split needs heldout"),
         ({"data": OWN | {"turns": "first"}}, "reference.sft.data.turns: Input should be 'all' or 'last'"),
         ({"data": OWN, "keep": "best"}, "keep: best needs a held-out loss; set reference.sft.data.heldout"),
@@ -71,6 +75,7 @@ def test_the_reference_rests_on_its_data_alone(planned: Callable[..., Plan]) -> 
         json.loads(plan.settings(*a, **k)) for a, k in ((["demonstrations"], {}), (["sft"], {"policy": "sft"}))
     )
     assert "turns" not in read["data"] or read["data"]["turns"] == "all"
+    Settings.model_validate(read)  # as the stage does
     assert learnt["turns"] == "last" and "data" not in learnt["sft"]
 
 
