@@ -47,7 +47,7 @@ def test_help_names_every_stage(mnpo: Call) -> None:
     code, out, _ = mnpo("--help")
     assert code == 0
     stages = ["prompts", "sft", "sample", "score", "pair", "logps", "train", "assess", "evaluate", "tabulate", "plot"]
-    stages += ["game", "theory", "costs", "plan", "show", "schema"]
+    stages += ["game", "theory", "study", "costs", "plan", "show", "schema"]
     assert all(f" {stage} " in out for stage in stages)
     assert "Exit codes" in out
 

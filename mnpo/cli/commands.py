@@ -225,6 +225,17 @@ def theory(
     STAGES["game"].module().theory(table=table, figures=figure, steps=steps, seed=seed)
 
 
+@app.command()
+def study(
+    table: Annotated[Path, typer.Option(help="The table, as CSV.")],
+    figure: Annotated[list[Path] | None, typer.Option(help="The map (.svg, .png, .pdf).")] = None,
+    games: Annotated[int, typer.Option(help="Random games of a mean.")] = 200,
+    seed: Seed = 0,
+) -> None:
+    """Measure where past policies, optimism or neither help most, on a grid of random exact games."""
+    STAGES["study"].module().run(table=table, figures=figure or [], games=games, seed=seed)
+
+
 @app.command(rich_help_panel="Stages")
 def costs(
     artifacts: Annotated[list[Path], typer.Argument(help="What was made, each with its manifest.")],

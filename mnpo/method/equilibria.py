@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mnpo.errors import BadInput
-from mnpo.method.games import Array, log_softmax
+from mnpo.method.games import Array, advantage, log_softmax
 
 
 def nash(preference: Array) -> Array:
@@ -25,6 +25,27 @@ def nash(preference: Array) -> Array:
         raise RuntimeError(f"no Nash policy found by linear programming: {solution.message}")
     probabilities: Array = np.clip(solution.x[:actions], 0, None)
     return probabilities / float(probabilities.sum())
+
+
+def nash_of_few(wins: Array) -> Array:
+    """[..., n] probabilities: the Nash policy of each game of n <= 3 policies, wins [..., n, n] (i beats j).
+
+    One that loses to nobody is it (the first, of several); of three in a circle each has the weight of the win between
+    the other two: rock, paper, scissors with unequal stakes.
+    """
+    margins = (wins - np.swapaxes(wins, -1, -2)) / 2  # 0 for a policy and itself, whatever the rounding
+    n = wins.shape[-1]
+    if n > 3:
+        raise BadInput(f"{n} policies: the closed form is for three at most; use nash()")
+    unbeaten = np.asarray((margins >= 0).all(-1))
+    pure: Array = np.eye(n)[unbeaten.argmax(-1)]
+    if n < 3:
+        return pure
+    stakes = abs(np.stack([margins[..., 1, 2], margins[..., 2, 0], margins[..., 0, 1]], -1))
+    total = stakes.sum(-1, keepdims=True)
+    circle = np.divide(stakes, total, out=np.zeros_like(stakes), where=total > 0)
+    weights: Array = np.where(unbeaten.any(-1, keepdims=True), pure, circle)
+    return weights
 
 
 def regularised_equilibrium(preference: Array, reference: Array, tau: float, tolerance: float = 1e-12) -> Array:
@@ -62,16 +83,17 @@ def player_gap(
 ) -> Array:
     """What a player could gain alone: `max_pi' J(pi', O) - J(pi, O)`, eq. 19. Probabilities [..., actions] -> [...].
 
+    Of one game, preference [actions, actions], or of as many as there are policies, [..., actions, actions].
     `J(pi, O) = pi P opposed - tau KL(pi || pi_ref)`, `opposed` the opponents' mixture, `reference` log-probabilities.
     """
-    advantage: Array = opposed @ preference.T
-    gained: Array = (policy * advantage).sum(-1)
+    gains = advantage(preference, opposed)
+    gained: Array = (policy * gains).sum(-1)
     if tau == 0:
-        gap: Array = advantage.max(-1) - gained
+        gap: Array = gains.max(-1) - gained
         return np.maximum(gap, 0.0)
     if reference is None:
         raise BadInput("the regularised gap needs the reference")
-    best: Array = tau * np.logaddexp.reduce(reference + advantage / tau, axis=-1)
+    best: Array = tau * np.logaddexp.reduce(reference + gains / tau, axis=-1)
     logs = np.log(np.where(policy > 0, policy, 1.0))  # 0 log 0 is 0
     divergence: Array = (policy * (logs - reference)).sum(-1)
     return np.maximum(best - gained + tau * divergence, 0.0)  # a true 0 rounds to -1e-16

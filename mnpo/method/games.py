@@ -60,6 +60,28 @@ def bradley_terry(rewards: Sequence[float] | Array) -> Array:
     return 0.5 * (1 + np.tanh((rewards[:, None] - rewards[None, :]) / 2))
 
 
+def partly_cyclic(actions: int, cyclic: float, seed: int, strength: float = 1.0) -> Array:
+    """[actions, actions]: a random preference of whose log-odds the share `cyclic` is no Bradley-Terry model's.
+
+    Random skew log-odds are split into the part that rewards explain (differences of their row means) and the rest,
+    which sums to nothing in every row: a circulation (the Hodge decomposition of 0811.1067). Both parts are brought to
+    one size and mixed, so that `cyclic` is the rest's share of the sum of squares; `strength` is the log-odds' root
+    mean square, whatever the share.
+    """
+    if not 0 <= cyclic <= 1:
+        raise BadInput(f"cyclic is {cyclic}: a share is between 0 and 1")
+    if actions < 3:
+        raise BadInput(f"{actions} actions have no cycle: give at least 3")
+    drawn = np.random.default_rng(seed).normal(size=(actions, actions))
+    odds = drawn - drawn.T
+    rewards = odds.mean(1)
+    ordered = rewards[:, None] - rewards[None, :]
+    parts = [part / np.linalg.norm(part) for part in (ordered, odds - ordered)]
+    size = strength * np.sqrt(actions * (actions - 1))
+    mixed: Array = size * (np.sqrt(1 - cyclic) * parts[0] + np.sqrt(cyclic) * parts[1])
+    return 0.5 * (1 + np.tanh(mixed / 2))
+
+
 def condorcet(rankings: Sequence[Sequence[int]] | Array, shares: Weights) -> Array:
     """[actions, actions]: P(a > b) is the share of annotators who rank a before b; a ranking lists actions, best first.
 
@@ -195,6 +217,12 @@ def normalised(weights: Weights | None, count: int, what: str = "weights") -> Ar
     if not ((values >= 0).all() and 0 < total < np.inf):
         raise BadInput(f"{what} {values.tolist()}: each must be a number >= 0, and those in use must not all be 0")
     return values[:count] / total
+
+
+def advantage(preference: Array, against: Array) -> Array:
+    """P(y > against) of every action: [..., actions, actions] and probabilities [..., actions] -> [..., actions]."""
+    beaten: Array = (preference @ against[..., None])[..., 0]
+    return beaten
 
 
 def log_softmax(logits: Array) -> Array:

@@ -14,14 +14,17 @@ from mnpo.method.equilibria import duality_gap, player_gap
 from mnpo.method.games import Array, Game, choose, normalised
 from mnpo.method.updates import (
     COMPARISONS,
+    Seen,
     egpo,
     ht_mnpo,
     inpo,
     ipo,
     multiplicative_weights,
     nash_md,
+    nash_weights,
     onpo,
     opponent_weights,
+    optimistic_td_mnpo,
     td_mnpo,
 )
 
@@ -50,6 +53,7 @@ class Settings:
     learning_rate: float = 1.0
     weights: tuple[float, ...] | None = None  # over the history, newest first, or the other players in their order
     comparisons: str = "policy"
+    seen: Seen = np.exp
 
     @property
     def over_history(self) -> tuple[float, ...]:
@@ -61,14 +65,14 @@ Iterates = Iterator[Array]  # [players, actions] log-probabilities, the start fi
 Algorithm = Callable[[Game, Settings], Iterates]
 
 
-def _from_current(update: Callable[[Array, Array, Array, float, float], Array]) -> Algorithm:
-    """Algorithms that need pi_t alone: `update(preference, policy, reference, learning_rate, ratio)`."""
+def _from_current(update: Callable[..., Array]) -> Algorithm:
+    """Algorithms that need pi_t alone: `update(preference, policy, reference, learning_rate, ratio, seen)`."""
 
     def iterates(game: Game, settings: Settings) -> Iterates:
         rate, policy = settings.learning_rate, game.reference
         while True:
             yield policy[None]
-            policy = update(game.preferences[0], policy, game.reference, rate, rate * game.tau)
+            policy = update(game.preferences[0], policy, game.reference, rate, rate * game.tau, settings.seen)
 
     return iterates
 
@@ -103,7 +107,24 @@ def _onpo(game: Game, settings: Settings) -> Iterates:
     rate, policy, base = settings.learning_rate, game.reference, game.reference
     while True:
         yield policy[None]
-        policy, base = onpo(game.preferences[0], policy, base, rate, game.reference, rate * game.tau)
+        policy, base = onpo(game.preferences[0], policy, base, rate, game.reference, rate * game.tau, settings.seen)
+
+
+def _optimistic(game: Game, settings: Settings) -> Iterates:
+    rate, policy, bases = settings.learning_rate, game.reference, game.reference[None]
+    shared = (game.reference, rate, rate * game.tau, settings.seen)
+    while True:
+        yield policy[None]
+        policy, base = optimistic_td_mnpo(game.preferences[0], policy, bases, settings.over_history, *shared)
+        bases = np.concatenate([base[None], bases])[: len(settings.over_history)]
+
+
+def _td_mnpo(preference: Array, past: Array, game: Game, settings: Settings, nash: bool = False) -> Array:
+    rate = settings.learning_rate
+    weights = nash_weights(preference, past) if nash else settings.over_history
+    return td_mnpo(
+        preference, past, weights, game.reference, rate, rate * game.tau, settings.comparisons, settings.seen
+    )
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -111,19 +132,18 @@ ALGORITHMS: dict[str, Algorithm] = {
         lambda p, past, game, s: multiplicative_weights(p, past, s.learning_rate, s.over_history)
     ),
     # its learning rate is 1 / tau whatever the play's
-    "ipo": _from_current(lambda p, policy, reference, rate, ratio: ipo(p, policy, reference, rate / ratio)),
+    "ipo": _from_current(lambda p, policy, reference, rate, ratio, _: ipo(p, policy, reference, rate / ratio)),
     "inpo": _from_current(inpo),
-    "td-mnpo": _from_history(
-        lambda p, past, game, s: td_mnpo(
-            p, past, s.over_history, game.reference, s.learning_rate, s.learning_rate * game.tau, s.comparisons
-        )
-    ),
+    "td-mnpo": _from_history(_td_mnpo),
+    "td-mnpo-nash": _from_history(partial(_td_mnpo, nash=True)),  # of its weights only how many there are counts
+    "td-mnpo-optimistic": _optimistic,
     "ht-mnpo": _ht_mnpo,
     "ht-mnpo-alternating": partial(_ht_mnpo, alternating=True),
     "onpo": _onpo,
     "egpo": _from_current(lambda *state: egpo(*state)[0]),
     "nash-md": _from_current(nash_md),
 }
+HISTORIC = ("td-mnpo", "td-mnpo-nash", "td-mnpo-optimistic", "multiplicative-weights")
 HETEROGENEOUS = ("ht-mnpo", "ht-mnpo-alternating")  # players with oracles of their own
 
 
@@ -170,7 +190,7 @@ def _check_weights(game: Game, algorithm: str, weights: tuple[float, ...] | None
             raise BadInput(f"weights {list(weights)}: {game.players} players, so give one for each of the others")
         normalised(weights, len(weights))
         return
-    if algorithm not in ("td-mnpo", "multiplicative-weights"):
+    if algorithm not in HISTORIC:
         raise BadInput(f"{algorithm} has no history: leave weights out, or use td-mnpo")
     normalised(weights, len(weights))
     if not weights or weights[0] <= 0:

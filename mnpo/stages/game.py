@@ -44,8 +44,12 @@ NEARER, FARTHER = (
 TD_MNPO = [Entry("td-mnpo", weights, kind) for weights, kind in product((NEARER, FARTHER), updates.COMPARISONS)]
 HT_MNPO = [*(Entry("ht-mnpo", None, kind) for kind in updates.COMPARISONS), Entry("ht-mnpo-alternating")]
 # Without the reference IPO is undefined, and INPO and Nash-MD are multiplicative weights: one row for the three.
-UNREGULARISED = [Entry("multiplicative-weights"), *TD_MNPO, Entry("onpo"), Entry("egpo"), *HT_MNPO]
-REGULARISED = [Entry("ipo"), Entry("inpo"), *TD_MNPO, Entry("onpo"), Entry("egpo"), Entry("nash-md"), *HT_MNPO]
+OURS = [
+    Entry("td-mnpo-nash", (1.0, 1.0, 1.0)),
+    Entry("td-mnpo-optimistic", NEARER),
+]  # of the weights of Nash, their number counts
+UNREGULARISED = [Entry("multiplicative-weights"), *TD_MNPO, *OURS, Entry("onpo"), Entry("egpo"), *HT_MNPO]
+REGULARISED = [Entry("ipo"), Entry("inpo"), *TD_MNPO, *OURS, Entry("onpo"), Entry("egpo"), Entry("nash-md"), *HT_MNPO]
 TAUS = (0.0, 0.01, 0.1)
 
 # The columns of the theory table, in order.
@@ -114,8 +118,8 @@ def run(
         "steps": steps,
     }
     rows = _trace_rows(trace)
-    _write_table(rows, table, settings)
-    _write_figures(lambda: plot([(f"{game.name}, tau = {tau:g}", [(algorithm, trace)])]), figures, settings)
+    write_table(rows, table, "game", settings)
+    write_figures(lambda: plot([(f"{game.name}, tau = {tau:g}", [(algorithm, trace)])]), figures, "game", settings)
     return settings | {
         "gap_last": trace.gap_last[-1].tolist(),
         "gap_average": trace.gap_average[-1].tolist(),
@@ -200,8 +204,8 @@ def theory(
                 curves.append((entry.label, trace))
         panels.append((f"{name}, tau = {tau:g}", curves))
     settings = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-    _write_table(rows, table, settings)
-    _write_figures(lambda: plot(panels, columns=len(games.PRESETS)), figures, settings)
+    write_table(rows, table, "game", settings)
+    write_figures(lambda: plot(panels, columns=len(games.PRESETS)), figures, "game", settings)
     return rows
 
 
@@ -285,7 +289,7 @@ def plot(panels: list[tuple[str, Curves]], columns: int = 1) -> "Figure":
     return figure
 
 
-def _write_figures(draw: Callable[[], "Figure"], paths: Sequence[Path], settings: Settings) -> None:
+def write_figures(draw: Callable[[], "Figure"], paths: Sequence[Path], stage: str, settings: Settings) -> None:
     """The same bytes every time: no date, and ids that do not depend on the process."""
     if not paths:
         return
@@ -297,14 +301,15 @@ def _write_figures(draw: Callable[[], "Figure"], paths: Sequence[Path], settings
             kind = Path(path).suffix[1:]
             if kind not in figure.canvas.get_supported_filetypes():
                 raise BadInput(f"{path}: no figure format {kind!r}: name it .svg, .png or .pdf")
-            with artifact(path, "game", settings) as made:
+            with artifact(path, stage, settings) as made:
                 figure.savefig(made.path, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else {})
 
 
-def _write_table(rows: Sequence[Mapping[str, Any]], path: Path | None, settings: Settings) -> None:
+def write_table(rows: Sequence[Mapping[str, Any]], path: Path | None, stage: str, settings: Settings) -> None:
+    """`rows` as CSV with a manifest, where there is a path."""
     if path is None:
         return
     from pandas import DataFrame
 
-    with artifact(path, "game", settings) as made:
+    with artifact(path, stage, settings) as made:
         DataFrame(rows).to_csv(made.path, index=False, float_format="%.4g", lineterminator="\n")

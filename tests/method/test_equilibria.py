@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from mnpo.errors import BadInput
 from mnpo.method import equilibria, games, updates
 from mnpo.method.equilibria import duality_gap, player_gap
 from mnpo.method.games import preset
@@ -75,3 +76,20 @@ def test_regularised_equilibrium_goes_from_reference_to_nash() -> None:
     strong, weak = (equilibria.regularised_equilibrium(preference, game.reference, tau) for tau in (1e4, 1e-3))
     np.testing.assert_allclose(strong, game.reference, atol=1e-3)
     np.testing.assert_allclose(np.exp(weak), equilibria.nash(preference), atol=0.02)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 3))
+def test_the_closed_form_for_few_policies_is_a_nash_policy(seed: int, n: int) -> None:
+    """Its worst outcome is 1/2, as linear programming's is."""
+    wins = games.random_preference(n, seed)
+    weights = equilibria.nash_of_few(wins)
+    assert weights.min() >= 0 and abs(weights.sum() - 1) < 1e-12
+    assert (weights @ wins).min() > 0.5 - 1e-12
+
+
+def test_stakes_of_a_circle_by_hand() -> None:
+    """a beats b by .1, b beats c by .2, c beats a by .3: weights are the wins of the other two, 2 : 3 : 1."""
+    wins = 0.5 + np.array([[0, 0.1, -0.3], [-0.1, 0, 0.2], [0.3, -0.2, 0]])
+    np.testing.assert_allclose(equilibria.nash_of_few(wins), [2 / 6, 3 / 6, 1 / 6])
+    with pytest.raises(BadInput, match="4 policies"):
+        equilibria.nash_of_few(np.full((4, 4), 0.5))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from mnpo.errors import BadInput
 from mnpo.method import games
 from mnpo.method.equilibria import duality_gap
 from mnpo.method.games import preset
@@ -100,3 +101,25 @@ def test_game_errors() -> None:
 def test_a_constant_in_the_logits_is_no_difference(values: np.ndarray, constant: float) -> None:
     np.testing.assert_allclose(games.log_softmax(values + constant), games.log_softmax(values), atol=1e-10)
     assert np.exp(games.log_softmax(values)).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("cyclic", [0.0, 0.3, 1.0])
+def test_the_cyclic_share_is_what_rewards_do_not_explain(cyclic: float) -> None:
+    """Least squares of the log-odds on differences of rewards leaves `cyclic` of the sum of squares; `strength` is the
+    root mean square."""
+    preference = games.partly_cyclic(6, cyclic, seed=3, strength=1.5)
+    games.check_preference(preference, "here")
+    odds = np.log(preference / (1 - preference))
+    a, b = np.triu_indices(6, 1)
+    design = np.zeros((len(a), 6))
+    design[np.arange(len(a)), a], design[np.arange(len(a)), b] = 1, -1
+    explained = design @ np.linalg.lstsq(design, odds[a, b], rcond=None)[0]
+    assert ((odds[a, b] - explained) ** 2).sum() / (odds[a, b] ** 2).sum() == pytest.approx(cyclic, abs=1e-12)
+    assert np.sqrt((odds[a, b] ** 2).mean()) == pytest.approx(1.5)
+
+
+def test_partly_cyclic_refuses_what_is_no_share() -> None:
+    with pytest.raises(BadInput, match=r"cyclic is 1.5"):
+        games.partly_cyclic(6, 1.5, 0)
+    with pytest.raises(BadInput, match="2 actions have no cycle"):
+        games.partly_cyclic(2, 0.5, 0)

@@ -147,3 +147,57 @@ def test_opponents_move_with_their_weights(order: list[int], values: np.ndarray)
     preference, opponents, weights = games.random_preference(5, 0), games.log_softmax(values), np.array([0.5, 0.3, 0.2])
     one = updates.multiplicative_weights(preference, opponents, 1.0, weights)
     np.testing.assert_allclose(updates.multiplicative_weights(preference, opponents[order], 1.0, weights[order]), one)
+
+
+def test_several_games_at_once_are_each_of_them_alone() -> None:
+    """Updates over [games, ...] arrays: the same numbers as one game after the other."""
+    preferences = np.stack([games.random_preference(5, seed) for seed in range(3)])
+    history = games.log_softmax(np.random.default_rng(0).normal(size=(2, 3, 5)))
+    reference = games.log_softmax(np.random.default_rng(1).normal(size=5))
+    every = (preferences, history[0], np.tile(reference, (3, 1)), 0.7, 0.2)
+    for update in (updates.inpo, updates.nash_md, lambda *a: updates.egpo(*a)[0]):
+        each = [update(preferences[g], history[0, g], reference, 0.7, 0.2) for g in range(3)]
+        np.testing.assert_allclose(update(*every), each, atol=1e-14)
+    for comparisons in updates.COMPARISONS:
+        together = updates.td_mnpo(preferences, history, [0.3, 0.7], reference, 0.7, 0.2, comparisons)
+        each = [
+            updates.td_mnpo(preferences[g], history[:, g], [0.3, 0.7], reference, 0.7, 0.2, comparisons)
+            for g in range(3)
+        ]
+        np.testing.assert_allclose(together, each, atol=1e-14)
+
+
+def test_what_the_oracle_sees_takes_the_policys_place_in_the_advantage_alone() -> None:
+    """Pairs of rock only: P(y > rock) = (1/2, 1, 0), at rate 4 log 2 the gains are (4, 16, 1); the anchor is HALF's."""
+
+    def rock(policy: np.ndarray) -> np.ndarray:
+        return np.array([1.0, 0.0, 0.0])
+
+    assert_policy(updates.inpo(RPS, HALF, UNIFORM, RATE, 0.0, rock), 2, 4, 1 / 4)
+
+
+def test_nash_weights_by_hand() -> None:
+    """Policies that are almost rock, paper, scissors play rps: a third each. Of paper and rock, paper is all; of two
+    equals, the newest."""
+    pure = np.log(np.eye(3) * (1 - 3e-12) + 1e-12)
+    np.testing.assert_allclose(updates.nash_weights(RPS, pure), [1 / 3, 1 / 3, 1 / 3], atol=1e-9)
+    np.testing.assert_allclose(updates.nash_weights(RPS, pure[:2]), [0, 1])
+    np.testing.assert_allclose(updates.nash_weights(RPS, pure[[1, 0]]), [1, 0])
+    np.testing.assert_allclose(updates.nash_weights(RPS, pure[[0, 0]]), [1, 0])
+    several = updates.nash_weights(np.stack([RPS, RPS.T]), np.stack([pure[[0, 0]], pure[[1, 1]]]))
+    np.testing.assert_allclose(several, [[0, 1], [1, 0]])
+
+
+def test_optimistic_td_mnpo_with_one_base_is_onpo() -> None:
+    base = np.log([0.2, 0.3, 0.5])
+    one = updates.optimistic_td_mnpo(RPS, HALF, base[None], None, UNIFORM, RATE, 0.3)
+    np.testing.assert_allclose(one, updates.onpo(RPS, HALF, base, RATE, UNIFORM, 0.3))
+
+
+def test_optimistic_td_mnpo_by_hand() -> None:
+    """Bases (1/2, 1/4, 1/4) and (1/4, 1/2, 1/4), half each, no reference: anchor (2^-1.5, 2^-1.5, 2^-2), once and
+    twice the gains 2^(2, 2.5, 1.5) of HALF."""
+    bases = np.stack([HALF, np.log([1 / 4, 1 / 2, 1 / 4])])
+    policy, base = updates.optimistic_td_mnpo(RPS, HALF, bases, [0.5, 0.5], UNIFORM, RATE, 0.0)
+    assert_policy(base, 2**0.5, 2, 2**-0.5)
+    assert_policy(policy, 2**2.5, 2**3.5, 2)
