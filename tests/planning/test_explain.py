@@ -156,7 +156,7 @@ CASES: dict[str, tuple[Callable[[Checkout], None], str, list[str]]] = {
         edit(
             CONFIG,
             "evaluation:",
-            "  ipo: { objective: { name: ipo }, oracle: overall, iterations: [{ parts: [1] }] }\nevaluation:",
+            "  ipo: { objective: { name: ipo, eta: 0.1 }, oracle: overall, iterations: [{ parts: [1] }] }\nevaluation:",
         ),
         MAIN,
         [f"{RESULTS}/evals/ipo.1/heldout.json, {RESULTS}/evals/ipo.1/heldout.parquet is among its inputs now"],
