@@ -133,7 +133,7 @@ class Config(Block):
         if e.oracle is None and (needing := [t for t in self.tables.targets if t in DECIDED]):
             raise ValueError(
                 f"evaluation.oracle: required by tables.targets ({', '.join(needing)}); name who decides wins on "
-                "held-out prompts, or leave these out"
+                "held-out prompts, or leave these out and ask for `policies` instead"
             )
         return self
 

@@ -104,7 +104,7 @@ class Evaluation(Block):
 
 Table = Literal["table2", "table3", "table4", "table5", "table6", "table7", "table8"]
 Target = Literal[
-    Table, "heldout", "players", "exploitability", "preferences", "benchmarks", "figures", "costs", "theory",
+    Table, "policies", "heldout", "players", "exploitability", "preferences", "benchmarks", "figures", "costs", "theory",
     "rehearsal",
 ]  # fmt: skip
 DECIDED: tuple[Target, ...] = ("heldout", "players", "figures")

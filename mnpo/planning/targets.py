@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from mnpo.config.blocks import ConfigError
+from mnpo.config.blocks import REFERENCE, ConfigError
 from mnpo.config.configuration import Config
 from mnpo.config.evaluation import Target
 from mnpo.planning import paper_tables
@@ -29,7 +29,7 @@ class Targets:
     @property
     def names(self) -> list[str]:
         """Targets that several rules, or several jobs of one rule, make."""
-        return [*paper_tables.TABLES, "heldout", "figures"]
+        return [*paper_tables.TABLES, "policies", "heldout", "figures"]
 
     @property
     def of_paper(self) -> list[str]:
@@ -71,6 +71,12 @@ class Targets:
         ]
 
     @property
+    def trained(self) -> list[str]:
+        """The last policy of every run, and the reference where it is fine-tuned: what there is without any measurement."""
+        reference = [REFERENCE] if self.config.reference.sft else []
+        return [self.files.policy(policy) for policy in [*reference, *self.policies.lasts]]
+
+    @property
     def heldout(self) -> list[str]:
         """The printed tables of held-out prompts."""
         return [f"{self.files.table(name)}.{ending}" for name in TABLES for ending in TABLE_ENDINGS]
@@ -98,6 +104,8 @@ class Targets:
         """The files behind a target of the workflow."""
         if name in paper_tables.TABLES:
             return self.comparison(name)
+        if name == "policies":
+            return self.trained
         if name == "theory":
             return [f"{self.files.table(name)}.csv", *(f"{self.files.figure(name)}.{e}" for e in ("svg", "png"))]
         if name == "figures":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mnpo.config.blocks import ConfigError
+from mnpo.config.reading import load
 from mnpo.planning import job_graph
 from mnpo.planning.outline import describe
 from mnpo.planning.plan import Plan
@@ -50,6 +53,45 @@ def test_chosen_and_rejected_of_the_data_need_no_samples_and_no_oracle(planned: 
     assert plan.files.fit_pairs(plan.policies.fits["mine.1"]) == ["results/demo/pairs/dataset/part1/dataset.parquet"]
     rows = json.loads(plan.settings("preferences"))["rows"]
     assert rows == [["data set", 1, "dataset"], ["data set", 2, "dataset"]]
+
+
+def test_policies_are_a_target_that_needs_no_oracle(planned: Planned) -> None:
+    """The last policy of every run, of every seed; the reference too, where it is fine-tuned."""
+    nobody = {"evaluation": {"oracle": None, "scores": [], "accuracy": None, "majority": None}}
+    plan = planned(**asked() | nobody | {"seeds": 2, "tables": {"targets": ["policies"], "win_against": ["sft"]}})
+    assert plan.targets.of("policies") == [plan.files.policy("mine.2"), plan.files.policy("mine.s2.2")]
+    assert "policies" in plan.targets.names  # a rule of its own
+    trained = [work.what for work in job_graph.needed(plan, plan.targets.of("policies")) if work.stage == "train"]
+    assert trained == ["mine.1", "mine.2", "mine.s2.1", "mine.s2.2"]
+    tuned = planned(tables={"targets": ["policies"]})
+    assert tuned.targets.of("policies")[0] == tuned.files.policy("sft")
+    with pytest.raises(
+        ConfigError, match=r"tables\.targets \(heldout\).* leave these out and ask for `policies` instead"
+    ):
+        planned(**asked() | nobody | {"tables": {"targets": ["heldout"], "win_against": ["sft"]}})
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "jobs"),
+    [
+        ("lessons", "conversations", ["demonstrations", "sft"]),
+        ("pairs", "pairs", ["prompts", "prefer", "sft", "logps", "train", "preferences"]),
+    ],
+)
+def test_the_pages_examples_are_complete(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: str, jobs: list[str]
+) -> None:
+    """Written to a file as they stand, they are plans, and they train."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (root / "docs/data.md").read_text(), re.M | re.S)
+    (text,) = [block for block in blocks if f"\nname: {name}\n" in block]
+    (tmp_path / f"{name}.yaml").write_text(text)
+    row = {"prompt": "Say", "chosen": "one", "rejected": "two", "response": "three"}
+    lines = [json.dumps(row | {"prompt": f"Say {n}"}) + "\n" for n in range(160)]
+    (tmp_path / f"{rows}.jsonl").write_text("".join(lines))
+    plan = Plan(load(tmp_path / f"{name}.yaml"))
+    made = job_graph.needed(plan, job_graph.files(plan, plan.config.tables.targets))
+    assert sorted({work.stage for work in made} - {"download"}) == sorted(jobs)
 
 
 def test_with_responses_and_an_oracle_these_are_scored(planned: Planned) -> None:
