@@ -67,6 +67,18 @@ def test_stages_run_with_the_plans_settings_as_json_or_from_a_file(mnpo: Call, t
     assert len(read(PROMPTS, tmp_path / "a" / "part3.parquet")) == 7
 
 
+def test_show_says_how_the_report_of_this_configuration_is_made(
+    mnpo: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Path
+) -> None:
+    """Plain `snakemake report` would plan config.yaml, the paper."""
+    monkeypatch.chdir(tmp_path)
+    Path("results/demo/tables").mkdir(parents=True)
+    Path("results/demo/tables/main.md").write_text("the table")
+    code, out, _ = mnpo("show", "--config", demo)
+    assert code == 0 and out.startswith("the table")
+    assert f"report   `snakemake --configfile {demo} --cores 1 -- report` makes it" in out
+
+
 def test_options_that_repeat_are_lists_of_files(mnpo: Call, tmp_path: Path, chain: dict[str, Path]) -> None:
     output = tmp_path / "pairs.parquet"
     arguments = [f"--samples={chain['samples']}", f"--scores={chain['scores']}", f"--output={output}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,7 +107,8 @@ def show(config: Config = Path("config.yaml")) -> None:
     typer.echo(f"tables   {plan.files.root}/tables/   (CSV and Markdown)")
     typer.echo(f"figures  {plan.files.root}/figures/  (SVG and PNG)")
     report = Path(plan.files.report)
-    typer.echo(f"report   {report}" if report.is_file() else "report   `snakemake report` makes it")
+    make = f"`snakemake --configfile {shlex.quote(str(config))} --cores 1 -- report` makes it"
+    typer.echo(f"report   {report if report.is_file() else make}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -72,7 +72,7 @@ class Targets:
 
     @property
     def trained(self) -> list[str]:
-        """The last policy of every run, and the reference where it is fine-tuned: what there is without any measurement."""
+        """The last policy of every run, and the reference where it is fine-tuned: all without measuring."""
         reference = [REFERENCE] if self.config.reference.sft else []
         return [self.files.policy(policy) for policy in [*reference, *self.policies.lasts]]
 
