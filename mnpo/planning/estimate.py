@@ -19,7 +19,7 @@ from mnpo.planning.costs.calibration import Measured, measured
 from mnpo.planning.costs.calls import Calls
 from mnpo.planning.costs.hardware import DEVICES
 from mnpo.planning.costs.pieces import Estimate, estimate
-from mnpo.planning.costs.quantities import parameters
+from mnpo.planning.costs.quantities import Quantities, parameters
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.plan import Plan
 from mnpo.planning.registry import Work
@@ -271,7 +271,7 @@ def slopes(config: Config, run: str, known: Measured | None = None) -> dict[str,
     """
     before = forecast(Plan(config), known=known or Measured())
     p = config.prompts
-    twice = {"part_size": p.part_size and 2 * p.part_size, "expected": p.expected and 2 * p.expected}
+    twice = {"part_size": 2 * Quantities(before.plan).part}
     changed = {
         "one more player": _with_run(config, run, _one_more_player(config, run)),
         "one more run": _once_more(config, run),

@@ -13,6 +13,8 @@ import pytest
 from mnpo.config.blocks import ConfigError
 from mnpo.config.reading import load
 from mnpo.planning import job_graph
+from mnpo.planning.costs.quantities import Quantities
+from mnpo.planning.estimate import forecast, slopes
 from mnpo.planning.outline import describe
 from mnpo.planning.plan import Plan
 
@@ -79,7 +81,7 @@ def test_policies_are_a_target_that_needs_no_oracle(planned: Planned) -> None:
 def test_the_pages_examples_are_complete(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: str, jobs: list[str]
 ) -> None:
-    """Written to a file as they stand, they are plans, and they train."""
+    """Written to a file as they stand, `mnpo plan` prices them, and they train."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```yaml\n(.*?)^```", (root / "docs/data.md").read_text(), re.M | re.S)
     (text,) = [block for block in blocks if f"\nname: {name}\n" in block]
@@ -90,6 +92,38 @@ def test_the_pages_examples_are_complete(
     plan = Plan(load(tmp_path / f"{name}.yaml"))
     made = job_graph.needed(plan, job_graph.files(plan, plan.config.tables.targets))
     assert sorted({work.stage for work in made} - {"download"}) == sorted(jobs)
+    assert {e.work.stage for e in forecast(plan).estimates} >= {jobs[1]}
+
+
+def test_the_plan_counts_what_a_local_file_has(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """25 rows of 21 different prompts, 5 held out, in two parts; demonstrations: 25 rows, 20 % kept aside."""
+    monkeypatch.chdir(tmp_path)
+    answer = {"chosen": "one", "rejected": "two", "response": "three"}
+    lines = [json.dumps({"prompt": f"Say {n}", **answer}) + "\n" for n in (*range(21), *range(4))]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    sft = {"data": {"file": "rows.jsonl", "heldout": 0.2}, "steps": None, "epochs": 1}
+    prompts = {"parts": 2, "part_size": None, "heldout": 5}
+
+    def of(**changed: Any) -> Quantities:
+        return Quantities(planned(**asked(prompts=prompts | changed) | {"reference": {"sft": sft}}))
+
+    assert (of().part, of().demonstrations) == (8, 20)
+    assert of(expected=100).part == 50  # what is said comes first
+    counted, said = (
+        slopes(
+            planned(**asked({"name": "td-mnpo", "eta": 1, "history": 1}, prompts=prompts | {"part_size": size})).config,
+            "mine",
+        )
+        for size in (None, 8)
+    )
+    assert counted["twice the prompts"] == said["twice the prompts"] and said["twice the prompts"].tokens
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has 21 different prompts, too few for heldout 20 and 2 parts"):
+        of(heldout=20)
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"part_size, or expected .*; rows\.jsonl, to count them in, is not there"):
+        of()
 
 
 def test_with_responses_and_an_oracle_these_are_scored(planned: Planned) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -10,12 +12,15 @@ from typing import Any
 
 from mnpo.benchmarks.cards import CARDS
 from mnpo.config.blocks import DATASET, ConfigError
-from mnpo.config.sources import Model
+from mnpo.config.sources import Model, Prompts
+from mnpo.config.training import Demonstrations
 from mnpo.models import checkpoints
 from mnpo.planning.costs.assumptions import DEMO_ITEMS
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.plan import Plan
 from mnpo.planning.registry import Work
+from mnpo.storage import conversations
+from mnpo.storage.records import read_rows
 
 
 def parameters(model: Model) -> float:
@@ -51,6 +56,44 @@ def _gemma2(architecture: dict[str, Any], vocabulary: int) -> float:
     return float(vocabulary * hidden + layers * (attention + 3 * hidden * inner + 4 * hidden) + hidden)
 
 
+def _a_part(prompts: Prompts) -> int:
+    """Prompts of a part, by the configuration or else by the file itself. Raises ConfigError."""
+    if prompts.source == "none" or prompts.a_part is not None:
+        return prompts.a_part or 0
+    if prompts.path is None or not Path(prompts.path).is_file():
+        missing = f"; {prompts.path}, to count them in, is not there" if prompts.path else ""
+        raise ConfigError(
+            f"prompts: the plan needs part_size, or expected (about how many train prompts there are){missing}"
+        )
+    there = _prompts(os.path.abspath(prompts.path), prompts.column, os.stat(prompts.path).st_mtime_ns)
+    if there < prompts.heldout + prompts.parts:
+        raise ConfigError(
+            f"prompts: {prompts.path} has {there} different prompts, too few for heldout {prompts.heldout} and "
+            f"{prompts.parts} parts; ask for fewer"
+        )
+    return (there - prompts.heldout) // prompts.parts
+
+
+@cache
+def _prompts(file: str, column: str, _changed: int) -> int:
+    """Different prompts of a file, as the stage `prompts` counts them."""
+    rows = enumerate(read_rows(file), 1)
+    return len({json.dumps(conversations.prompt_of(row, f"{file}: row {i}", column)) for i, row in rows})
+
+
+def _in_file(data: Demonstrations) -> int:
+    """Conversations of a file that are learnt, repeated and unusable ones too; 0 where there is none yet."""
+    if data.file is None or not Path(data.file).is_file():
+        return 0
+    there = _rows(os.path.abspath(data.file), os.stat(data.file).st_mtime_ns)
+    return max(0, there - round(data.heldout * there if data.heldout < 1 else data.heldout))
+
+
+@cache
+def _rows(file: str, _changed: int) -> int:
+    return len(read_rows(file))
+
+
 @dataclass(frozen=True)
 class Lengths:
     """Mean tokens of a prompt and of a response to it."""
@@ -64,10 +107,8 @@ class Quantities:
 
     def __init__(self, plan: Plan, known: Lengths | None = None) -> None:
         c = plan.config
-        if c.prompts.a_part is None and c.prompts.source != "none":
-            raise ConfigError("prompts: the plan needs part_size, or expected (about how many train prompts there are)")
         self.plan = plan
-        self.part = c.prompts.a_part or 0
+        self.part = _a_part(c.prompts)
         self.train = self.part * c.prompts.parts
         self.heldout = c.prompts.heldout
         self.k = c.sampling.responses
@@ -87,10 +128,12 @@ class Quantities:
 
     @property
     def demonstrations(self) -> int:
-        """Of the reference's fine-tuning, each with all of its turns; 0 when the configuration does not say."""
+        """Of the reference's fine-tuning, each with all of its turns; 0 when neither configuration nor file says it."""
         c = self.plan.config
         data = c.reference.sft and c.reference.sft.data
-        return (data.rows or data.expected or 0) if data else c.prompts.demonstrations
+        if data is None:
+            return c.prompts.demonstrations
+        return data.rows or data.expected or _in_file(data)
 
     def pairs_of(self, oracle: str) -> int:
         """Pairs of a part, as `oracle` prefers or, DATASET, the data do."""
