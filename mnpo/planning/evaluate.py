@@ -14,7 +14,7 @@ import yaml
 
 from mnpo.benchmarks.cards import CARDS
 from mnpo.benchmarks.data import split_files
-from mnpo.config.blocks import REFERENCE, nearest
+from mnpo.config.blocks import DATASET, REFERENCE, nearest
 from mnpo.config.evaluation import Benchmark, Evaluation, Table
 from mnpo.config.reading import load
 from mnpo.errors import BadInput
@@ -51,9 +51,10 @@ def configure(
     """
     directory = checkpoint(policy.absolute())
     name = name or re.sub(r"[^a-z0-9_-]+", "-", directory.name.lower()).strip("-")
+    if name in (REFERENCE, DATASET):
+        raise BadInput(f"{policy}: nothing here can be called {name}, which is taken; give this policy another --name")
     file = Path("results", name, "config.yaml")
-    if file.parent.exists() and not file.is_file():
-        raise BadInput(f"{file.parent}: has results of something else; give this policy another --name")
+    _require_free(file, name, directory)
     places = {benchmark: {"path": os.path.abspath(where)} for benchmark, where in (data or {}).items()}
     _require_data(places, benchmarks, base)
     _require_splits(places, load(base).evaluation if base else Evaluation())
@@ -79,6 +80,20 @@ def configure(
         if not any(file.parent.iterdir()):
             file.parent.rmdir()
     return file
+
+
+def _require_free(file: Path, name: str, directory: Path) -> None:
+    """Whether results/{name} is not there yet, or is this checkpoint's. Raises BadInput."""
+    if not file.parent.exists():
+        return
+    try:
+        there = yaml.safe_load(file.read_text(encoding="utf-8"))
+        models = there.get("models") or there["add"]["models"]
+        measured = models[name]["path"]
+    except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError):  # nothing that was written here
+        raise BadInput(f"{file.parent}: has results of something else; give this policy another --name") from None
+    if os.path.realpath(measured) != os.path.realpath(directory):
+        raise BadInput(f"{file}: measures another checkpoint, {measured}; give {directory} another --name")
 
 
 def _require_data(places: Mapping[str, Any], benchmarks: Sequence[str], base: Path | None) -> None:

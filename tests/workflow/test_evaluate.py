@@ -131,6 +131,29 @@ def test_the_name_is_the_directorys_and_is_taken_once(here: Path, sft_policy: Pa
         configure(copy, demo, "other")
 
 
+@pytest.mark.parametrize("based", [True, False])
+def test_another_checkpoint_of_the_same_name_replaces_nothing(
+    here: Path, sft_policy: Path, demo: Path, based: bool
+) -> None:
+    first, second = (shutil.copytree(sft_policy, here / run / "final") for run in ("a", "b"))
+    benchmarks.make(here / "gsm8k", "gsm8k", 0)
+    how = (demo, None, ["gsm8k"]) if based else (None, None, ["gsm8k"], {"gsm8k": "gsm8k"})
+    before = configure(first, *how).read_text()
+    with pytest.raises(BadInput, match=rf"results/final/config.yaml: measures another .*{first}; give .* --name"):
+        configure(second, *how)
+    assert Path("results/final/config.yaml").read_text() == before == configure(first, *how).read_text()
+    assert configure(second, how[0], "other", *how[2:]) == Path("results/other/config.yaml")
+
+
+@pytest.mark.parametrize("taken", ["sft", "dataset"])
+def test_a_reserved_name_asks_for_another(here: Path, sft_policy: Path, demo: Path, taken: str) -> None:
+    copy = shutil.copytree(sft_policy, here / taken)
+    with pytest.raises(BadInput, match=rf"^{copy}: nothing here can be called {taken}, .* give .* another --name"):
+        configure(copy, demo)
+    assert not (here / "results").exists()
+    assert configure(copy, demo, "mine") == Path("results/mine/config.yaml")
+
+
 def test_what_is_no_policy_or_no_benchmark_is_refused_and_leaves_nothing(
     here: Path, sft_policy: Path, demo: Path
 ) -> None:
