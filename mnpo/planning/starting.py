@@ -100,7 +100,7 @@ def begin(
     if file.exists():
         raise BadInput(f"{file}: is there already, and is not overwritten; give another name")
     if not oracles:
-        raise BadInput(f"--oracle: who decides which response is better? Give {ORACLES}")
+        raise BadInput(f"--oracle: who decides which response is better? Give {ORACLES}{_or_pairs(prompts)}")
     policy = _model(model, billions)
     known = [_oracle(spec) for spec in oracles]
     if Path(prompts).is_file():
@@ -198,6 +198,17 @@ def _file(path: str, column: str, iterations: int, further: str) -> _Prompts:
     return _Prompts("\n".join(lines), "", train, tuple(names), math.ceil(fmean(map(len, asked)) / CHARACTERS))
 
 
+def _or_pairs(prompts: str) -> str:
+    """What to do without an oracle, if the prompts are a file whose rows say what is better."""
+    rows = read_rows(prompts) if Path(prompts).is_file() else []
+    if not rows or not {"chosen", "rejected"} <= rows[0].keys():
+        return ""
+    return (
+        f". {prompts} has pairs, chosen and rejected, which need no oracle: begin with the complete example of "
+        "docs/data.md, 'Preference pairs of your own'"
+    )
+
+
 def _columns(row: Mapping[str, Any], column: str, further: str) -> list[str]:
     if further == "constraints":
         return [ID_COLUMN, KWARGS_COLUMN]
@@ -206,6 +217,8 @@ def _columns(row: Mapping[str, Any], column: str, further: str) -> list[str]:
 
 
 def _hub(given: str, column: str, expected: int | None) -> _Prompts:
+    if Path(given).suffix in (".jsonl", ".json", ".parquet"):
+        raise BadInput(f"{given}: no such file")
     if not HUB.fullmatch(given):
         raise BadInput(f"{given}: neither a file nor a data set of the hub (owner/name)")
     if expected is None:

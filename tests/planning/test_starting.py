@@ -94,6 +94,7 @@ def test_rows_may_have_constraints(here: Path, random_policy: Path) -> None:
         ({"model": "."}, r"config\.json"),
         ({"model": "owner/model"}, r"owner/model: its name does not say how large it is; give --parameters"),
         ({"prompts": "nothing"}, r"nothing: neither a file nor a data set of the hub"),
+        *(({"prompts": f"my/none.{e}"}, rf"^my/none\.{e}: no such file$") for e in ("jsonl", "json", "parquet")),
         ({"prompts": "some/prompts"}, r"some/prompts: about how many prompts are there\? Give --expected"),
         ({"prompts": "bad.jsonl"}, r"bad\.jsonl: row 2: messages: the conversation ends with the assistant|row 2"),
         ({"iterations": 60}, r"prompts\.jsonl: 40 different prompts are too few for 60 iterations"),
@@ -114,6 +115,16 @@ def test_what_cannot_begin_is_refused_and_nothing_is_written(
     with pytest.raises(BadInput, match=message):
         begin(**(asked | changes))
     assert sorted(here.iterdir()) == before
+
+
+def test_pairs_need_no_oracle_and_are_shown_where_to_begin(here: Path, random_policy: Path) -> None:
+    (here / "pairs.jsonl").write_text(json.dumps({"prompt": "Say 1", "chosen": "1", "rejected": "2"}) + "\n")
+    with pytest.raises(
+        BadInput, match=r"pairs\.jsonl has pairs, .* need no oracle: .* docs/data\.md, 'Preference pairs"
+    ):
+        begin("own", str(random_policy), "pairs.jsonl", [])
+    with pytest.raises(BadInput, match=r"judge:MODEL or constraints$"):
+        begin("own", str(random_policy), "prompts.jsonl", [])
 
 
 def test_a_file_that_is_there_stays(here: Path, random_policy: Path) -> None:
