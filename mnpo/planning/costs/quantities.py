@@ -130,7 +130,7 @@ class Quantities:
     def demonstrations(self) -> int:
         """Of the reference's fine-tuning, each with all of its turns; 0 when neither configuration nor file says it."""
         c = self.plan.config
-        data = c.reference.sft and c.reference.sft.data
+        data = c.reference.sft.data if c.reference.sft else None
         if data is None:
             return c.prompts.demonstrations
         return data.rows or data.expected or _in_file(data)
