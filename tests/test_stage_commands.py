@@ -22,7 +22,7 @@ from mnpo.errors import BadInput
 ROOT = Path(__file__).parents[1]
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 DERIVED = [name for name, stage in stages.STAGES.items() if stage.derived]
-BY_HAND = {"game": "game", "pin": "pin"}  # stage -> the command in mnpo/cli/commands.py
+BY_HAND = {"game": "game", "pin": "pin", "study": "study"}  # stage -> the command in mnpo/cli/commands.py
 ENVIRONMENTS = stages.ENVIRONMENTS | commands.ENVIRONMENTS
 
 

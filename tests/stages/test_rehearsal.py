@@ -64,13 +64,13 @@ def test_what_ran_is_said_stage_by_stage(page: tuple[pd.DataFrame, str]) -> None
 
 
 def test_fixed_costs_are_carried_over_to_the_jobs_of_the_real_plan(page: tuple[pd.DataFrame, str]) -> None:
-    """192 sample jobs on a GPU each, 20 trainings on eight (docs/costs.md); medians of 6 and 24 s, and of 10 s."""
+    """96 sample jobs on a GPU each, 20 trainings on eight (docs/costs.md); medians of 6 and 24 s, and of 10 s."""
     table, text = page
-    assert (table.loc["sample", "paper_jobs"], table.loc["train", "paper_jobs"]) == (192, 20)
-    assert table.loc["sample", "paper_gpu_hours_of_overhead"] == pytest.approx(192 * 15 / 3600)
+    assert (table.loc["sample", "paper_jobs"], table.loc["train", "paper_jobs"]) == (96, 20)
+    assert table.loc["sample", "paper_gpu_hours_of_overhead"] == pytest.approx(96 * 15 / 3600)
     assert table.loc["train", "paper_gpu_hours_of_overhead"] == pytest.approx(20 * 8 * 10 / 3600)
     assert pd.isna(table.loc["pair", "paper_gpu_hours"])
-    assert "paper: 673 jobs" in text and "none is carried over to paper" in text
+    assert "paper: 427 jobs" in text and "none is carried over to paper" in text
 
 
 def test_what_has_no_manifest_is_no_job(tmp_path: Path) -> None:
@@ -78,4 +78,4 @@ def test_what_has_no_manifest_is_no_job(tmp_path: Path) -> None:
     rehearsal.run(
         rehearsal.Settings(of=str(ROOT / "config.yaml")), [tmp_path / "made-elsewhere.json"], tmp_path / "page"
     )
-    assert "paper: 673 jobs" in (tmp_path / "page.md").read_text()
+    assert "paper: 427 jobs" in (tmp_path / "page.md").read_text()
