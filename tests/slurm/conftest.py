@@ -38,7 +38,9 @@ def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """
     checkout = Checkout(tmp_path_factory.mktemp("slurm") / "finished", cluster)
     checkout.check_out()
-    _, *set_up = documented("Set up")  # whoever runs the tests has installed the packages
+    *installed, make_profile, edit_profile = documented("Set up")
+    set_up = make_profile, edit_profile  # whoever runs the tests has the packages in the Python that runs them
+    assert installed == ["make envs", ". .venv/bin/activate", "export MNPO_ENVIRONMENTS=$PWD/.venvs"]
     said = {command: checkout.shell(command) for command in set_up}
     plan, _, run = documented("Run")
     said[plan] = checkout.shell(plan)
