@@ -52,7 +52,7 @@ def test_the_papers_commands_are_the_same_words_wherever_the_checkout_is(tmp_pat
     for place, name in ((plain, "plain"), (odd, ODD)):
         checkout = Checkout.of_project(tmp_path / name, "config.yaml")
         place += commands(checkout.path, "config.yaml", "all", "report")
-    assert len(plain) > 500
+    assert len(plain) > 400  # 427 jobs, and the report
     assert odd == plain
     launchers = {tuple(words[1 : words.index("python")]) for words in odd if "train" in words}
     assert {words[-1] for words in launchers} == {"CHECKOUT/workflow/rank.sh"}
