@@ -281,3 +281,16 @@ def test_what_is_added_stands_beside_and_a_name_is_not_given_twice(tmp_path: Pat
     overlay.write_text(base + "add:\n  sampling: {responses: 3}\n")
     with pytest.raises(ConfigError, match=r"add\.sampling: not entries of one of runs, oracles, models"):
         load(overlay)
+
+
+def test_each_slip_of_the_papers_size_is_its_td_mnpo_with_one_field_changed(root: Path) -> None:
+    """Iteration 3's training settings differ from td-mnpo's in what the field says, and in nothing else but names."""
+    plan = Plan(load(root / "configs/paper-slips.yaml"))
+    slips = {name: run for name, run in plan.config.runs.items() if name.startswith("slip-")}
+    assert len(slips) == 8
+    paper = plan.config.runs["td-mnpo"]
+    for run in slips.values():
+        assert len(run.protocol) == 1 and run.preset == "paper"
+        assert (run.objective, run.oracle, run.iterations) == (paper.objective, paper.oracle, paper.iterations)
+    made = plan.targets.of("benchmarks")
+    assert {f"{name}.3" for name in slips} <= set(plan.policies.finals) and made
