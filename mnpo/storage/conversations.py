@@ -59,7 +59,7 @@ def prompt_of(row: Row, where: str, column: str = "prompt") -> list[Turn]:
         return preference_of(row, where, column).prompt
     name = _column(row, where, column)
     found = _read(row, name, where)
-    if name in CONVENTIONS and found[-1]["role"] == "assistant":
+    if found and name in CONVENTIONS and found[-1]["role"] == "assistant":
         found = found[:-1]
     return checked(found, f"{where}: {name}", "user")
 

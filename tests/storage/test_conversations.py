@@ -83,6 +83,7 @@ def test_a_preference_between_the_last_turns_of_a_conversation() -> None:
         ({"prompt": said("Hi?", "Yes.")}, "prompt: the conversation ends with the assistant, expected the user"),
         ({"prompt": said(" ")}, "prompt: message 1, the user's, is empty"),
         ({"prompt": []}, "prompt: a conversation without a turn"),
+        ({"messages": []}, "messages: a conversation without a turn"),
         (
             {"prompt": [*said(system="S"), *said("Hi?", system="T")]},
             "prompt: 2 system turns; join them into one",
