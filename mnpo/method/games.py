@@ -54,14 +54,20 @@ def random_preference(actions: int, seed: int) -> Array:
     return upper + np.tril(1 - upper.T, -1) + 0.5 * np.eye(actions)
 
 
+def logistic(odds: Array) -> Array:
+    """Probabilities of log-odds."""
+    probabilities: Array = 0.5 * (1 + np.tanh(odds / 2))
+    return probabilities
+
+
 def bradley_terry(rewards: Sequence[float] | Array) -> Array:
     """[actions, actions]: P(a > b) = logistic(r_a - r_b). The Nash policy is the action with the highest reward."""
     rewards = np.asarray(rewards, float)
-    return 0.5 * (1 + np.tanh((rewards[:, None] - rewards[None, :]) / 2))
+    return logistic(rewards[:, None] - rewards[None, :])
 
 
 def partly_cyclic(actions: int, cyclic: float, seed: int, strength: float = 1.0) -> Array:
-    """[actions, actions]: a random preference of whose log-odds the share `cyclic` is no Bradley-Terry model's.
+    """[actions, actions]: log-odds of a random preference, of which the share `cyclic` is no Bradley-Terry model's.
 
     Random skew log-odds are split into the part that rewards explain (differences of their row means) and the rest,
     which sums to nothing in every row: a circulation (the Hodge decomposition of 0811.1067). Both parts are brought to
@@ -79,7 +85,7 @@ def partly_cyclic(actions: int, cyclic: float, seed: int, strength: float = 1.0)
     parts = [part / np.linalg.norm(part) for part in (ordered, odds - ordered)]
     size = strength * np.sqrt(actions * (actions - 1))
     mixed: Array = size * (np.sqrt(1 - cyclic) * parts[0] + np.sqrt(cyclic) * parts[1])
-    return 0.5 * (1 + np.tanh(mixed / 2))
+    return mixed
 
 
 def condorcet(rankings: Sequence[Sequence[int]] | Array, shares: Weights) -> Array:

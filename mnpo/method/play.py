@@ -22,7 +22,6 @@ from mnpo.method.updates import (
     multiplicative_weights,
     nash_md,
     nash_weights,
-    onpo,
     opponent_weights,
     optimistic_td_mnpo,
     td_mnpo,
@@ -103,14 +102,8 @@ def _ht_mnpo(game: Game, settings: Settings, alternating: bool = False) -> Itera
             policies[moving] = moved[moving]
 
 
-def _onpo(game: Game, settings: Settings) -> Iterates:
-    rate, policy, base = settings.learning_rate, game.reference, game.reference
-    while True:
-        yield policy[None]
-        policy, base = onpo(game.preferences[0], policy, base, rate, game.reference, rate * game.tau, settings.seen)
-
-
 def _optimistic(game: Game, settings: Settings) -> Iterates:
+    """Without a history, ONPO."""
     rate, policy, bases = settings.learning_rate, game.reference, game.reference[None]
     shared = (game.reference, rate, rate * game.tau, settings.seen)
     while True:
@@ -139,7 +132,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "td-mnpo-optimistic": _optimistic,
     "ht-mnpo": _ht_mnpo,
     "ht-mnpo-alternating": partial(_ht_mnpo, alternating=True),
-    "onpo": _onpo,
+    "onpo": _optimistic,
     "egpo": _from_current(lambda *state: egpo(*state)[0]),
     "nash-md": _from_current(nash_md),
 }

@@ -167,9 +167,7 @@ def onpo(
     bets that the next advantage is this one. The paper has ratio 0; with a ratio both fits are INPO's (our extension).
     """
     reference = base if reference is None else reference
-    gain = learning_rate * advantage(preference, seen(policy))
-    base = log_softmax(ratio * reference + (1 - ratio) * base + gain)
-    return log_softmax(ratio * reference + (1 - ratio) * base + gain), base
+    return optimistic_td_mnpo(preference, policy, base[None], None, reference, learning_rate, ratio, seen)
 
 
 def egpo(

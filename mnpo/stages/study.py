@@ -13,7 +13,7 @@ import numpy as np
 from mnpo import statistics
 from mnpo.errors import BadInput
 from mnpo.method.equilibria import duality_gap
-from mnpo.method.games import Array, Game, default_reference, partly_cyclic
+from mnpo.method.games import Array, Game, default_reference, logistic, partly_cyclic
 from mnpo.method.play import ALGORITHMS, Settings
 from mnpo.progress import track
 from mnpo.seeds import derive
@@ -137,16 +137,13 @@ def drawn(share: float, own: float | None, games: int, seed: int) -> Array:
     """[players, games, actions, actions]: one oracle, or three that share all but `own` of their log-odds' squares."""
 
     def odds(*name: str | int) -> Array:
-        matrices = [partly_cyclic(ACTIONS, share, derive(seed, "study", f"{share:g}", *name, i)) for i in range(games)]
-        preferred = np.stack(matrices)
-        return np.log(preferred / (1 - preferred))
+        names = [("study", f"{share:g}", *name, i) for i in range(games)]
+        return np.stack([partly_cyclic(ACTIONS, share, derive(seed, *name)) for name in names])
 
+    shared = odds()
     if own is None:
-        mixed = odds()[None]
-    else:
-        mixed = np.stack([np.sqrt(1 - own) * odds() + np.sqrt(own) * odds("player", i) for i in range(3)])
-    preferences: Array = 0.5 * (1 + np.tanh(mixed / 2))
-    return preferences
+        return logistic(shared[None])
+    return logistic(np.stack([np.sqrt(1 - own) * shared + np.sqrt(own) * odds("player", i) for i in range(3)]))
 
 
 def _rows(gaps: dict[Contestant, list[Found]], seed: int) -> list[dict[str, Any]]:

@@ -107,7 +107,7 @@ def test_a_constant_in_the_logits_is_no_difference(values: np.ndarray, constant:
 def test_the_cyclic_share_is_what_rewards_do_not_explain(cyclic: float) -> None:
     """Least squares of the log-odds on differences of rewards leaves `cyclic` of the sum of squares; `strength` is the
     root mean square."""
-    preference = games.partly_cyclic(6, cyclic, seed=3, strength=1.5)
+    preference = games.logistic(games.partly_cyclic(6, cyclic, seed=3, strength=1.5))
     games.check_preference(preference, "here")
     odds = np.log(preference / (1 - preference))
     a, b = np.triu_indices(6, 1)
