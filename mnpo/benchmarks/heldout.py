@@ -213,14 +213,13 @@ class _Panel:
         """Every oracle's score of every row."""
         judged, over_reference = [], _over_reference(self.settings)
         for name in self.settings.oracles:
-            if name == self.settings.majority:
+            scores = None
+            if name == self.settings.majority or not comparing(self.settings.oracles, name):
                 scores = self._among_themselves(name)
             if name in over_reference:
                 scores = self._over_reference(name)
-            elif name != self.settings.majority:
-                if comparing(self.settings.oracles, name):
-                    continue  # it is asked as one of others only
-                scores = self._among_themselves(name)
+            if scores is None:
+                continue  # it is asked as one of others only
             kept = ("prompt_id", "family", "mode", "k", "response", "tokens")
             judged += [
                 {**{c: row[c] for c in kept}, "oracle": name, "score": score}

@@ -7,6 +7,7 @@ how a prompt is opened for an answer, and what ends one, is found by rendering a
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mnpo.config.text import Reading
 from mnpo.errors import BadInput
+from mnpo.models import thinking
 from mnpo.progress import say
 
 Turns = Sequence[Mapping[str, str]]
@@ -27,10 +29,6 @@ ANSWERS = ("q4Kz", "7vXj")
 """Two answers that differ in their first and last character, so that what stands around them shows."""
 INERT = ("\ufdd0", "\ufdd1")
 """Stand around control tokens that were typed: characters that Unicode keeps for use within a program."""
-
-
-THINKING = ("<think>", "</think>")
-"""What models write themselves: tokens in every content, also where a tokenizer holds them for special."""
 
 
 class Opening(NamedTuple):
@@ -180,7 +178,8 @@ class Template:
     @cached_property
     def _control_tokens(self) -> re.Pattern[str]:
         """What is marked in a content: those, and the marks themselves."""
-        typed = [token for token in (*self.special_tokens, *INERT) if token not in THINKING]
+        # what models write themselves are tokens in every content
+        typed = [token for token in (*self.special_tokens, *INERT) if token not in thinking.TAGS]
         return re.compile("|".join(map(re.escape, typed)))
 
     def mark(self, content: str) -> str:
@@ -241,8 +240,6 @@ def _clock(date: str) -> str:
 
 def end_of_text(tokenizer: Any) -> list[int]:
     """The tokens that end what a model writes, by its generation_config.json and its tokenizer, the latter's first."""
-    import json
-
     file = os.path.join(str(tokenizer.name_or_path), "generation_config.json")
     named: Any = None
     if os.path.isfile(file):

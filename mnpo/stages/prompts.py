@@ -93,8 +93,8 @@ def _distinct(rows: Sequence[Mapping[str, Any]], p: Prompts, where: str) -> tupl
     prompts: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows, 1):
         found = asked(row, p, f"{where}: row {number}")
-        prompts.setdefault(found["prompt_id"], found)
-        prompts[found["prompt_id"]] = min(found, prompts[found["prompt_id"]], key=lambda r: r["truth"])
+        known = prompts.get(found["prompt_id"], found)
+        prompts[found["prompt_id"]] = min(found, known, key=lambda r: r["truth"])
     return prompts, {"repeated_prompts": len(rows) - len(prompts)}
 
 

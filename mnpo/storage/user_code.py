@@ -134,21 +134,10 @@ def _bound(node: ast.AST) -> list[str]:
 
 
 def _signature(args: ast.arguments) -> inspect.Signature:
-    kinds = inspect.Parameter
-    positional, only = [*args.posonlyargs, *args.args], len(args.posonlyargs)
-    plain = len(positional) - len(args.defaults)
-    parameters = [
-        kinds(
-            a.arg,
-            kinds.POSITIONAL_ONLY if i < only else kinds.POSITIONAL_OR_KEYWORD,
-            default=kinds.empty if i < plain else None,
-        )
-        for i, a in enumerate(positional)
-    ]
-    parameters += [kinds(args.vararg.arg, kinds.VAR_POSITIONAL)] if args.vararg else []
-    parameters += [
-        kinds(a.arg, kinds.KEYWORD_ONLY, default=kinds.empty if default is None else None)
-        for a, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
-    ]
-    parameters += [kinds(args.kwarg.arg, kinds.VAR_KEYWORD)] if args.kwarg else []
-    return inspect.Signature(parameters)
+    """Of a function that has them, without what its defaults and annotations would compute."""
+    for arg in filter(None, (*args.posonlyargs, *args.args, args.vararg, *args.kwonlyargs, args.kwarg)):
+        arg.annotation = None
+    args.defaults = [ast.Constant(None) for _ in args.defaults]
+    args.kw_defaults = [default and ast.Constant(None) for default in args.kw_defaults]
+    bare = ast.fix_missing_locations(ast.Expression(ast.Lambda(args, ast.Constant(None))))
+    return inspect.signature(eval(compile(bare, "<signature>", "eval")))
