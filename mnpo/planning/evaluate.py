@@ -20,8 +20,7 @@ from mnpo.config.reading import load
 from mnpo.errors import BadInput
 from mnpo.models.checkpoints import checkpoint
 from mnpo.planning.oracles import NLTK
-from mnpo.planning.plan import Plan
-from mnpo.storage.artifacts import beside
+from mnpo.planning.plan import drafted
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,26 +56,24 @@ def configure(
     _require_free(file, name, directory)
     places = {benchmark: {"path": os.path.abspath(where)} for benchmark, where in (data or {}).items()}
     _require_data(places, benchmarks, base)
-    _require_splits(places, load(base).evaluation if base else Evaluation())
+    known = load(base) if base else None
+    _require_splits(places, known.evaluation if known else Evaluation())
     content = _content(directory, name, benchmarks)
-    if base is None:
+    if base is None or known is None:
         content |= {"models": content.pop("add")["models"], "datasets": places}
     else:
         content = {"extends": os.path.relpath(base, file.parent), **content}
         if places:
-            known = load(base).model_dump(include={"datasets"}, exclude_none=True, exclude_defaults=True)
-            content["datasets"] = {**known.get("datasets", {}), **places}
+            theirs = known.model_dump(include={"datasets"}, exclude_none=True, exclude_defaults=True)
+            content["datasets"] = {**theirs.get("datasets", {}), **places}
     if limit is not None:
-        measured = benchmarks or (load(base).evaluation.benchmarks if base else [])
+        measured = benchmarks or (known.evaluation.benchmarks if known else [])
         content["evaluation"]["settings"] = {benchmark: {"limit": limit} for benchmark in measured}
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside(file, "partial")
-    partial.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     try:
-        Plan(load(partial))
-        os.replace(partial, file)
+        with drafted(file, yaml.safe_dump(content, sort_keys=False)):
+            pass  # it is one that can be planned
     finally:
-        partial.unlink(missing_ok=True)
         if not any(file.parent.iterdir()):
             file.parent.rmdir()
     return file

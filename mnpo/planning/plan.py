@@ -1,14 +1,18 @@
 """The plan: a configuration unrolled, from which policies exist to which files mean them.
 
-Nothing is read or written here but the digests of users' own functions; nothing heavy is imported.
+A plan reads nothing but the digests of users' own functions, and writes nothing; nothing heavy is imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mnpo.config.configuration import Config
+from mnpo.config.reading import load
 from mnpo.planning.files import Files
 from mnpo.planning.measurements import Measurements
 from mnpo.planning.name_limits import require_short
@@ -17,6 +21,7 @@ from mnpo.planning.policies import Policies
 from mnpo.planning.settings import modules_of, settings_of
 from mnpo.planning.targets import Targets
 from mnpo.storage import code_digests
+from mnpo.storage.artifacts import beside
 from mnpo.storage.hub import Lock
 
 
@@ -68,3 +73,15 @@ class Plan:
     def threads(self, stage: str) -> int:
         """Cores of a job of a stage."""
         return self.config.resources.of(stage).cpus
+
+
+@contextmanager
+def drafted(file: Path, text: str) -> Iterator[Plan]:
+    """Write a configuration's file, unless it cannot be planned or the body refuses its plan. Raises ConfigError."""
+    partial = beside(file, "partial")
+    partial.write_text(text, encoding="utf-8")
+    try:
+        yield Plan(load(partial))
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)

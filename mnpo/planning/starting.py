@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,11 @@ from statistics import fmean
 from typing import Any
 
 from mnpo.config.constraints import ID_COLUMN, KWARGS_COLUMN
-from mnpo.config.reading import load
 from mnpo.errors import BadInput
 from mnpo.models.checkpoints import checkpoint, parameters
 from mnpo.planning.estimate import forecast
-from mnpo.planning.plan import Plan
+from mnpo.planning.plan import drafted
 from mnpo.storage import conversations, user_code
-from mnpo.storage.artifacts import beside
 from mnpo.storage.records import read_rows
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -66,7 +63,6 @@ class _Prompts:
     block: str
     dataset: str
     train: int
-    columns: tuple[str, ...]
     tokens: int
 
 
@@ -106,17 +102,11 @@ def begin(
     if Path(prompts).is_file():
         asked = _file(prompts, column, iterations, _further(known))
     else:
-        asked = _hub(prompts, column, expected)
+        asked = _hub(prompts, column, expected, iterations, _further(known))
     text = _text(name, file, policy, asked, known, iterations)
-    partial = beside(file, "partial")
-    partial.write_text(text, encoding="utf-8")
-    try:
-        plan = Plan(load(partial))
+    with drafted(file, text) as plan:
         plan.oracles.require_constraints_of_rows()
         forecast(plan)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
     return file
 
 
@@ -180,22 +170,21 @@ def _further(known: Sequence[_Oracle]) -> str:
 def _file(path: str, column: str, iterations: int, further: str) -> _Prompts:
     """Prompts of a file: every row is read, so that a bad one is named now."""
     rows = read_rows(path)
-    asked = {json.dumps(conversations.prompt_of(row, f"{path}: row {i}", column)) for i, row in enumerate(rows, 1)}
+    asked = conversations.distinct(rows, path, column)
     heldout = min(500, max(1, len(asked) // 10))
     train = len(asked) - heldout
     if train < iterations:
         raise BadInput(f"{path}: {len(asked)} different prompts are too few for {iterations} iterations; give more")
-    names = _columns(rows[0], column, further)
     lines = [
         "  source: file",
         f"  path: {json.dumps(path)}",
         *([f"  column: {column}"] if column != "prompt" else []),
-        *([f"  further: {json.dumps(names)} # what oracles get beside the prompt"] if names else []),
+        *_further_line(_columns(rows[0], column, further)),
         f"  parts: {iterations} # one for each iteration",
         f"  heldout: {heldout} # of {len(asked)}, kept for evaluation",
         f"  expected: {train} # are left for training",
     ]
-    return _Prompts("\n".join(lines), "", train, tuple(names), math.ceil(fmean(map(len, asked)) / CHARACTERS))
+    return _Prompts("\n".join(lines), "", train, math.ceil(fmean(map(len, asked)) / CHARACTERS))
 
 
 def _or_pairs(prompts: str) -> str:
@@ -216,7 +205,11 @@ def _columns(row: Mapping[str, Any], column: str, further: str) -> list[str]:
     return [name for name in row if name not in own] if further == "all" else []
 
 
-def _hub(given: str, column: str, expected: int | None) -> _Prompts:
+def _further_line(names: Sequence[str]) -> list[str]:
+    return [f"  further: {json.dumps(names)} # what oracles get beside the prompt"] if names else []
+
+
+def _hub(given: str, column: str, expected: int | None, iterations: int, further: str) -> _Prompts:
     if Path(given).suffix in (".jsonl", ".json", ".parquet"):
         raise BadInput(f"{given}: no such file")
     if not HUB.fullmatch(given):
@@ -224,10 +217,11 @@ def _hub(given: str, column: str, expected: int | None) -> _Prompts:
     if expected is None:
         raise BadInput(f"{given}: about how many prompts are there? Give --expected")
     lines = ["  source: dataset", "  dataset: prompts", *([f"  column: {column}"] if column != "prompt" else [])]
-    lines += ["  split: train", "  parts: PARTS # one for each iteration", "  heldout: 200 # kept for evaluation"]
+    lines += ["  split: train", *_further_line(_columns({}, column, further))]
+    lines += [f"  parts: {iterations} # one for each iteration", "  heldout: 200 # kept for evaluation"]
     lines += [f"  expected: {expected} # about, for training"]
     dataset = f"datasets:\n  prompts: {{ hub: {given} }} # `mnpo pin` fixes the revision\n\n"
-    return _Prompts("\n".join(lines), dataset, expected, (), 190)
+    return _Prompts("\n".join(lines), dataset, expected, 190)
 
 
 def _text(name: str, file: Path, policy: _Model, asked: _Prompts, known: Sequence[_Oracle], iterations: int) -> str:
@@ -262,7 +256,7 @@ models:
   base: {policy.entry}
 {models}
 {asked.dataset}prompts: # docs/data.md
-{asked.block.replace("PARTS", str(iterations))}
+{asked.block}
 
 reference:
   model: base # what every run starts from, and is compared with (SFT in the tables)

@@ -73,6 +73,17 @@ def test_models_and_prompts_may_be_the_hubs(here: Path) -> None:
     assert large.training.gradient_checkpointing and large.resources.of("train").memory_gb > 9 * 16
 
 
+def test_constraints_of_a_hubs_data_set_are_further_columns_of_it(here: Path) -> None:
+    config = load(begin("hub", "a/model-1B", "some/prompts", ["constraints"], expected=9000))
+    assert config.prompts.further == ["instruction_id_list", "kwargs"]
+
+
+def test_what_is_written_has_the_users_own_names(random_policy: Path, here: Path) -> None:
+    (here / "prompts.jsonl").rename(here / "PARTS.jsonl")
+    file = begin("own", str(random_policy), "PARTS.jsonl", ["function:rewards.py:right"])
+    assert load(file).prompts.path == "PARTS.jsonl"
+
+
 def test_rows_may_have_constraints(here: Path, random_policy: Path) -> None:
     rows = [{"prompt": f"Say {n}", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]} for n in range(20)]
     (here / "checks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -136,7 +147,7 @@ def test_a_file_that_is_there_stays(here: Path, random_policy: Path) -> None:
 
 def test_the_page_for_beginners_shows_what_is_written(root: Path) -> None:
     (block,) = re.findall(r"^```yaml\n(.*?)^```", (root / "docs/getting-started.md").read_text(), re.M | re.S)
-    asked = starting._Prompts(re.findall(r"# docs/data.md\n(.*?)\n\n", block, re.S)[0], "", 1080, ("answer",), 20)
+    asked = starting._Prompts(re.findall(r"# docs/data.md\n(.*?)\n\n", block, re.S)[0], "", 1080, 20)
     city = starting._Oracle("city", '{ kind: function, file: "rewards.py", function: city }')
     model = starting._Model('{ path: "/data/models/my-instruct-model" }', 0.135e9, 8192)
     assert starting._text("cities", Path("configs/cities.yaml"), model, asked, [city], 2) == block
