@@ -25,8 +25,6 @@ os.environ.update(
 if shlex.quote(sys.executable) != sys.executable:
     sys.executable = Path(sys.executable).name
 
-from snakemake.settings.types import DeploymentMethod
-
 from mnpo.config.blocks import DATASET, REFERENCE
 from mnpo.config.reading import load
 from mnpo.errors import BadInput

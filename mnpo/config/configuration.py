@@ -120,9 +120,8 @@ class Config(Block):
             raise ValueError(f"evaluation.judges: {', '.join(judged)} need a judge, and none is named")
         for model in e.models:
             _known("evaluation.models", model, known_models, "model")
-        for oracle_name in (e.oracle, *e.scores, e.accuracy, e.majority):
-            if oracle_name is not None:
-                _known("evaluation", oracle_name, known_oracles, "oracle")
+        for oracle_name in e.asked:
+            _known("evaluation", oracle_name, known_oracles, "oracle")
         if e.accuracy and (compares := comparing(self.oracles, e.accuracy)):
             raise ValueError(
                 f"evaluation.accuracy: {e.accuracy} rests on {compares}, which compares responses and calls none "
@@ -167,7 +166,7 @@ class Config(Block):
         """What an oracle needs beside the prompt is there: the demo's truth, or the columns of constraints."""
         e, source = self.evaluation, self.prompts.source
         exploited = self.exploitability.oracle if self.exploitability else None
-        asked = [e.oracle, *e.scores, e.accuracy, e.majority, exploited]
+        asked = [*e.asked, exploited]
         for name in self.with_members(filter(None, [*(run.oracle for run in self.runs.values()), *asked])):
             oracle = self.oracles[name]
             if oracle.kind == "rule" and source != "demo":
@@ -183,12 +182,6 @@ class Config(Block):
                             f"and {KWARGS_COLUMN}; name both in prompts.further (source file or dataset)"
                         )
         return self
-
-    def by_data(self, run: Run, t: int) -> bool:
-        """Whether the pairs of a run's iteration `t` are preferred by the data themselves, not by an oracle."""
-        samples = run.iterations[t - 1].samples
-        scored = self.prompts.responses is not None and run.oracle is not None
-        return samples == "demonstrations" or (samples == "dataset" and not scored)
 
     def is_used_in_place(self, policy: str) -> bool:
         """Whether a policy is a model that nothing has to be done to: its files are used where they are."""

@@ -78,6 +78,11 @@ class Evaluation(Block):
     """Resamples of the held-out prompts behind every interval."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
+    @property
+    def asked(self) -> list[str]:
+        """Every oracle that judges held-out responses."""
+        return list(dict.fromkeys(filter(None, [self.oracle, *self.scores, self.accuracy, self.majority])))
+
     @field_validator("protocol")
     @classmethod
     def _has_it(cls, protocol: Any) -> Any:

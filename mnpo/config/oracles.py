@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -164,6 +164,11 @@ class Oracle(Block):
     def members(self) -> list[str]:
         """The oracles that this one is made of."""
         return [*(self.weights or {}), *(self.of or [])]
+
+
+def over_reference(oracles: Mapping[str, Oracle], names: Iterable[str | None]) -> list[str]:
+    """Those of the oracles `names` that compare: their figure for a policy is a win rate over the reference."""
+    return [name for name in dict.fromkeys(filter(None, names)) if comparing(oracles, name)]
 
 
 def comparing(oracles: Mapping[str, Oracle], name: str) -> str | None:

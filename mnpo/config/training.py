@@ -90,6 +90,10 @@ class Demonstrations(Block):
     expected: int | None = Field(None, ge=1)
     """About how many conversations there are, for the plan (where `rows` does not say it)."""
 
+    def kept_aside(self, there: int) -> int:
+        """How many of the conversations that are there."""
+        return round(self.heldout * there) if self.heldout < 1 else int(self.heldout)
+
     @model_validator(mode="after")
     def _one_source(self) -> Demonstrations:
         if (self.file is None) == (self.dataset is None):

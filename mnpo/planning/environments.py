@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnpo.config.blocks import REFERENCE
 from mnpo.errors import BadInput
+from mnpo.planning.registry import stage_of
 
 if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 VARIABLE = "MNPO_ENVIRONMENTS"
 STAGES = ("typer", "pydantic", "yaml", "pandas", "pyarrow")  # imported by every one
 MODELS = ("torch", "transformers", "tokenizers", "safetensors")
-COMPUTING = ("prompts", "sft", "sample", "score", "logps", "train", "assess", "harness", "answer")
-PRINTING = ("tabulate", "compare", "players", "benchmarks", "costs", "preferences", "exploitability", "plot", "theory")
+COMPUTING = ("sft", "sample", "score", "logps", "train", "assess", "harness", "answer")
+PRINTING = ("tabulate", "compare", "players", "benchmarks", "costs", "preferences", "exploitability", "plot", "theory",
+            "rehearsal")  # fmt: skip
 BENCHMARKS = {  # what lm-eval's tasks import beside it
     "ifeval": ("langdetect", "nltk", "immutabledict"),
     "minerva": ("math_verify", "sympy", "antlr4"),
@@ -49,7 +50,7 @@ def interpreter(family: str | None) -> Path:
 
 def command(plan: Plan, rule: str, of: Mapping[str, str]) -> str:
     """The command that a job runs: `mnpo COMMAND`."""
-    stage = {"score_asking": "score", "train_passing": "train"}.get(rule, rule)
+    stage = stage_of(rule)
     if stage == "judge" and plan.config.evaluation.protocol_of(of["benchmark"]) == "evalscope":
         return "judge-evalscope"
     return "harness-vllm" if stage == "harness" and plan.config.evaluation.backend == "vllm" else stage
@@ -136,8 +137,12 @@ def _wanted(plan: Plan, run: str, of: Mapping[str, str]) -> dict[str, str]:
 
 
 def _by_configuration(plan: Plan, run: str, of: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    from mnpo.config.blocks import REFERENCE  # whoever starts the command line does not wait for pydantic
+
     c = plan.config
     stage = "harness" if run == "harness-vllm" else run
+    if "model" in of:  # a miniature one is made
+        yield from ((package, "a model") for package in MODELS)
     if stage in COMPUTING and not (stage == "answer" and of["policy"] in c.models and c.models[of["policy"]].api):
         yield from ((package, "a model") for package in MODELS)
         if stage in ("answer", "harness") and c.evaluation.backend == "vllm":

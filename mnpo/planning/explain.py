@@ -20,12 +20,13 @@ from mnpo.config.reading import load
 from mnpo.errors import BadInput
 from mnpo.planning import job_graph
 from mnpo.planning.plan import Plan
+from mnpo.planning.registry import stage_of
 from mnpo.planning.settings import modules_of
 from mnpo.planning.status import marks
 from mnpo.storage import artifacts, code_digests, external, hub
 
 DIGEST = re.compile(r"[0-9a-f]{12}")
-STAGES = {"costs": "tabulate", "theory": "game", "train_passing": "train", "score_asking": "score"}
+STAGES = {"costs": "tabulate", "theory": "game"}
 """Rules that are not called as the stage that they call."""
 
 
@@ -306,7 +307,7 @@ def _keys(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 def _code(plan: Plan, job: Any) -> str:
     """That a stage's code changed, with the files if git knows them."""
-    stage = STAGES.get(job.rule.name, job.rule.name)
+    stage = STAGES.get(job.rule.name, stage_of(job.rule.name))
     commit = (artifacts.manifest(str(job.output[0])).get("git_commit") or "").removesuffix("-dirty")
     oracles = json.loads(getattr(job.params, "settings", "{}")).get("oracles", {})
     files = _changed_files(commit, modules_of(plan, stage, oracles)) if commit else []

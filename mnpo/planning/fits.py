@@ -129,7 +129,7 @@ def _fit(
     )
     if opponents is None:
         opponents = _opponents(config, name, objective, t)
-    oracle = _oracle(config, run, t, sampler, where)
+    oracle = _oracle(config, run, iteration, sampler, where)
     try:
         member = family.member(**objective.member_settings())
         weights = weights_of(objective, len(opponents), protocol, where)
@@ -151,10 +151,10 @@ def _fit(
     )
 
 
-def _oracle(config: Config, run: Run, t: int, sampler: str, where: str) -> str:
+def _oracle(config: Config, run: Run, iteration: Iteration, sampler: str, where: str) -> str:
     """Who prefers one of the sampler's responses to another; DATASET: the data themselves."""
-    samples = run.iterations[t - 1].samples
-    if config.by_data(run, t) and (sampler == DATASET or samples == "demonstrations"):
+    unscored = sampler == DATASET and None in (config.prompts.responses, run.oracle)
+    if iteration.samples == "demonstrations" or unscored:
         return DATASET
     if run.oracle is None:
         raise ConfigError(

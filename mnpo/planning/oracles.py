@@ -10,7 +10,7 @@ from typing import Any
 from mnpo.config.blocks import ConfigError
 from mnpo.config.configuration import Config
 from mnpo.config.constraints import SENTENCES, of_row
-from mnpo.config.oracles import COMPARED, SCORED, Judge, comparing
+from mnpo.config.oracles import COMPARED, SCORED, Judge, over_reference
 from mnpo.errors import BadInput
 from mnpo.planning.files import Files
 from mnpo.planning.fits import AGAINST
@@ -29,14 +29,13 @@ class Oracles:
     @property
     def of_evaluation(self) -> list[str]:
         """Every oracle that judges held-out responses."""
-        e = self.config.evaluation
-        return list(dict.fromkeys(filter(None, [e.oracle, *e.scores, e.accuracy, e.majority])))
+        return self.config.evaluation.asked
 
     @property
     def over_reference(self) -> list[str]:
         """Those of them that compare: their figure is a win rate over the reference's responses."""
-        e, specs = self.config.evaluation, self.config.oracles
-        return [name for name in dict.fromkeys(filter(None, [e.oracle, *e.scores])) if comparing(specs, name)]
+        e = self.config.evaluation
+        return over_reference(self.config.oracles, [e.oracle, *e.scores])
 
     def models(self, names: Iterable[str]) -> list[str]:
         """The models behind oracles, and behind all that these are made of."""
@@ -59,12 +58,11 @@ class Oracles:
     @property
     def asking(self) -> list[str]:
         """The oracles that ask a judge, or are made of one that does: they need the internet."""
-        specs = self.config.oracles
-        return [name for name in specs if any(specs[part].kind == "judge" for part in self.config.with_members([name]))]
+        return [name for name in self.config.oracles if self.asks(name)]
 
     def asks(self, name: str) -> bool:
         """Whether an oracle asks a judge."""
-        return name.partition(AGAINST)[0] in self.asking
+        return bool(self.judges([name]))
 
     def judges(self, names: Iterable[str]) -> dict[str, Judge]:
         """The judges that oracles ask, by the oracles' names."""

@@ -74,6 +74,11 @@ def work(pieces: Pieces) -> Pieces:
     return pieces
 
 
+def stage_of(rule: str) -> str:
+    """What a rule calls, of those that share a stage (`train_passing`, `score_asking`, `miniature_model`)."""
+    return rule.partition("_")[0]
+
+
 def unique(items: Iterable[Item]) -> list[Item]:
     """Each item once, in order."""
     return list(dict.fromkeys(items))

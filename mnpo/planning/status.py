@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mnpo.planning import job_graph
 from mnpo.planning.plan import Plan
-from mnpo.planning.registry import Work
+from mnpo.planning.registry import Work, stage_of
 from mnpo.storage import artifacts
 
 SNAKEMAKE = Path(".snakemake")
@@ -346,18 +346,13 @@ def _session(name: str) -> Session:
     return Session(0.0, {}, frozenset(), {})
 
 
-def _stage(rule: str) -> str:
-    """What a rule calls, of those that share a stage (`train_passing`, `score_asking`)."""
-    return rule.partition("_")[0]
-
-
 def _read(log: Path, text: str) -> Session:
     started = datetime.strptime(log.name.removesuffix(".snakemake.log"), "%Y-%m-%dT%H%M%S.%f")
     planned = text.partition("Job stats:")[2].partition("\n\n")[0]
     to_do = Counter[str]()
     for rule, count in re.findall(r"^(\w+) +(\d+)$", planned, re.M):
-        to_do[_stage(rule)] += int(count)
-    to_do.subtract(_stage(rule) for rule in re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", text, re.M))
+        to_do[stage_of(rule)] += int(count)
+    to_do.subtract(stage_of(rule) for rule in re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", text, re.M))
     errors = re.findall(r"^Error in rule \w+:\n(?:    .*\n)*?    output: (.+)$", text, re.M)
     failed = frozenset(output for outputs in errors for output in outputs.split(", "))
     outputs_of = {

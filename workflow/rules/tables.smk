@@ -1,5 +1,7 @@
 # tables and figures: everything that is printed
 
+PRICED = job_graph.priced(PLAN)
+
 
 rule compare:
     input:
@@ -148,7 +150,7 @@ rule benchmarks:
 
 rule costs:
     input:
-        job_graph.priced(PLAN),
+        PRICED,
     output:
         html=report(
             PLAN.files.table("costs") + ".html",
@@ -176,7 +178,7 @@ rule costs:
 rule rehearsal:
     input:
         of=PLAN.config.tables.rehearsal_of,
-        artifacts=job_graph.priced(PLAN),
+        artifacts=PRICED,
     output:
         html=report(
             PLAN.files.table("rehearsal") + ".html",

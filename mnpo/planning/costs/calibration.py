@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from mnpo.planning.costs.passes import passes
 from mnpo.planning.costs.quantities import Lengths, Quantities
 from mnpo.planning.plan import Plan
 from mnpo.planning.registry import Work
-from mnpo.storage.artifacts import Spent, manifest, manifest_path
+from mnpo.storage.artifacts import Spent, manifest
 from mnpo.storage.resume import begun
 
 
@@ -84,7 +85,7 @@ def _lengths(pieces: Iterable[Work]) -> Lengths | None:
 
 def _finished(work: Work) -> list[dict[str, Any]]:
     """A manifest for each job that is done."""
-    found = [facts for facts in map(_manifest, work.outputs) if facts.get("seconds")]
+    found = [facts for facts in map(manifest, work.outputs) if facts.get("seconds")]
     if work.stage in (
         "harness",
         "evalscope",
@@ -94,12 +95,16 @@ def _finished(work: Work) -> list[dict[str, Any]]:
     return found if work.jobs == len(work.outputs) else found[:1]
 
 
-def _manifest(file: str) -> dict[str, Any]:
-    return manifest(file) if manifest_path(Path(file)).is_file() else {}
-
-
 def stop_seconds(plan: Plan, stage: str) -> float:
     """The longest that a stop of one of a stage's jobs took, or would have, as finished and begun ones say."""
-    outputs = [output for work in job_graph.everything(plan) if work.stage == stage for output in work.outputs]
-    said = [facts.get("stop_seconds", 0.0) for output in outputs for facts in (_manifest(output), begun(Path(output)))]
+    said = [
+        facts.get("stop_seconds", 0.0)
+        for output in _outputs(plan, stage)
+        for facts in (manifest(output), begun(Path(output)))
+    ]
     return max(said, default=0.0)
+
+
+@cache
+def _outputs(plan: Plan, stage: str) -> tuple[str, ...]:
+    return tuple(output for work in job_graph.everything(plan) if work.stage == stage for output in work.outputs)

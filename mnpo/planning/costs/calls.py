@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mnpo.config.blocks import REFERENCE
 from mnpo.config.oracles import Judge
 from mnpo.planning.costs.assumptions import CONCURRENCY, GAME, JUDGING, Judging
-from mnpo.planning.costs.passes import games_a_prompt, judged
+from mnpo.planning.costs.passes import games_a_prompt, games_of, judged
 from mnpo.planning.costs.quantities import Quantities
 from mnpo.planning.registry import Work
 
@@ -58,12 +58,20 @@ def conversations(q: Quantities, work: Work) -> list[tuple[Calls, int]]:
             if (spec := c.oracles[name]).judge is not None
             for games in [games_a_prompt(q, work, spec.comparisons)]
         ]
-    if work.stage == "assess" and work.policy != REFERENCE:
-        drawn = q.heldout * (1 + c.evaluation.responses)
-        tokens = q.prompt + GAME.answers * q.response
+    if work.stage == "assess":
+        samples, tokens = c.evaluation.responses, q.prompt + GAME.answers * q.response
+        over_reference = [] if work.policy == REFERENCE else q.plan.oracles.over_reference
+        games: list[tuple[str, Callable[[int | None], int]]] = [
+            (oracle, lambda _: (1 + samples) * GAME.calls) for oracle in over_reference
+        ]
+        if c.evaluation.majority:  # ranks a prompt's samples among themselves
+            games.append((c.evaluation.majority, lambda comparisons: games_of(samples, comparisons)))
         return [
-            (_judging(GAME, spec.judge, round(share * drawn * GAME.calls), tokens), spec.judge.concurrency)
-            for oracle in q.plan.oracles.over_reference
+            (
+                _judging(GAME, spec.judge, round(share * q.heldout * of(spec.comparisons)), tokens),
+                spec.judge.concurrency,
+            )
+            for oracle, of in games
             for name, share in judged(c, oracle).items()
             if (spec := c.oracles[name]).judge is not None
         ]

@@ -101,7 +101,12 @@ def _responses(q: Quantities, work: Work) -> int:
 
 def games_a_prompt(q: Quantities, work: Work, comparisons: int | None) -> int:
     """Of a prompt, between two responses, in both orders."""
-    pairs = math.comb(_responses(q, work), 2)
+    return games_of(_responses(q, work), comparisons)
+
+
+def games_of(responses: int, comparisons: int | None) -> int:
+    """Of so many responses, between two of them, in both orders."""
+    pairs = math.comb(responses, 2)
     return GAME.calls * min(comparisons or pairs, pairs)
 
 

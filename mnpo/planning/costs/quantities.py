@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -77,8 +76,7 @@ def _a_part(prompts: Prompts) -> int:
 @cache
 def _prompts(file: str, column: str, _changed: int) -> int:
     """Different prompts of a file, as the stage `prompts` counts them."""
-    rows = enumerate(read_rows(file), 1)
-    return len({json.dumps(conversations.prompt_of(row, f"{file}: row {i}", column)) for i, row in rows})
+    return len(conversations.distinct(read_rows(file), file, column))
 
 
 def _in_file(data: Demonstrations) -> int:
@@ -86,7 +84,7 @@ def _in_file(data: Demonstrations) -> int:
     if data.file is None or not Path(data.file).is_file():
         return 0
     there = _rows(os.path.abspath(data.file), os.stat(data.file).st_mtime_ns)
-    return max(0, there - round(data.heldout * there if data.heldout < 1 else data.heldout))
+    return max(0, there - data.kept_aside(there))
 
 
 @cache

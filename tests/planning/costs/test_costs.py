@@ -427,3 +427,8 @@ def test_a_judge_that_decides_on_held_out_prompts_is_asked_twice_a_response(demo
     plan = Plan(load(demo, changes))
     assert of(plan, "assess sft").calls.count == 0
     assert of(plan, "assess inpo.1").calls.count == 600 * 5 * 2
+    crowd = {"kind": "majority", "of": ["correctness", "llm"]}
+    changes["oracles"]["crowd"] = crowd
+    ranked = Plan(load(demo, changes | {"evaluation": {"oracle": "overall", "responses": 4, "majority": "crowd"}}))
+    for policy in ("sft", "inpo.1"):  # every two of 4 samples, in both orders; a greedy response has no other
+        assert of(ranked, f"assess {policy}").calls.count == 600 * 6 * 2
