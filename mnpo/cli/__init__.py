@@ -39,8 +39,7 @@ def _options(
     context: typer.Context,
     log: Annotated[Path | None, typer.Option(help="Write everything that is printed here too.")] = None,
 ) -> None:
-    if os.environ.get(environments.VARIABLE):
-        _enter(FAMILIES.get(context.invoked_subcommand or ""))
+    _enter(FAMILIES.get(context.invoked_subcommand or ""))
     if log is not None and rank() == 0:
         _copy_to(log)
 
@@ -48,7 +47,7 @@ def _options(
 def _enter(family: str | None) -> None:
     """Go on in the virtual environment of a family of stages, in the directory that `make envs` made."""
     python = environments.interpreter(family)
-    if Path(sys.prefix).resolve() != python.parents[1].resolve():
+    if python != Path(sys.executable) and Path(sys.prefix).resolve() != python.parents[1].resolve():
         os.execv(python, [str(python), "-m", "mnpo", *sys.argv[1:]])
 
 
