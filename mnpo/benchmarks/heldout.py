@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from mnpo import oracles
 from mnpo.config.blocks import REFERENCE, Block
-from mnpo.config.oracles import Oracle, comparing
+from mnpo.config.oracles import Oracle, comparing, over_reference
 from mnpo.config.sampling import Decoding
 from mnpo.config.sources import Model, Strip
 from mnpo.config.text import Text
@@ -66,8 +66,8 @@ def evaluate(
     prompts: Rows,
     opposing: Rows | None = None,
     kept: Kept = NOWHERE,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The policy's summary, and one row per prompt, response and oracle (records.JUDGED).
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """The policy's summary, one row per prompt, response and oracle (records.JUDGED), and the manifest's facts.
 
     Args:
         opposing: such rows of the reference, for oracles that compare.
@@ -103,12 +103,15 @@ def evaluate(
         "empty_responses": sum(not r["response"].strip() for r in rows),
         "cut_responses": sum(r["finish"] == "length" for r in rows),
         "prompts_with_a_cycle": panel.cycles,
-        "generated_tokens": sum(r["tokens"] + r["thinking"] for r in rows),
-        "parameters": model.num_parameters(),
         "kl_to_reference": _kl(settings, chat, model, reference, prompts),
-        "facts": panel.facts(),
     }
-    return summary, judged
+    facts = {
+        "rows": len(judged),
+        "tokens": sum(r["tokens"] + r["thinking"] for r in rows),
+        "parameters": model.num_parameters(),
+        **({"oracles": told} if (told := panel.facts()) else {}),
+    }
+    return summary, judged, facts
 
 
 def _with_thinking(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -129,7 +132,7 @@ def _respond(
     count: int,
 ) -> list[dict[str, Any]]:
     """`count` responses to each prompt. Seeds name the prompt, not the policy: all policies see the same numbers."""
-    from mnpo.models.thinking import Reader, answer
+    from mnpo.models.thinking import Reader
     from mnpo.samplers import Request
     from mnpo.samplers.transformers import draw
 
@@ -149,15 +152,15 @@ def _respond(
             "family": prompt["family"],
             "mode": mode,
             "k": k,
-            "response": answer(reply, reader.characters(reply)),
-            "tokens": len(response.tokens) - (thought := reader.tokens(reply, len(response.tokens))),
+            "response": shown,
+            "tokens": len(response.tokens) - thought,
             "thinking": thought,
             "finish": response.finish,
             "request": request,
             "drawn": response,
         }
         for (prompt, k), request, response in zip(tasks, requests, drawn, strict=True)
-        for reply in [chat.decode(response.tokens)]
+        for shown, thought in [reader.split(chat.decode(response.tokens), len(response.tokens))]
     ]
 
 
@@ -185,9 +188,7 @@ def _opponents(settings: Settings, rows: Rows, opposing: Rows | None) -> dict[Ke
 
 
 def _over_reference(settings: Settings) -> list[str]:
-    """The oracles whose figure is a win rate over the reference."""
-    wanted = dict.fromkeys([settings.oracle, *settings.scores])
-    return [name for name in wanted if comparing(settings.oracles, name)]
+    return over_reference(settings.oracles, [settings.oracle, *settings.scores])
 
 
 def _key(row: Mapping[str, Any]) -> Key:
@@ -211,12 +212,12 @@ class _Panel:
 
     def judge(self) -> list[dict[str, Any]]:
         """Every oracle's score of every row."""
-        judged, over_reference = [], _over_reference(self.settings)
+        judged, compared = [], _over_reference(self.settings)
         for name in self.settings.oracles:
             scores = None
             if name == self.settings.majority or not comparing(self.settings.oracles, name):
                 scores = self._among_themselves(name)
-            if name in over_reference:
+            if name in compared:
                 scores = self._over_reference(name)
             if scores is None:
                 continue  # it is asked as one of others only
@@ -229,7 +230,9 @@ class _Panel:
 
     def facts(self) -> dict[str, Any]:
         """What comparing has taken: calls, tokens, games."""
-        asked = _over_reference(self.settings) if self.opponents else []
+        asked = dict.fromkeys(_over_reference(self.settings) if self.opponents else [])
+        if self.settings.majority:
+            asked[self.settings.majority] = None
         return {name: facts for name in asked if (facts := self._oracle(name).facts())}
 
     def _oracle(self, name: str) -> oracles.Oracle:

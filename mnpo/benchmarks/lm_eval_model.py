@@ -12,7 +12,7 @@ from unittest import mock
 from mnpo.config.sources import Strip
 from mnpo.config.text import Reading, Text
 from mnpo.errors import BadInput
-from mnpo.models.thinking import Reader, answer, decode
+from mnpo.models.thinking import Reader, decode
 from mnpo.progress import counter
 
 if TYPE_CHECKING:
@@ -239,8 +239,9 @@ class Watched:
         stops = [request.args[1].get("until", []) for request in requests]
         with self._whole(requests):
             replies: list[str] = self._model.generate_until(requests, disable_tqdm=True)
-        self.replies_cut = sum(self.tokens(reply) >= self.max_new_tokens for reply in replies)
-        self.replies += map(self._read, replies, stops)
+        lengths = [self.tokens(reply) for reply in replies]
+        self.replies_cut = sum(length >= self.max_new_tokens for length in lengths)
+        self.replies += map(self._read, replies, lengths, stops)
         return [reply["response"] for reply in self.replies[-len(requests) :]]
 
     @contextmanager
@@ -264,12 +265,11 @@ class Watched:
         with mock.patch.object(self._model, "tok_decode", tok_decode):
             yield
 
-    def _read(self, reply: str, stops: str | Sequence[str]) -> dict[str, Any]:
-        """A reply without its thinking, up to the first string that ends an answer."""
+    def _read(self, reply: str, tokens: int, stops: str | Sequence[str]) -> dict[str, Any]:
+        """A reply of so many tokens without its thinking, up to the first string that ends an answer."""
         if not self._reader.strips:
             return {"response": reply, "tokens": 0, "thinking": 0, "finish": ""}
-        tokens = self.tokens(reply)
-        response, thinking = answer(reply, self._reader.characters(reply)), self._reader.tokens(reply, tokens)
+        response, thinking = self._reader.split(reply, tokens)
         for stop in [stops] if isinstance(stops, str) else stops:
             response = response.split(stop)[0] if stop else response
         finish = "length" if tokens >= self.max_new_tokens else "stop"

@@ -35,7 +35,7 @@ class Client:
     """
 
     def __init__(self, judge: Judge, store: Path, *, progress_name: str = "judge") -> None:
-        """Open or make the store (SQLite). Raises BadInput: no key, no prices, or a store that is none or damaged."""
+        """Open or make the store (SQLite). Raises BadInput: no key, or a store that is none or damaged."""
         require_key(judge)
         self.budget = Budget(judge)
         self.tally = self.budget.tally
@@ -67,20 +67,18 @@ class Client:
             BadInput: `asker`'s first dozen answers are all empty: nothing is asked again, and nothing else asked. Or as
                 `ask` does.
         """
-        answers = self._ask(requests[:DOZEN], 0)
-        if len(answers) == DOZEN and not any(map(read, answers)):
-            raise BadInput(
+
+        def refusal(answers: list[Answer]) -> str:
+            return (
                 f"{asker}: the first dozen answers of {self.judge.model} are all empty "
                 f"({endings(answer.finish for answer in answers)}); none is asked for again, and none of the other "
-                f"{len(requests) - DOZEN}. {self.mend}"
+                f"{len(requests) - DOZEN}"
             )
-        answers += self._ask(requests[DOZEN:], 0)
-        for attempt in range(1, self.judge.reasks + 1):
-            left = [i for i, a in enumerate(answers) if not read(a) and a.finish not in (REFUSED, "length")]
-            self.tally["reasked"] += len(left)
-            for i, answer in zip(left, self._ask([requests[i] for i in left], attempt), strict=True):
-                answers[i] = answer
-        return answers
+
+        def final(answer: Answer) -> bool:
+            return answer.finish in (REFUSED, "length")
+
+        return self._told(requests, lambda answer: read(answer) or None, final, refusal)[0]
 
     def verdicts(
         self, requests: Sequence[Request], parse: Callable[[Answer], T | None], *, asker: str = "judge"
@@ -95,24 +93,39 @@ class Client:
         def read(answer: Answer) -> T | None:
             return None if answer.refused else parse(answer)
 
+        def refusal(answers: list[Answer]) -> str:
+            return (
+                f"{asker}: none of {DOZEN} replies of the judge {self.judge.model} holds a verdict, the first dozen, "
+                f"such as {answers[0].text[:80]!r} (finish {answers[0].finish}); no question is asked again, and none "
+                f"of the other {len(requests) - DOZEN}"
+            )
+
+        answers, found = self._told(requests, read, lambda answer: answer.refused, refusal)
+        unread = [verdict is None and not answer.refused for answer, verdict in zip(answers, found, strict=True)]
+        self.tally["unparsable"] += sum(unread)
+        return found
+
+    def _told(
+        self,
+        requests: Sequence[Request],
+        read: Callable[[Answer], T | None],
+        final: Callable[[Answer], bool],
+        refusal: Callable[[list[Answer]], str],
+    ) -> tuple[list[Answer], list[T | None]]:
+        """An answer to each request, and what `read` finds in it; one in which it finds nothing is asked for again,
+        unless it is `final`. Raises BadInput, `refusal`, where the first dozen have nothing."""
         answers = self._ask(requests[:DOZEN], 0)
         found = [read(answer) for answer in answers]
         if len(found) == DOZEN and found.count(None) == DOZEN:
-            raise BadInput(
-                f"{asker}: none of {DOZEN} replies of the judge {self.judge.model} holds a verdict, the first dozen, "
-                f"such as {answers[0].text[:80]!r} (finish {answers[0].finish}); no question is asked again, and none "
-                f"of the other {len(requests) - DOZEN}. {self.mend}"
-            )
+            raise BadInput(f"{refusal(answers)}. {self.mend}")
         answers += self._ask(requests[DOZEN:], 0)
         found += [read(answer) for answer in answers[DOZEN:]]
-        unread = [i for i, verdict in enumerate(found) if verdict is None and not answers[i].refused]
         for attempt in range(1, self.judge.reasks + 1):
-            self.tally["reasked"] += len(unread)
-            for i, answer in zip(unread, self._ask([requests[i] for i in unread], attempt), strict=True):
+            left = [i for i, told in enumerate(found) if told is None and not final(answers[i])]
+            self.tally["reasked"] += len(left)
+            for i, answer in zip(left, self._ask([requests[i] for i in left], attempt), strict=True):
                 answers[i], found[i] = answer, read(answer)
-            unread = [i for i in unread if found[i] is None and not answers[i].refused]
-        self.tally["unparsable"] += len(unread)
-        return found
+        return answers, found
 
     @property
     def mend(self) -> str:

@@ -57,6 +57,11 @@ class Chat:
         self.counts.update(prompts_cut=0, responses_cut=0)
         self._last: tuple[Any, _Prompt] | None = None
 
+    @property
+    def counted(self) -> dict[str, int]:
+        """What of `counts` happened at all."""
+        return {name: count for name, count in self.counts.items() if count}
+
     def prompt(self, prompt: str | Turns, where: str = "") -> list[int]:
         """Token ids of `prompt`, ready to be answered: at most `max_prompt_length`.
 

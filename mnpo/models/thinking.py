@@ -77,6 +77,10 @@ class Reader:
         prompt = chat.rendered([{"role": "user", "content": "x"}]) if self.strips else ""
         self.opened = prompt.rstrip().endswith(OPEN)
 
+    def split(self, reply: str, of: int) -> tuple[str, int]:
+        """A reply of `of` tokens without its thinking, and how many of them are thinking."""
+        return answer(reply, self.characters(reply)), self.tokens(reply, of)
+
     def characters(self, reply: str) -> int:
         """How many characters at the reply's start are thinking."""
         return characters(reply, self.opened) if self.strips else 0

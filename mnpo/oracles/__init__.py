@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mnpo.config.oracles import Oracle as OracleSettings
 from mnpo.config.sources import Model
+from mnpo.storage import text_tools, user_code
 from mnpo.storage.conversations import Turn, turns
 
 if TYPE_CHECKING:
@@ -108,6 +109,15 @@ MODULES = {
     "function": "functions",
     "constraints": "constraints",
 }
+
+
+def prepared(functions: Mapping[str, str], nltk: str | None) -> list[Path]:
+    """The files that oracles read beside their models: users' own, which are as they were planned, and NLTK's data,
+    which are found from now on. Raises BadInput."""
+    user_code.require_unchanged(functions)
+    if nltk:
+        text_tools.use([Path(nltk)])
+    return [*map(Path, functions), *([Path(nltk)] if nltk else [])]
 
 
 def modules(kinds: Iterable[str]) -> list[str]:

@@ -54,6 +54,7 @@ class Asked:
     def __init__(self, file: str, function: str, given: Sequence[str], journal: Journal | None = None) -> None:
         self.file, self.function, self.journal = file, function, journal
         self.where = f"{file}: {function}"
+        self.modules = user_code.local_modules(file)
         self.call = imported(file, function)
         try:
             wanted = inspect.signature(self.call)
@@ -100,17 +101,15 @@ class Asked:
 
     def _returned(self, batch: Sequence[Row]) -> Any:
         arguments = {name: [row.arguments[name] for row in batch] for name in self.names}
-        with _importing(self.file):
+        with _importing(self.file, self.modules):
             return self.call(**arguments)
 
     def _number(self, value: Any, row: Row, highest: float) -> float:
-        number = value
-        if not isinstance(value, str | bytes):
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = value
-        if not isinstance(number, float):
+        try:
+            number = None if isinstance(value, str | bytes) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if number is None:
             raise BadInput(f"{self.where} returned {_shown(value)} for {row.name}; return a number")
         lowest = -math.inf if highest == math.inf else 0.0
         if not math.isfinite(number) or not lowest <= number <= highest:
@@ -179,7 +178,7 @@ def imported(file: str, function: str) -> Callable[..., Any]:
         raise BadInput(f"{file}: not a Python file; its name has to end with .py")
     module = module_from_spec(spec)
     try:
-        with _importing(file):
+        with _importing(file, user_code.local_modules(file)):
             sys.modules[module.__name__] = module  # where dataclasses and pickle look
             spec.loader.exec_module(module)
     except Exception as error:
@@ -192,11 +191,11 @@ def imported(file: str, function: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def _importing(file: str) -> Iterator[None]:
+def _importing(file: str, modules: Sequence[str]) -> Iterator[None]:
     """While a user's code runs it can import modules of its own directory, and gets no others of the same names."""
     directory = _absolute(file).parent
     sys.path.insert(0, str(directory))
-    for name in user_code.local_modules(file):
+    for name in modules:
         origin = getattr(sys.modules.get(name), "__file__", None)
         if origin is not None and not Path(origin).is_relative_to(directory):
             del sys.modules[name]

@@ -64,7 +64,7 @@ class RewardModel(Scorer):
 
     def facts(self) -> dict[str, Any]:
         """What was read, and what its template could not take as it was."""
-        return {**self.reader.facts(), **{name: n for name, n in self.chat.counts.items() if n}}
+        return {**self.reader.facts(), **self.chat.counted}
 
     def _judgement(self, numbers: Sequence[Sequence[float]]) -> Judgement:
         scores = [score for score, *_ in numbers]

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mnpo import oracles
 from mnpo.benchmarks import heldout
 from mnpo.config.blocks import validated
 from mnpo.config.sources import directories
-from mnpo.oracles import Kept
-from mnpo.storage import text_tools, user_code
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import JUDGED, PROMPTS, read, rows_of, write
 
@@ -43,24 +42,18 @@ def run(
             file that changed since the job was planned.
     """
     wanted = validated(heldout.Settings, settings, "settings")
-    user_code.require_unchanged(wanted.functions)
+    further = oracles.prepared(wanted.functions, wanted.nltk)
     rows = read(PROMPTS, prompts)
     other = [] if against is None else [against]
-    inputs = [policy, reference, prompts, *other, *directories(wanted.models.values()), *map(Path, wanted.functions)]
-    if wanted.nltk:
-        inputs.append(Path(wanted.nltk))
-        text_tools.use([Path(wanted.nltk)])
+    inputs = [policy, reference, prompts, *other, *directories(wanted.models.values()), *further]
     items = output.with_suffix(".parquet")
     with (
         artifact(output, "assess", settings, inputs) as made,
         artifact(items, "assess", settings, inputs) as made_items,
     ):
-        kept = Kept(store or output.with_suffix(".judge.sqlite"))
+        kept = oracles.Kept(store or output.with_suffix(".judge.sqlite"))
         opposing = None if against is None else rows_of(read(JUDGED, against))
-        summary, judged = heldout.evaluate(wanted, policy, reference, rows_of(rows), opposing, kept)
+        summary, judged, facts = heldout.evaluate(wanted, policy, reference, rows_of(rows), opposing, kept)
         write(JUDGED, judged, made_items.path)
-        tokens, parameters = summary.pop("generated_tokens"), summary.pop("parameters")
-        facts = {"rows": len(judged), "tokens": tokens, "parameters": parameters}
-        facts |= {"oracles": told} if (told := summary.pop("facts")) else {}
         made.facts = made_items.facts = facts
         made.path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -86,7 +86,7 @@ def _distinct(data: Path, split: str, asked: Demonstrations, facts: Counter[str]
 
 def _count(asked: Demonstrations, there: int, data: Path) -> int:
     """How many conversations are kept aside."""
-    count = round(asked.heldout * there) if asked.heldout < 1 else int(asked.heldout)
+    count = asked.kept_aside(there)
     if asked.heldout and not 0 < count <= there:
         raise BadInput(
             f"{data}: {there} different conversations, of which reference.sft.data.heldout {asked.heldout} makes "

@@ -32,11 +32,10 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
         BadInput: see mnpo.benchmarks.lm_eval.results.
     """
     text = settings.model_dump(mode="json")
-    if settings.harness.strip is None:
-        del text["harness"]["strip"]  # as in results of earlier versions
+    for key in ("strip", "text"):  # which results of earlier versions do not have
+        if getattr(settings.harness, key) is None:
+            del text["harness"][key]
     benchmarks = text["harness"].pop("benchmarks")
-    if settings.harness.text is None:  # as it was for results made before there was such a key
-        del text["harness"]["text"]
 
     def measured(names: list[str]) -> Results:
         chosen = {b: c for b, c in settings.harness.benchmarks.items() if b in names}

@@ -80,7 +80,7 @@ def pairs_of(responses: Sequence[Row], pairing: Pairing, counts: Counter[str]) -
     Which pairs there are does not depend on the rows' order. None is made from a tie, from one response, or from a
     response and itself (docs/ledger.md, point 6).
     """
-    answered = [r for r in responses if str(r.get("answer", r["response"])).strip()]
+    answered = [r for r in responses if r["answer"].strip()]
     texts = len({r["response"] for r in answered})
     counts["empty_responses"] += len(responses) - len(answered)
     if len(answered) < 2 or texts == 1:

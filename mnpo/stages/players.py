@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mnpo.config.blocks import REFERENCE, Block, Ordered
+from mnpo.config.blocks import Block, Ordered
 from mnpo.seeds import derive
 from mnpo.statistics import interval
 from mnpo.storage.records import SAMPLED
@@ -71,10 +70,7 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         for policy, player in settings.players.items()
     ]
     inputs = [file for summary in evaluations for file in (summary, summary.with_suffix(".parquet"))]
-    undecided = Counter[str]()
-    for policy in settings.labels:
-        undecided.update(summaries[policy].get("undecided", {}))
-    notes = over_reference_notes(settings.over_reference, settings.labels.get(REFERENCE, REFERENCE), undecided)
+    notes = over_reference_notes(settings.over_reference, settings.labels, summaries)
     write(pd.DataFrame(rows), output, "players", settings.model_dump(), inputs, notes)
 
 

@@ -17,6 +17,7 @@ from mnpo.config.sources import Prompts
 from mnpo.errors import BadInput
 from mnpo.stages.pair import REASONS, Row, pair_of
 from mnpo.stages.prompts import asked, source_rows
+from mnpo.stages.prompts import prompt_id as id_of
 from mnpo.storage import conversations
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import PAIRS, PROMPTS, SAMPLES, read, rows_of, write
@@ -119,7 +120,7 @@ def _over_samples(p: Prompts, samples: Sequence[Path]) -> Sides:
 
     def sides(row: Mapping[str, Any], where: str, prompt_id: str) -> tuple[list[conversations.Turn], Row, Row]:
         *prompt, answer = conversations.demonstration_of(row, where, p.column)
-        if asked(row, p, where) != asked({**row, p.column: prompt}, p, where):
+        if id_of(**conversations.columns(prompt)) != prompt_id:
             raise BadInput(
                 f"{where}: its demonstration does not answer its {p.column}; set prompts.column to the column with the "
                 "whole conversation"

@@ -113,7 +113,7 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             "prompts_without_a_response": lost[0],
             "prompts_left_with_one_response": lost[1] if len(kept) < len(samples) else 0,
             "prompts_cut": chat.counts["prompts_cut"],
-            **{name: n for name, n in chat.counts.items() if n},
+            **chat.counted,
             "responses_read_otherwise": _read_otherwise(chat, samples, drawn),
         }
         if compared:

@@ -15,7 +15,6 @@ from mnpo.config.sources import Model, Strip, directories
 from mnpo.errors import BadInput
 from mnpo.models import thinking
 from mnpo.oracles import Judgement, Question
-from mnpo.storage import text_tools, user_code
 from mnpo.storage.artifacts import artifact, manifest_path, remove
 from mnpo.storage.records import SAMPLES, SCORES, Table, read, write
 from mnpo.storage.resume import resumable
@@ -74,13 +73,11 @@ def run(
     Raises:
         BadInput: `against` has no response to one of the prompts; a function's file changed since the job was planned.
     """
-    user_code.require_unchanged(settings.functions)
-    if settings.nltk:
-        text_tools.use([Path(settings.nltk)])
+    further = oracles.prepared(settings.functions, settings.nltk)
     rows = read(SAMPLES, samples)
     settings_text = settings.model_dump(exclude_none=True)
     inputs = [*([samples] if against is None else [samples, against]), *directories(settings.models.values())]
-    inputs += [*map(Path, settings.functions), *([Path(settings.nltk)] if settings.nltk else [])]
+    inputs += further
     modules = oracles.modules(oracle.kind for oracle in settings.oracles.values())
     with resumable(output, "score", settings_text, inputs, modules=modules) as (made, session):
         groups = [group for _, group in rows.groupby("prompt_id", sort=False)]

@@ -118,11 +118,11 @@ def run(*, table: Path, figures: Sequence[Path] = (), games: int = 200, seed: in
     """The whole grid. `table` receives it as CSV (`COLUMNS`), each of `figures` the map in the format of its suffix."""
     if games < 2:
         raise BadInput(f"games {games}: an interval needs at least 2")
-    kinds = [*((oracle, CONTESTANTS) for oracle in ORACLES), *((f"three {own:g}", PLAYERS) for own in DIFFERENT)]
+    kinds: list[tuple[str, float | None, Sequence[Contestant]]] = [(oracle, None, CONTESTANTS) for oracle in ORACLES]
+    kinds += [(f"three {own:g}", own, PLAYERS) for own in DIFFERENT]
     cells = list(product(kinds, TAUS, CYCLIC))
     rows = []
-    for (oracle, contestants), tau, share in track(cells, len(cells), "study", "cells"):
-        own = float(oracle.split()[1]) if contestants is PLAYERS else None
+    for (oracle, own, contestants), tau, share in track(cells, len(cells), "study", "cells"):
         preferences = drawn(share, own, TUNING + games, seed)
         gaps = {c: _tuned(c, oracle, preferences, tau, seed) for c in contestants}
         rows += [row | {"oracle": oracle, "tau": tau, "cyclic": share, "games": games} for row in _rows(gaps, seed)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -63,7 +62,8 @@ def run(settings: Settings, evaluations: Sequence[Path], output: Path) -> None:
         "wins": wins,
     }
     read_from = [file for summary in evaluations for file in (summary, summary.with_suffix(".parquet"))]
-    notes = {"main": _notes(settings, summaries), "wins": _notes_of_wins(settings, wins)}
+    main = over_reference_notes(settings.over_reference, settings.labels, summaries)
+    notes = {"main": main, "wins": _notes_of_wins(settings, wins)}
     for name, table in tables.items():
         write(table, output / name, "tabulate", settings.model_dump(), read_from, notes.get(name, []))
 
@@ -97,13 +97,6 @@ def win_table(settings: Settings, items: Mapping[str, pd.DataFrame]) -> pd.DataF
             }
         )
     return pd.DataFrame(rows, columns=["policy", "opponent", "win_rate", "win_rate_low", "win_rate_high", "prompts"])
-
-
-def _notes(settings: Settings, summaries: Mapping[str, Any]) -> list[str]:
-    undecided = Counter[str]()
-    for policy in settings.labels:
-        undecided.update(summaries[policy].get("undecided", {}))
-    return over_reference_notes(settings.over_reference, settings.labels.get(REFERENCE, REFERENCE), undecided)
 
 
 def _notes_of_wins(settings: Settings, wins: pd.DataFrame) -> list[str]:

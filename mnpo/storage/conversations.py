@@ -7,7 +7,7 @@ last user's turn as `prompt`, and those before it as `context`, JSON, empty wher
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mnpo.errors import BadInput
@@ -62,6 +62,11 @@ def prompt_of(row: Row, where: str, column: str = "prompt") -> list[Turn]:
     if found and name in CONVENTIONS and found[-1]["role"] == "assistant":
         found = found[:-1]
     return checked(found, f"{where}: {name}", "user")
+
+
+def distinct(rows: Iterable[Row], where: str, column: str = "prompt") -> set[str]:
+    """The different prompts of a file's rows, as JSON. Arguments and errors as of `prompt_of`."""
+    return {json.dumps(prompt_of(row, f"{where}: row {number}", column)) for number, row in enumerate(rows, 1)}
 
 
 def demonstration_of(row: Row, where: str, column: str = "prompt") -> list[Turn]:

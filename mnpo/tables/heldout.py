@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,19 +74,25 @@ def wins_over_reference(grids: Grids, policy: str, opponent: str) -> np.ndarray:
     return np.full(len(prompts), math.nan)
 
 
-def over_reference_notes(oracles: Sequence[str], reference: str, undecided: Mapping[str, int]) -> list[str]:
+def over_reference_notes(
+    oracles: Sequence[str], labels: Mapping[str, str], summaries: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """What a reader must know of oracles that compare: what their figures are, and what was not decided.
 
     Args:
-        reference: what tables call it.
-        undecided: oracle -> comparisons without a verdict.
+        labels: policy -> what tables call it; those that are shown.
+        summaries: policy -> what was measured.
     """
+    reference = labels.get(REFERENCE, REFERENCE)
+    undecided = Counter[str]()
+    for policy in labels:
+        undecided.update(summaries[policy].get("undecided", {}))
     notes = [
         f"{oracle} compares: its scores are win rates over {reference}, each response beside {reference}'s to the same "
         "prompt, of the same decoding and number"
         for oracle in oracles
     ]
-    left = {oracle: count for oracle in oracles if (count := undecided.get(oracle, 0))}
+    left = {oracle: count for oracle in oracles if (count := undecided[oracle])}
     return notes + [f"{oracle}: {count} comparisons without a verdict count one half" for oracle, count in left.items()]
 
 

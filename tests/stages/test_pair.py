@@ -163,7 +163,7 @@ def test_pairs_are_two_texts_a_gap_apart_whatever_the_order_and_all_that_is_left
     answers: Answers, min_gap: float, form: str, random: Any
 ) -> None:
     rows = [
-        {"prompt_id": "p", "prompt": "P", "context": "", "k": k, "response": r, "score": s, "win": 0.5}
+        {"prompt_id": "p", "prompt": "P", "context": "", "k": k, "response": r, "answer": r, "score": s, "win": 0.5}
         for k, (r, s) in enumerate(answers)
     ]
     counts, again = Counter[str](), Counter[str]()
