@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from mnpo import cli
 from mnpo.config.reading import load
 from mnpo.config.text import Text
+from mnpo.planning import environments
 from mnpo.planning.plan import Plan
 from mnpo.storage.records import PAIRS, PROMPTS, read
 
@@ -38,6 +40,33 @@ def mnpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return int(code or 0), out, err
 
     return _mnpo
+
+
+def test_a_command_enters_another_python_only_when_it_is_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A system's /bin/python3 is in no environment: its prefix is /usr, and it must not begin anew without end."""
+    entered: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda python, arguments: entered.append([str(python), *arguments[1:]]))
+    monkeypatch.setattr(sys, "argv", ["mnpo", "train", "--seed", "1"])
+    monkeypatch.delenv(environments.VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "executable", "/bin/python3")
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    cli._enter("train")
+    cli._enter(None)
+    assert not entered
+
+    monkeypatch.setenv(environments.VARIABLE, str(tmp_path))
+    python = tmp_path / "train/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    cli._enter(None)
+    assert not entered
+    cli._enter("train")
+    assert entered == [[str(python), "-m", "mnpo", "train", "--seed", "1"]]
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "train"))  # it has begun there
+    cli._enter("train")
+    assert len(entered) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- exit code 0

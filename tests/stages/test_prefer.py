@@ -177,3 +177,12 @@ def test_a_demonstration_of_another_prompt_than_was_sampled_for_is_refused(tmp_p
     pairs = preferred(tmp_path, rows, [sample("And?", 0, "x")], column="messages")
     assert [(p["prompt"], p["chosen"], p["rejected"]) for p in pairs] == [("And?", "Two.", "x")]
     assert [turn["content"] for turn in json.loads(pairs[0]["context"])][1] == "One."
+
+
+def test_the_prompt_is_the_one_that_was_sampled_for_whatever_its_column(tmp_path: Path) -> None:
+    """Rows of a column `instruction`, with a column `prompt` of another meaning beside it, which goes along."""
+    rows = [{"instruction": text, "response": "Shown.", "prompt": "a template"} for text in ("A?", "B?")]
+    samples = [sample(text, 0, "x") for text in ("A?", "B?")]
+    pairs = preferred(tmp_path, rows, samples, column="instruction", further=["prompt"])
+    assert [(p["chosen"], p["rejected"]) for p in pairs] == [("Shown.", "x")]
+    assert pairs[0]["prompt"] in ("A?", "B?")
