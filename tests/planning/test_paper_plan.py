@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -283,15 +284,46 @@ def test_what_is_added_stands_beside_and_a_name_is_not_given_twice(tmp_path: Pat
         load(overlay)
 
 
-def test_each_slip_of_the_papers_size_is_its_td_mnpo_with_one_field_changed(root: Path) -> None:
-    """Iteration 3's training settings differ from td-mnpo's in what the field says, and in nothing else but names."""
+def test_each_slip_of_the_papers_size_is_its_td_mnpo_with_one_thing_changed(root: Path) -> None:
+    """Each run is td-mnpo but for one field of the protocol, the order of the weights, or the whole preset."""
     plan = Plan(load(root / "configs/paper-slips.yaml"))
     slips = {name: run for name, run in plan.config.runs.items() if name.startswith("slip-")}
-    assert len(slips) == 8
     paper = plan.config.runs["td-mnpo"]
-    for run in slips.values():
-        assert len({field.split("_")[-1] for field in run.protocol}) == 1  # both texts are one slip
-        assert run.preset == "paper"
-        assert (run.objective, run.oracle, run.iterations) == (paper.objective, paper.oracle, paper.iterations)
+    changed = {}
+    for name, run in slips.items():
+        fields = {field.split("_")[-1] for field in run.protocol}  # both texts are one slip
+        fields |= {"iterations"} if run.iterations != paper.iterations else set()
+        fields |= {"preset"} if run.preset != "paper" else set()
+        changed[name.removeprefix("slip-")] = fields
+        assert (run.objective, run.oracle) == (paper.objective, paper.oracle)
+    assert {name: len(fields) for name, fields in changed.items()} == dict.fromkeys(changed, 1)
+    assert len(slips) == 10 and changed["oldest-first"] == {"iterations"} and changed["all"] == {"preset"}
+    orders = [i.objective["order"] for i in slips["slip-oldest-first"].iterations[1:] if i.objective]
+    assert orders == ["oldest-first", "oldest-first"]
     made = plan.targets.of("benchmarks")
     assert {f"{name}.3" for name in slips} <= set(plan.policies.finals) and made
+
+
+def test_the_baselines_are_those_of_their_authors(root: Path) -> None:
+    """SimPO's published settings for gemma-2-9b-it and SPPO's for Gemma-2-9B-It (docs/ledger.md, points 39 and 48)."""
+    plan = Plan(load(root / "config.yaml"))
+    simpo = json.loads(plan.settings("train", policy="simpo.1"))
+    assert simpo["objective"]["name"] == "simpo"
+    assert (simpo["objective"]["beta"], simpo["objective"]["margin"]) == (10, 5)  # gamma / beta is 0.5
+    assert simpo["training"]["learning_rate"] == 8e-7
+    assert plan.config.runs["simpo"].iterations[0].parts == [1]
+    for iteration in (1, 2, 3):
+        sppo = json.loads(plan.settings("train", policy=f"sppo.{iteration}"))
+        assert sppo["objective"] == {"name": "sppo", "eta": 0.001}
+        assert (sppo["training"]["batch_size"], sppo["training"]["learning_rate"]) == (64, 5e-7)
+        assert (sppo["training"]["optimiser"], sppo["training"]["schedule"]) == ("rmsprop", "linear")
+        assert sppo["training"]["clip"] == 0
+    oracle = plan.config.oracles["armorm-sppo"]
+    assert oracle.model == "armorm" and oracle.own_response
+
+
+@pytest.mark.parametrize("name", ["variants", "thirds", "slips", "zephyr-sft", "exploitability", "seeds"])
+def test_the_configurations_beside_the_papers_plan(root: Path, name: str) -> None:
+    plan = Plan(load(root / f"configs/{name}.yaml"))
+    assert all(plan.targets.of(target) for target in plan.config.tables.targets)
+    assert name != "thirds" or plan.config.prompts.parts == 9
