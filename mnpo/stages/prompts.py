@@ -71,7 +71,9 @@ def _read(p: Prompts, data: Path | None) -> tuple[dict[str, Any], dict[str, Any]
     prompts, facts = _distinct(rows, p, where)
     unique = _ordered(prompts)
     random.Random(p.seed).shuffle(unique)
+    everything = len(unique)
     apart, unique = _apart(unique, p, data)
+    also_held_out = everything - len(unique)
     needed = p.heldout - len(apart) + p.parts * (p.part_size or 1)
     if len(unique) < needed:
         raise BadInput(
@@ -81,7 +83,7 @@ def _read(p: Prompts, data: Path | None) -> tuple[dict[str, Any], dict[str, Any]
     heldout, unique = (apart, unique) if apart else (unique[: p.heldout], unique[p.heldout :])
     size = p.part_size or len(unique) // p.parts
     cut = {f"part{t + 1}": unique[t * size : (t + 1) * size] for t in range(p.parts)}
-    facts |= {"unused_prompts": len(unique) - p.parts * size}
+    facts |= {"unused_prompts": len(unique) - p.parts * size, "train_prompts_also_held_out": also_held_out}
     tables: dict[str, Any] = {**cut, "heldout": heldout, "demonstrations": []}
     if p.responses:
         tables["responses"], facts["blank_responses"] = _own_responses(rows, cut, p, where)
@@ -91,11 +93,13 @@ def _read(p: Prompts, data: Path | None) -> tuple[dict[str, Any], dict[str, Any]
 def _distinct(rows: Sequence[Mapping[str, Any]], p: Prompts, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prompt's id -> its row of the table, each once: of rows with the same prompt, the smallest truth."""
     prompts: dict[str, dict[str, str]] = {}
+    answers = 0
     for number, row in enumerate(rows, 1):
         found = asked(row, p, f"{where}: row {number}")
+        answers += conversations.answered(row, f"{where}: row {number}", p.column)
         known = prompts.get(found["prompt_id"], found)
         prompts[found["prompt_id"]] = min(found, known, key=lambda r: r["truth"])
-    return prompts, {"repeated_prompts": len(rows) - len(prompts)}
+    return prompts, {"repeated_prompts": len(rows) - len(prompts), "answers_left_out": answers}
 
 
 def asked(row: Mapping[str, Any], p: Prompts, where: str) -> dict[str, str]:

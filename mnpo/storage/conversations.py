@@ -59,9 +59,17 @@ def prompt_of(row: Row, where: str, column: str = "prompt") -> list[Turn]:
         return preference_of(row, where, column).prompt
     name = _column(row, where, column)
     found = _read(row, name, where)
-    if found and name in CONVENTIONS and found[-1]["role"] == "assistant":
-        found = found[:-1]
-    return checked(found, f"{where}: {name}", "user")
+    return checked(found[:-1] if _answered(name, found) else found, f"{where}: {name}", "user")
+
+
+def answered(row: Row, where: str, column: str = "prompt") -> bool:
+    """Whether `prompt_of` leaves out an answer, the last turn of the row's conversation. Arguments as there."""
+    name = _column(row, where, column)
+    return _answered(name, _read(row, name, where))
+
+
+def _answered(column: str, turns: list[Turn]) -> bool:
+    return bool(turns) and column in CONVENTIONS and turns[-1]["role"] == "assistant"
 
 
 def distinct(rows: Iterable[Row], where: str, column: str = "prompt") -> set[str]:

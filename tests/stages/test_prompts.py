@@ -85,6 +85,27 @@ def test_repeated_prompts_count_once(tmp_path: Path, manifest_of: Manifest) -> N
     assert manifest_of(tmp_path / "out" / "heldout.parquet")["repeated_prompts"] == 2
 
 
+def test_answers_that_are_left_out_and_prompts_that_are_held_out_too_are_counted(
+    tmp_path: Path, manifest_of: Manifest
+) -> None:
+    """By hand: of a, b, c, d two end with an answer; the split of held-out prompts has b and e, and gives both."""
+
+    def conversation(text: str, *answer: str) -> dict[str, Any]:
+        turns = zip(("user", "assistant"), (text, *answer), strict=False)
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    data = tmp_path / "data"
+    data.mkdir()
+    jsonl(data / "train.jsonl", [conversation("a", "A"), conversation("b", "B"), conversation("c"), conversation("d")])
+    jsonl(data / "test.jsonl", [conversation("b", "B"), conversation("e")])
+    asked = {"source": "dataset", "dataset": "d", "parts": 1, "heldout": 2, "heldout_split": "test"}
+    run(Settings.model_validate({"prompts": asked, "seed": 0}), tmp_path / "out", data)
+    assert sorted(read(PROMPTS, tmp_path / "out/part1.parquet")["prompt"]) == ["a", "c", "d"]
+    assert sorted(read(PROMPTS, tmp_path / "out/heldout.parquet")["prompt"]) == ["b", "e"]
+    facts = manifest_of(tmp_path / "out/part1.parquet")
+    assert (facts["answers_left_out"], facts["train_prompts_also_held_out"]) == (2, 1)
+
+
 def test_a_prompts_id_is_of_its_text_alone(tmp_path: Path, file: str) -> None:
     cut(tmp_path / "out", source="file", path=file, parts=1, part_size=2, heldout=1)
     row = read(PROMPTS, tmp_path / "out" / "part1.parquet").iloc[0]
