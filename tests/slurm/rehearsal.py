@@ -7,6 +7,7 @@ A copy of the project in build/ runs `snakemake --profile slurm --configfile con
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -103,6 +104,8 @@ def main(which: str, options: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell in the background had it ignored
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     if len(sys.argv) < 2 or sys.argv[1] not in CONFIGS:
         sys.exit(f"usage: {sys.argv[0]} {'|'.join(CONFIGS)} [OPTIONS OF SNAKEMAKE]")
     if not (VLLM / "bin/python").exists():
