@@ -68,8 +68,8 @@ def page(examples: Sequence[Example], oracles: Sequence[str], of: int, notes: Se
     """
     known = all(answer.finish for example in examples for answer in example.answers)
     said = [
-        f"Prompts: {len(examples)} of {of} held-out ones, drawn at random, not chosen. The configuration's name and seed "
-        "decide, no response and no score.",
+        f"Prompts: {len(examples)} of {of} held-out ones, drawn at random, not chosen. The configuration's name and "
+        "seed decide, no response and no score.",
         "Responses: the first that each policy sampled, whole, as the oracles saw it.",
         "Scores: each oracle's, in the scale of the other tables. The best of a prompt is bold, unless all are the "
         "same. A few responses are an impression, the tables have the means.",
