@@ -18,17 +18,18 @@ HEAD = """\
 <title>Examples</title>
 <style>
 body { font: 14px/1.4 sans-serif; color: #111; background: white; max-width: 75em; overflow-x: auto }
-h2 { font-size: 1.1em; margin: 2.5em 0 .5em } small { color: #555; font-weight: normal }
+h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin: 2.5em 0 .5em } small { color: #555; font-weight: normal }
 .turn { background: #f2f4f7; padding: .4em .7em; margin: .3em 0 }
 .text { white-space: pre-wrap; overflow-wrap: anywhere }
 table { border-collapse: collapse; width: 100% }
 th, td { padding: .4em .7em .4em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
-thead th { vertical-align: bottom; overflow-wrap: anywhere; min-width: 3em } tbody th { min-width: 5em }
-td.response { width: 60%; min-width: 14em } .number { text-align: right }
+thead th { vertical-align: bottom } tbody th { min-width: 7em }
+td.response { width: 50%; min-width: 14em } .number { text-align: right }
 .mark { color: #a40000; font-style: italic }
 </style>
 </head>
 <body>
+<h1>The same prompts under each policy</h1>
 """
 UNKNOWN = "Whether a response was cut is not known of all: results of earlier versions do not say it."
 
