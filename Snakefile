@@ -63,6 +63,7 @@ localrules:
     compare,
     tabulate,
     players,
+    examples,
     benchmarks,
     costs,
     rehearsal,

@@ -221,7 +221,7 @@ class _Panel:
                 scores = self._over_reference(name)
             if scores is None:
                 continue  # it is asked as one of others only
-            kept = ("prompt_id", "family", "mode", "k", "response", "tokens")
+            kept = ("prompt_id", "family", "mode", "k", "response", "tokens", "finish")
             judged += [
                 {**{c: row[c] for c in kept}, "oracle": name, "score": score}
                 for row, score in zip(self.rows, scores, strict=True)

@@ -110,9 +110,9 @@ class Evaluation(Block):
 Table = Literal["table2", "table3", "table4", "table5", "table6", "table7", "table8"]
 Target = Literal[
     Table, "policies", "heldout", "players", "exploitability", "preferences", "benchmarks", "figures", "costs",
-    "theory", "rehearsal",
+    "theory", "rehearsal", "examples",
 ]  # fmt: skip
-DECIDED: tuple[Target, ...] = ("heldout", "players", "figures")
+DECIDED: tuple[Target, ...] = ("heldout", "players", "figures", "examples")
 """Those that `evaluation.oracle` decides."""
 
 
@@ -132,6 +132,10 @@ class Tables(Block):
     """For the target `rehearsal`: the configuration file that this one is a small version of."""
     win_against: list[str] = [REFERENCE]
     """Policies that every policy is compared with in the main held-out table."""
+    examples: int = Field(8, ge=1)
+    """For the target `examples`: how many held-out prompts are shown, drawn by the configuration's name and seed."""
+    examples_of: list[str] | None = Field(None, min_length=1)
+    """Whose responses to them; None: the reference's and those of every run's last policy."""
 
 
 class Exploitability(Block):

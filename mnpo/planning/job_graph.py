@@ -10,7 +10,7 @@ from mnpo.planning.registry import WORK, Work
 if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
 
-PRINTED = ("tabulate", "players", "exploitability", "preferences", "compare", "benchmarks", "plot")
+PRINTED = ("tabulate", "players", "examples", "exploitability", "preferences", "compare", "benchmarks", "plot")
 OF_MANIFESTS = ("costs", "rehearsal")
 """Tables of what jobs cost, by the manifests of what they made."""
 UNPRICED = ("download", "miniature", "prompts", "demonstrations", *PRINTED)

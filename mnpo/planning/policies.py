@@ -39,9 +39,11 @@ class Policies:
                     )
 
     def _require_compared(self) -> None:
-        for policy in self.config.tables.win_against:
-            if policy not in self.evaluated:
-                raise ConfigError(f"tables.win_against: unknown policy {policy!r}{nearest(policy, self.evaluated)}")
+        tables = self.config.tables
+        for key, policies in (("win_against", tables.win_against), ("examples_of", tables.examples_of or [])):
+            for policy in policies:
+                if policy not in self.evaluated:
+                    raise ConfigError(f"tables.{key}: unknown policy {policy!r}{nearest(policy, self.evaluated)}")
         known = [REFERENCE, *self.config.runs, *self.config.models]
         for table, rows in self.config.tables.rows.items():
             for row, name in rows.items():
@@ -134,6 +136,12 @@ class Policies:
     def lasts(self) -> list[str]:
         """The last policy of every run, of every seed."""
         return [policies[-1] for policies in self.replicas.values()]
+
+    @property
+    def shown(self) -> list[str]:
+        """The policies on the page of examples: those named, or the reference and the last of every run of one seed."""
+        lasts = [self.replicas[run][-1] for run in self.config.runs]
+        return list(dict.fromkeys(self.config.tables.examples_of or [REFERENCE, *lasts]))
 
     @cached_property
     def finals(self) -> list[str]:

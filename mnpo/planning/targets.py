@@ -112,6 +112,8 @@ class Targets:
             return [f"{self.files.figure(f)}.{ending}" for f in FIGURES for ending in ("svg", "png")]
         if name == "heldout":
             return self.heldout
+        if name == "examples":
+            return [f"{self.files.table(name)}.html"]
         if name not in get_args(Target):
             raise KeyError(name)
         return [f"{self.files.table(name)}.{ending}" for ending in TABLE_ENDINGS]

@@ -129,11 +129,13 @@ JUDGED = Table(
         "k": "int",
         "response": "string",
         "tokens": "int",
+        "finish": "string",  # stop, or length when it was cut; empty: not known
         "oracle": "string",
         "score": "float",
     },
     ("prompt_id", "mode", "k", "oracle"),
     ("prompt_id",),
+    ("finish",),
 )
 ANSWERS = Table(
     "answers",

@@ -627,6 +627,8 @@ def test_players_are_needed_by_some_and_read_by_no_other(planned: Planned) -> No
 def test_a_table_against_an_unknown_policy_is_refused(planned: Planned) -> None:
     with pytest.raises(ConfigError, match=r"tables\.win_against: unknown policy 'inpo\.4'; did you mean 'inpo\.3'"):
         planned(tables={"win_against": ["inpo.4"]})
+    with pytest.raises(ConfigError, match=r"tables\.examples_of: unknown policy 'inpo\.4'; did you mean 'inpo\.3'"):
+        planned(tables={"examples_of": ["sft", "inpo.4"]})
 
 
 def test_labels_name_runs_and_iterations_and_must_differ(plan: Plan, planned: Planned, runs: dict[str, Any]) -> None:
@@ -879,7 +881,7 @@ def test_what_compares_reads_the_references_responses(planned: Callable[..., Pla
     inputs = {piece.what: piece.inputs for piece in job_graph.everything(plan) if piece.stage == "assess"}
     assert rows in inputs["td-mnpo.3"] and rows not in inputs["sft"]
     assert not any(rows in piece.inputs for piece in job_graph.everything(planned()) if piece.stage == "assess")
-    for stage in ("tabulate", "players", "plot"):
+    for stage in ("tabulate", "players", "plot", "examples"):
         assert json.loads(plan.settings(stage))["over_reference"] == ["majority"]
         assert "over_reference" not in json.loads(planned().settings(stage))
     assert json.loads(planned(evaluation={"oracle": "majority", "accuracy": None}).settings("plot"))[

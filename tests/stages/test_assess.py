@@ -57,6 +57,9 @@ def test_there_is_a_row_for_each_prompt_response_and_oracle(evaluated: Path, pro
     assert rows.groupby(["oracle", "mode"]).size().to_dict() == {
         (oracle, mode): 7 * n for oracle in ORACLES for mode, n in (("greedy", 1), ("sampled", 3))
     }
+    summary = json.loads(evaluated.read_text())
+    cut = rows[rows["finish"] == "length"].groupby("oracle").size()  # every oracle's row says how its response ended
+    assert set(rows["finish"]) <= {"stop", "length"} and set(cut) == {summary["cut_responses"]} and set(cut) != {0}
     truth = prompts.set_index("prompt_id")["truth"]
     for row in rows[rows["oracle"].isin(RULES)].to_dict("records"):
         assert row["score"] == RULES[row["oracle"]](truth[row["prompt_id"]], row["response"])

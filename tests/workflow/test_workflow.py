@@ -124,14 +124,21 @@ def test_a_second_run_has_nothing_to_do(checkout: Checkout) -> None:
 def test_the_report_is_one_page_with_captions_that_loads_nothing_and_has_a_phones_layout(checkout: Checkout) -> None:
     checkout.made("report")
     page = (checkout.path / "results/small/report.html").read_text()
-    for name in ("main.html", "benchmarks.html", "preferences.html", *(f"{figure}.svg" for figure in FIGURES)):
+    for name in (
+        "main.html",
+        "examples.html",
+        "benchmarks.html",
+        "preferences.html",
+        *(f"{figure}.svg" for figure in FIGURES),
+    ):
         assert name in page
     assert "Policy against policy: how often" in page and "Policies on the public benchmarks" in page
     assert not re.findall(r"""<(?:script|link|img)[^>]*(?:src|href)=["']https?:""", page)
     assert (ROOT / "workflow/report/phone.css").read_text() in page
 
 
-HELDOUT = {"tabulate tables/main.html", "players tables/players.html", "costs tables/costs.html"}
+EXAMPLES = {"examples tables/examples.html"}
+HELDOUT = {"tabulate tables/main.html", "players tables/players.html", "costs tables/costs.html"} | EXAMPLES
 BENCHMARKS = {"benchmarks tables/benchmarks.html", "costs tables/costs.html"}
 TABLES = HELDOUT | BENCHMARKS
 PREFERENCES = {"preferences tables/preferences.html"}
@@ -194,7 +201,7 @@ EDITS: dict[str, tuple[Callable[[Checkout], None], set[str]]] = {
     ),
     "the code of the tables": (
         lambda c: c.edit("mnpo/tables/files.py", "{v:.3f}", "{v:.4f}"),
-        TABLES | PLOTS | PREFERENCES,
+        (TABLES - EXAMPLES) | PLOTS | PREFERENCES,
     ),
     "how wins are counted": (
         lambda c: c.edit("mnpo/tables/heldout.py", "0.5 * (difference == 0)", "0.25 * (difference == 0)"),

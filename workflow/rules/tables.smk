@@ -87,6 +87,34 @@ rule tabulate:
         "exec python -m mnpo --log {log:q} tabulate --settings {params.settings:q} {params.evaluations:q} --output {params.directory:q}"
 
 
+rule examples:
+    input:
+        evaluations=[PLAN.files.evaluation(policy, HELDOUT) for policy in PLAN.policies.shown],
+        rows=[PLAN.files.evaluation_items(policy, HELDOUT) for policy in PLAN.policies.shown],
+        prompts=PLAN.files.prompts(HELDOUT),
+    output:
+        report(
+            PLAN.files.table("examples") + ".html",
+            caption="../report/examples.rst",
+            category="Tables",
+            labels={"table": "examples"},
+        ),
+    log:
+        f"{LOGS}/examples.log",
+    conda:
+        "../../envs/eval.yaml"
+    threads: PLAN.threads("tabulate")
+    resources:
+        **asked("tabulate"),
+    params:
+        settings=PLAN.settings("examples"),
+        code=PLAN.code("examples"),
+        evaluations=lambda w, input: [f"--evaluations={file}" for file in input.evaluations],
+    shell:
+        "exec python -m mnpo --log {log:q} examples --settings {params.settings:q} {params.evaluations:q} --prompts {input.prompts:q}"
+        " --output {output:q}"
+
+
 rule preferences:
     input:
         pairs=[PLAN.files.pairs(*of) for of in (*PLAN.policies.annotated, *PLAN.policies.preferred)],

@@ -89,6 +89,16 @@ def _players_settings(plan: Plan) -> dict[str, Any]:
     )
 
 
+@reads("examples")
+def _examples_settings(plan: Plan) -> dict[str, Any]:
+    return {
+        "labels": _labels(plan, plan.policies.shown),
+        "scores": _scoring(plan),
+        "prompts": plan.config.tables.examples,
+        "seed": derive(plan.config.seed, "examples", plan.config.name),
+    } | _over_reference(plan)
+
+
 @reads("exploitability")
 def _exploitability_settings(plan: Plan) -> dict[str, Any]:
     return {
@@ -138,6 +148,7 @@ def _plot_settings(plan: Plan) -> dict[str, Any]:
 @work
 def _tables_work(plan: Plan) -> list[Work]:
     heldout = tuple(plan.files.evaluation(policy, HELDOUT) for policy in plan.policies.evaluated)
+    shown = [plan.files.evaluation(policy, HELDOUT) for policy in plan.policies.shown]
     return [
         *(
             Work("compare", table, tuple(plan.targets.of(table)), tuple(plan.targets.evaluations(table)))
@@ -145,6 +156,7 @@ def _tables_work(plan: Plan) -> list[Work]:
         ),
         Work("tabulate", "heldout", tuple(plan.targets.of("heldout")), heldout),
         Work("players", "players", tuple(plan.targets.of("players")), heldout),
+        Work("examples", "examples", tuple(plan.targets.of("examples")), (*shown, plan.files.prompts(HELDOUT))),
         *_exploitability_work(plan),
         Work("preferences", "preferences", tuple(plan.targets.of("preferences")), tuple(_preference_files(plan))),
         Work("benchmarks", "benchmarks", tuple(plan.targets.of("benchmarks")), tuple(plan.measurements.evaluations)),
