@@ -298,7 +298,7 @@ evaluation: # on held-out prompts
   dtype: {sizes.dtype}
 
 tables:
-  targets: [heldout, preferences, figures, costs]
+  targets: [heldout, examples, preferences, figures, costs]
 
 resources: # what a job asks for, and what the plan counts with
   gpu: h100
