@@ -34,7 +34,7 @@ def fixed(q: Quantities, work: Work, on: str, working: float) -> float:
         working: seconds of its work, which decide whether a training writes checkpoints meanwhile.
     """
     cpus, gpus = q.plan.config.resources.of(work.needs).cpus, max(1, q.plan.config.resources.of(work.needs).gpus)
-    seconds = sum(_hashing(size, cpus) for size in _files(q, work))
+    seconds = sum(_hashing(size, cpus) for size in _files(q, work, hashed=True))
     if on != CPU and _by_vllm(q, work):
         seconds += COMPILING
     if work.stage in ("train", "sft"):
@@ -45,10 +45,11 @@ def fixed(q: Quantities, work: Work, on: str, working: float) -> float:
     return seconds
 
 
-def _files(q: Quantities, work: Work) -> list[float]:
+def _files(q: Quantities, work: Work, hashed: bool = False) -> list[float]:
     """Bytes of the weights that a job reads, of each model.
 
     A trained policy is float32, but for readers in bfloat16 where it has a copy for them. What is fetched is not.
+    `hashed`: bytes that it checks, which with all of a policy are those of its copy too.
     """
     c = q.plan.config
     read = q.plan.policies.fits[work.policy or ""].start if work.stage == "train" else work.policy
@@ -56,8 +57,9 @@ def _files(q: Quantities, work: Work) -> list[float]:
     dtype = {"train": "float32", "sample": c.sampling.dtype, "logps": c.training.dtype}.get(
         work.stage, c.evaluation.dtype
     )
-    copied = how is not None and how.bfloat16_copy and dtype == "bfloat16"
-    first = SAVED_BYTES if how is not None and not copied else WEIGHT_BYTES
+    first = WEIGHT_BYTES
+    if how is not None and not (how.bfloat16_copy and dtype == "bfloat16"):
+        first = SAVED_BYTES + WEIGHT_BYTES * bool(hashed and how.bfloat16_copy)
     return [(first if i == 0 else WEIGHT_BYTES) * q.size(model) for i, model in enumerate(work.models)]
 
 
