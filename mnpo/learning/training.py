@@ -234,7 +234,7 @@ def write(
         weights = {name.removeprefix("model."): weight for name, weight in trained.weights.items()}
         save(model, tokenizer, directory, weights if lora is None else _merged(weights, lora))
         if optimisation.bfloat16_copy:
-            save_copy(tokenizer, directory)
+            save_copy(directory)
         write_metrics(trained.history, directory / METRICS)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -166,19 +168,48 @@ COPY: Final = "bfloat16"
 """The directory of a policy's copy within the policy's own, and the copy's dtype."""
 
 
-def save_copy(tokenizer: Any, path: Path) -> None:
+def save_copy(path: Path) -> None:
     """Save the policy in `path` in bfloat16 too, in a directory of its own there.
 
-    It is what transformers makes of the policy's files where bfloat16 is asked for, so whoever reads it instead gets
-    the same weights to the last bit: where some stay in float32 there, they do here. That takes 2 bytes a parameter of
-    this machine's memory, and no GPU's.
+    Whoever reads it instead gets what transformers makes of the policy's files where bfloat16 is asked for, to the last
+    bit: weights that stay in float32 there do so here. One file is in memory at a time.
     """
     import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    copied = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, local_files_only=True)
-    save(copied, tokenizer, path / COPY)
-    seal(path / COPY)
+    read = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, device_map="meta", local_files_only=True)
+    dtypes = {name: weight.dtype for name, weight in read.state_dict().items()}
+    copy, size, files = path / COPY, 0, sorted(path.glob("*.safetensors"))
+    copy.mkdir()
+    for file in path.iterdir():
+        if file.is_file() and file not in files:
+            shutil.copyfile(file, copy / file.name)
+    # Where transformers renames weights as it loads them, and keeps some in float32, it may be any of the renamed.
+    known = {name for file in files for name in _names(file)}
+    otherwise = torch.bfloat16 if all(n in known or d == torch.bfloat16 for n, d in dtypes.items()) else torch.float32
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            cast = {n: weights.get_tensor(n).to(dtypes.get(n, otherwise)) for n in weights.keys()}  # noqa: SIM118
+            save_file(cast, copy / file.name, metadata=weights.metadata())
+        size += sum(weight.nbytes for weight in cast.values())
+    _edit(copy / "config.json", dtype=COPY)
+    if (index := copy / "model.safetensors.index.json").is_file():
+        _edit(index, metadata={"total_size": size})
+    seal(copy)
+
+
+def _names(file: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "np") as weights:
+        return list(weights.keys())
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    content = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def readable(path: str | Path, dtype: str) -> Path:

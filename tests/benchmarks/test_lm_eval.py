@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -674,17 +675,15 @@ def test_vllm_reads_as_many_tokens_of_a_prompt_at_once_as_leave_room_for_their_l
 def test_vllm_reads_the_copy_where_it_computes_in_bfloat16(
     dtype: Any, read: str, random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lm_eval.models import vllm_causallms
-
     class Engine:
         def __init__(self, **how: Any) -> None:
             self.how = how
 
     policy = shutil.copytree(random_policy, tmp_path / "policy")
-    save_copy(load_tokenizer(policy), policy)
+    save_copy(policy)
     (policy / "manifest.json").write_text("{}")
     monkeypatch.setattr(lm_eval_model, "find_spec", lambda name: name)
-    monkeypatch.setattr(vllm_causallms, "VLLM", Engine)
+    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=Engine))
     how = load_policy(policy, "vllm", dtype=dtype, batch_size=4, max_length=48, seed=0).how
     assert (how["pretrained"], how["dtype"]) == (str(policy / read), dtype)
 

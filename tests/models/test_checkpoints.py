@@ -167,7 +167,8 @@ def moved(path: Path) -> Path:
 
 def copied(path: Path, source: Path) -> Path:
     """With its copy in bfloat16, and a manifest as what stages make has one."""
-    save_copy(load_tokenizer(source), path)
+    load_tokenizer(source).save_pretrained(path)
+    save_copy(path)
     (path / "manifest.json").write_text("{}")
     return path
 
@@ -181,10 +182,10 @@ MADE = {"gemma2": lambda path: gemma2(path, 5.0, final_logit_softcapping=2.0), "
 
 @pytest.mark.parametrize("kind", MADE)
 def test_the_copy_gives_the_numbers_that_casting_gives_to_the_last_bit(
-    kind: str, random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, random_policy: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(checkpoints, "FILE_SIZE", "20KB")
     path = moved(MADE[kind](tmp_path / kind))
+    assert len(list(path.glob("*.safetensors"))) > 1
     cast, whole, count = logits(path, dtype="bfloat16"), logits(path), parameters(path)
     copied(path, random_policy)
     copy = path / "bfloat16"
@@ -193,7 +194,10 @@ def test_the_copy_gives_the_numbers_that_casting_gives_to_the_last_bit(
     saved, master = stored(copy), stored(path)
     assert {n: w.dtype for n, w in saved.items()} == dict.fromkeys(master, torch.bfloat16)
     assert all(torch.equal(saved[n], w.bfloat16()) and not torch.equal(saved[n].float(), w) for n, w in master.items())
-    assert len(list(copy.glob("*.safetensors"))) > 1
+    files = [{file.name for file in directory.glob("*.safetensors*")} for directory in (path, copy)]
+    assert files[0] == files[1]
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 2 * count and set(index["weight_map"]) == set(master)
     assert json.loads((copy / "config.json").read_text())["dtype"] == "bfloat16"
     assert load_tokenizer(copy)("cat")["input_ids"] == load_tokenizer(random_policy)("cat")["input_ids"]
     for file in path.glob("*.safetensors"):
@@ -229,6 +233,27 @@ def test_weights_that_stay_in_float32_where_bfloat16_is_asked_for_do_so_in_the_c
     assert all(torch.equal(read[name], weight) for name, weight in cast.items())
 
 
+@pytest.mark.parametrize("kept", [["layernorm"], ["experts"], []])
+def test_weights_that_transformers_renames_as_it_loads_them_are_the_same_too(
+    kept: list[str], random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixtral's experts are single matrices in files, and one in memory. Those may be what stays in float32."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    monkeypatch.setattr(MixtralForCausalLM, "_keep_in_fp32_modules_strict", kept)
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).save_pretrained(tmp_path)
+    path = moved(tmp_path)
+    assert not set(stored(path)) & {name for name in load_model(path).state_dict() if ".experts." in name}
+    cast = load_model(path, dtype="bfloat16").state_dict()
+    copied(path, random_policy)
+    read = load_model(path, dtype="bfloat16").state_dict()
+    assert {n: w.dtype for n, w in read.items()} == {n: w.dtype for n, w in cast.items()}
+    assert all(torch.equal(read[name], weight) for name, weight in cast.items())
+    halved = {w.dtype for n, w in stored(path / "bfloat16").items() if ".experts." in n}
+    assert halved == {torch.float32 if kept == ["experts"] else torch.bfloat16}
+
+
 def test_a_policy_without_a_copy_or_whose_manifest_was_taken_away_is_read_itself(
     random_policy: Path, tmp_path: Path
 ) -> None:
@@ -238,6 +263,7 @@ def test_a_policy_without_a_copy_or_whose_manifest_was_taken_away_is_read_itself
     (path / "bfloat16").mkdir()
     (path / "manifest.json").write_text("{}")
     assert readable(path, "bfloat16") == path
+    (path / "bfloat16").rmdir()
     copied(path, random_policy)
     assert readable(path, "bfloat16") == readable(readable(path, "bfloat16"), "bfloat16") == path / "bfloat16"
     (path / "manifest.json").unlink()

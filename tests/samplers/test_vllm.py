@@ -17,7 +17,7 @@ import pytest
 
 from mnpo.config.sampling import Decoding, Sampling
 from mnpo.errors import BadInput, Interrupted
-from mnpo.models.checkpoints import load_tokenizer, save_copy
+from mnpo.models.checkpoints import save_copy
 from mnpo.samplers import Request, Response, kept_or_drawn, longest_first, vllm
 from mnpo.samplers.vllm import Engine, draw
 from mnpo.storage.resume import Session, resumable
@@ -39,7 +39,7 @@ def test_the_engine_reads_the_copy_where_it_computes_in_bfloat16(
     dtype: str, read: str, random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = shutil.copytree(random_policy, tmp_path / "policy")
-    save_copy(load_tokenizer(policy), policy)
+    save_copy(policy)
     (policy / "manifest.json").write_text("{}")
     told: dict[str, Any] = {}
 
