@@ -37,7 +37,7 @@ def load_policy(
     Raises BadInput for a backend that is not installed.
     """
     from mnpo.models.chat import Chat
-    from mnpo.models.checkpoints import load_model, load_tokenizer
+    from mnpo.models.checkpoints import load_model, load_tokenizer, readable
     from mnpo.models.templates import end_of_text
 
     tokenizer = load_tokenizer(policy)
@@ -55,7 +55,7 @@ def load_policy(
         gpu = torch.cuda.is_available()
         further = sorted(set(chat.stop_ids) - set(end_of_text(tokenizer)))
         return type("Policy", (_Chatting, VLLM), {"chat": chat, "further_stops": further})(
-            pretrained=str(policy),
+            pretrained=str(readable(policy, dtype)),
             dtype=dtype,
             batch_size="auto",
             max_length=max_length,

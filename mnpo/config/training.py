@@ -63,6 +63,8 @@ class Optimisation(Block):
     """Compute activations again in the backward pass instead of keeping them."""
     lora: Lora | None = None
     """Train adapters and leave the weights alone; None trains all weights."""
+    bfloat16_copy: bool | None = None
+    """true: the policy is saved in bfloat16 too, which is what readers in bfloat16 load (docs/training.md)."""
 
 
 class Demonstrations(Block):

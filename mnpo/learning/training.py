@@ -19,7 +19,7 @@ from mnpo.errors import Diverged
 from mnpo.learning import batches
 from mnpo.learning.distributed import Engine, engine
 from mnpo.learning.trackers import watched
-from mnpo.models.checkpoints import save
+from mnpo.models.checkpoints import save, save_copy
 from mnpo.models.logprobs import ResponseLogprobs
 from mnpo.progress import say, track
 from mnpo.ranks import rank, ranks
@@ -225,11 +225,16 @@ def prepared(model: PreTrainedModel, optimisation: Optimisation) -> ResponseLogp
     return ResponseLogprobs(model)
 
 
-def write(trained: Trained, model: PreTrainedModel, tokenizer: Any, directory: Path, lora: Lora | None) -> None:
-    """Rank 0 writes the policy, which any tool can load, and its metrics."""
+def write(
+    trained: Trained, model: PreTrainedModel, tokenizer: Any, directory: Path, optimisation: Optimisation
+) -> None:
+    """Rank 0 writes the policy, which any tool can load, its copy where one is asked for, and its metrics."""
     if rank() == 0:
+        lora = optimisation.lora
         weights = {name.removeprefix("model."): weight for name, weight in trained.weights.items()}
         save(model, tokenizer, directory, weights if lora is None else _merged(weights, lora))
+        if optimisation.bfloat16_copy:
+            save_copy(directory)
         write_metrics(trained.history, directory / METRICS)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mnpo.config.text import Reading
 from mnpo.errors import BadInput
 from mnpo.models.named_templates import named
 from mnpo.models.templates import Template
-from mnpo.storage.artifacts import loading
+from mnpo.storage.artifacts import loading, manifest_path, seal
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +48,8 @@ def load_model(
     Args:
         path: a directory with config.json and safetensors weights.
         kind: `causal` (a policy) or `classifier` (a reward model).
-        dtype: of its weights, and so of its products; a model that is to be trained wants float32.
+        dtype: of its weights, and so of its products; a model that is to be trained wants float32. The files that are
+            read are those of `readable`.
         attention: transformers' name of an implementation. None: what config.json says, else eager for a model that
             caps its attention logits, else what transformers prefers.
         soft_cap: False leaves out the cap of the attention logits that config.json asks for.
@@ -60,7 +63,7 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    directory = checkpoint(path)
+    directory = checkpoint(readable(path, dtype))
     loader = {"causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}[kind]
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
@@ -159,6 +162,64 @@ def save(model: PreTrainedModel, tokenizer: Any, path: str | Path, weights: dict
     """Write a policy that `load_model` and any other tool can read, with its own weights or with others for them."""
     model.save_pretrained(path, state_dict=weights, max_shard_size=FILE_SIZE)
     tokenizer.save_pretrained(path)
+
+
+COPY: Final = "bfloat16"
+"""The directory of a policy's copy within the policy's own, and the copy's dtype."""
+
+
+def save_copy(path: Path) -> None:
+    """Save the policy in `path` in bfloat16 too, in a directory of its own there.
+
+    Whoever reads it instead gets what transformers makes of the policy's files where bfloat16 is asked for, to the last
+    bit: weights that stay in float32 there do so here. One file is in memory at a time.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, device_map="meta", local_files_only=True)
+    dtypes = {name: weight.dtype for name, weight in read.state_dict().items()}
+    copy, size, files = path / COPY, 0, sorted(path.glob("*.safetensors"))
+    copy.mkdir()
+    for file in path.iterdir():
+        if file.is_file() and file not in files:
+            shutil.copyfile(file, copy / file.name)
+    # Where transformers renames weights as it loads them, and keeps some in float32, it may be any of the renamed.
+    known = {name for file in files for name in _names(file)}
+    otherwise = torch.bfloat16 if all(n in known or d == torch.bfloat16 for n, d in dtypes.items()) else torch.float32
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            cast = {n: weights.get_tensor(n).to(dtypes.get(n, otherwise)) for n in weights.keys()}  # noqa: SIM118
+            save_file(cast, copy / file.name, metadata=weights.metadata())
+        size += sum(weight.nbytes for weight in cast.values())
+    _edit(copy / "config.json", dtype=COPY)
+    if (index := copy / "model.safetensors.index.json").is_file():
+        _edit(index, metadata={"total_size": size})
+    seal(copy)
+
+
+def _names(file: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "np") as weights:
+        return list(weights.keys())
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    content = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def readable(path: str | Path, dtype: str) -> Path:
+    """The directory whose files a reader in `dtype` loads: a policy's copy in it where there is one, else `path`.
+
+    A policy whose manifest was taken away, as one does that was changed by hand, may be another than its copy.
+    """
+    directory, copy = Path(path), Path(path) / COPY
+    there = dtype == COPY and manifest_path(directory).is_file() and manifest_path(copy).is_file()
+    return copy if there else directory
 
 
 def checkpoint(path: str | Path) -> Path:

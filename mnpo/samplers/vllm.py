@@ -21,6 +21,7 @@ from typing import Any
 
 from mnpo.config.sampling import Decoding, Sampling
 from mnpo.errors import BadInput
+from mnpo.models.checkpoints import readable
 from mnpo.progress import counter
 from mnpo.samplers import Request, Response, longest_first
 from mnpo.storage.artifacts import loading
@@ -49,7 +50,7 @@ class Engine:
     """vLLM, started by the first request that has to be drawn and ended with the context.
 
     Args:
-        policy: a directory with a causal LM that vLLM knows.
+        policy: a directory with a causal LM that vLLM knows; the files that are read are those of `readable`.
         sampling: batch_size: sequences decoded together; dtype; tensor_parallel: GPUs; gpu_memory; logprobs: whether
             responses come with them.
         stop_ids: tokens that end a response, the only ones; the one drawn is kept.
@@ -172,7 +173,7 @@ def _start(policy: Path, sampling: Sampling, window: int) -> Any:
     gpu = torch.cuda.is_available()
     try:
         return LLM(
-            model=str(policy),
+            model=str(readable(policy, sampling.dtype)),
             skip_tokenizer_init=True,  # ids in, ids out
             generation_config="vllm",  # nothing of the directory's generation_config.json
             dtype=sampling.dtype,

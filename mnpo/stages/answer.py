@@ -9,6 +9,7 @@ from mnpo.benchmarks.questions import read_questions
 from mnpo.config.blocks import Block
 from mnpo.config.sources import Model
 from mnpo.errors import BadInput
+from mnpo.models.checkpoints import readable
 from mnpo.storage.records import ANSWERS, write
 from mnpo.storage.resume import resumable
 
@@ -38,6 +39,7 @@ def run(settings: Settings, data: Path, output: Path, policy: Path | None = None
         BadInput: data that are not the benchmark's, or an endpoint that fails.
     """
     questions = read_questions(settings.asked.benchmark, data, settings.asked.limit)
+    policy = policy and readable(policy, settings.asked.dtype)
     inputs = [data] if policy is None else [policy, data]
     with resumable(output, "answer", settings.model_dump(exclude_none=True), inputs) as (made, session):
         unit = "answers" if settings.asked.backend == "vllm" else "batches"

@@ -10,6 +10,7 @@ from mnpo import oracles
 from mnpo.benchmarks import heldout
 from mnpo.config.blocks import validated
 from mnpo.config.sources import directories
+from mnpo.models.checkpoints import readable
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import JUDGED, PROMPTS, read, rows_of, write
 
@@ -44,6 +45,7 @@ def run(
     wanted = validated(heldout.Settings, settings, "settings")
     further = oracles.prepared(wanted.functions, wanted.nltk)
     rows = read(PROMPTS, prompts)
+    policy, reference = (readable(each, wanted.dtype) for each in (policy, reference))
     other = [] if against is None else [against]
     inputs = [policy, reference, prompts, *other, *directories(wanted.models.values()), *further]
     items = output.with_suffix(".parquet")

@@ -19,6 +19,7 @@ from mnpo.benchmarks import answers, evalscope
 from mnpo.benchmarks.result_cache import Measuring, Results
 from mnpo.config.blocks import Block
 from mnpo.errors import BadInput
+from mnpo.models.checkpoints import readable
 from mnpo.storage.records import ANSWERS, read, rows_of
 
 ENVIRONMENT = "evalscope"
@@ -50,6 +51,7 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
     """
     text = settings.model_dump(mode="json", exclude_none=True)
     benchmarks = text["evalscope"].pop("benchmarks")
+    policy = readable(policy, settings.answer.get("dtype", "float32"))
     with tempfile.TemporaryDirectory(prefix="evalscope-") as scratch:
 
         def replies(asked: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mnpo.benchmarks import lm_eval
 from mnpo.benchmarks.result_cache import Measuring, Results
 from mnpo.config.blocks import Block
+from mnpo.models.checkpoints import readable
 
 ENVIRONMENT = "eval"
 
@@ -36,6 +37,8 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
         if getattr(settings.harness, key) is None:
             del text["harness"][key]
     benchmarks = text["harness"].pop("benchmarks")
+
+    policy = readable(policy, settings.harness.dtype)
 
     def measured(names: list[str]) -> Results:
         chosen = {b: c for b, c in settings.harness.benchmarks.items() if b in names}

@@ -46,13 +46,12 @@ def run(settings: Settings, policy: Path, pairs: Path, output: Path, sampler: Se
     """
     rows = read(PAIRS, pairs)
     from mnpo.models.chat import Chat
-    from mnpo.models.checkpoints import load_tokenizer
+    from mnpo.models.checkpoints import load_tokenizer, readable
 
-    with resumable(output, "logps", settings.model_dump(exclude_none=True), [policy, pairs, *sampler]) as (
-        made,
-        session,
-    ):
-        chat = Chat(load_tokenizer(policy), settings.text, settings.form)
+    read_from = readable(policy, settings.dtype)
+    inputs = [read_from, pairs, *sampler]
+    with resumable(output, "logps", settings.model_dump(exclude_none=True), inputs) as (made, session):
+        chat = Chat(load_tokenizer(read_from), settings.text, settings.form)
         sides = ("chosen", "rejected")
         texts = [
             chat.encode(turns(row["prompt"], row["context"]), row[side], f"{pairs}: pair {row['pair_id']}, {side}")

@@ -59,15 +59,17 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
         raise BadInput(
             f"{prompts}: no prompts for shard {settings.shard} of {settings.sampling.shards}; use fewer shards"
         )
-    from mnpo.models.checkpoints import load_tokenizer, parameters
+    from mnpo.models.checkpoints import load_tokenizer, parameters, readable
     from mnpo.models.thinking import Reader
     from mnpo.samplers import Request
     from mnpo.samplers.mismatch import mismatch
 
     compared = settings.sampling.logprobs is True or (settings.sampling.logprobs == "first" and settings.shard == 0)
     sampling = settings.sampling.model_copy(update={"logprobs": compared})
-    with resumable(output, "sample", settings.model_dump(), [policy, prompts]) as (made, session):
-        chat = Chat(load_tokenizer(policy), settings.text)
+    drawn_from = readable(policy, sampling.dtype)
+    inputs = [drawn_from, *([policy] if compared else []), prompts]  # training's numbers are float32's
+    with resumable(output, "sample", settings.model_dump(), inputs) as (made, session):
+        chat = Chat(load_tokenizer(drawn_from), settings.text)
         reader = Reader(chat)  # what a setting says otherwise is for who reads samples
         tasks = [(row, k) for row in rows_of(rows) for k in range(sampling.responses)]
         seeds = [derive(settings.seed, row["prompt_id"], k) for row, k in tasks]
@@ -122,7 +124,7 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             made.facts["mismatch"] = {"compared_in": "shard 0"}
         if logps is not None:
             trusted = "warning" not in made.facts["mismatch"]
-            with artifact(logps, "sample", settings.model_dump(), [policy, prompts]) as beside:
+            with artifact(logps, "sample", settings.model_dump(), inputs) as beside:
                 write(SAMPLER_LOGPS, _logps(samples, requests, drawn) if trusted else [], beside.path)
                 beside.facts = {"rows": len(samples) if trusted else 0, "mismatch": made.facts["mismatch"].get("mean")}
 

@@ -151,7 +151,7 @@ def _train(
         session=session,
         events=events,
     )
-    write(trained, model, tokenizer, directory, settings.training.lora)
+    write(trained, model, tokenizer, directory, settings.training)
     return {"rows": len(rows), "parameters": parameters, **summary(trained.history), **chat.counts}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from mnpo.config.text import Reading, Text
 from mnpo.demo import benchmarks as demo
 from mnpo.errors import BadInput
 from mnpo.models.chat import Chat
-from mnpo.models.checkpoints import load_tokenizer
+from mnpo.models.checkpoints import load_tokenizer, save_copy
 from mnpo.storage.records import read_rows
 from tests.helpers.families import FAMILIES, saved
 from tests.helpers.templated import GEMMA, TEMPLATES, THINKING, policy_with, thinking_policy
@@ -668,6 +669,23 @@ def test_vllm_reads_as_many_tokens_of_a_prompt_at_once_as_leave_room_for_their_l
     """With Gemma-2's vocabulary 2,097 of them: logits, and their log-softmax in float32 with its copies, are 8 GB."""
     assert lm_eval_model._within_memory(256_000) == {"max_num_batched_tokens": 2097, "gpu_memory_utilization": 0.8}
     assert lm_eval_model._within_memory(2_000_000)["max_num_batched_tokens"] == 512
+
+
+@pytest.mark.parametrize(("dtype", "read"), [("bfloat16", "bfloat16"), ("float32", "")])
+def test_vllm_reads_the_copy_where_it_computes_in_bfloat16(
+    dtype: Any, read: str, random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine:
+        def __init__(self, **how: Any) -> None:
+            self.how = how
+
+    policy = shutil.copytree(random_policy, tmp_path / "policy")
+    save_copy(policy)
+    (policy / "manifest.json").write_text("{}")
+    monkeypatch.setattr(lm_eval_model, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=Engine))
+    how = load_policy(policy, "vllm", dtype=dtype, batch_size=4, max_length=48, seed=0).how
+    assert (how["pretrained"], how["dtype"]) == (str(policy / read), dtype)
 
 
 def shapes_vocabulary(model: Any) -> int:

@@ -23,7 +23,7 @@ from mnpo.models.checkpoints import load_model
 from mnpo.stages import demonstrations as own
 from mnpo.stages import sft
 from mnpo.stages.train import Settings, run
-from mnpo.storage.artifacts import manifest
+from mnpo.storage.artifacts import digest, manifest
 from tests.helpers.tiny import first_iteration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,10 +31,10 @@ SHARED = ("ddp", "fsdp", "zero2", "zero3")
 ADAPTERS = {"lora": {"rank": 4, "alpha": 8}}
 EXACT: dict[str, dict[str, Any]] = {
     **{f"{way}-stopped": {"parallel": way} for way in SHARED},
-    "zero3-lora": {"parallel": "zero3", "gradient_checkpointing": True, **ADAPTERS},
+    "zero3-lora": {"parallel": "zero3", "gradient_checkpointing": True, "bfloat16_copy": True, **ADAPTERS},
 }
 HALF: dict[str, dict[str, Any]] = {
-    f"{way}-bfloat16": {"parallel": way, "dtype": "bfloat16"} for way in ("ddp", "fsdp", "zero3")
+    f"{way}-bfloat16": {"parallel": way, "dtype": "bfloat16", "bfloat16_copy": True} for way in ("ddp", "fsdp", "zero3")
 }
 RESIZED: dict[str, dict[str, Any]] = {"ddp-grown": {}, "ddp-left": {}}  # begun by one process; left to one
 ALONE: dict[str, dict[str, Any]] = {"whole": {}, "lora": ADAPTERS, "bfloat16": {"dtype": "bfloat16"}}
@@ -221,6 +221,14 @@ def test_bfloat16_on_two_ranks_is_bfloat16_on_one_up_to_its_rounding(
     )
     assert together.dtype == torch.float32
     assert (together - alone).norm() < 0.06 * (alone - start).norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*HALF, "zero3-lora"])
+def test_two_ranks_leave_a_copy_in_bfloat16(two: Path, name: str) -> None:
+    whole, half = (load_file(directory / "model.safetensors") for directory in (two / name, two / name / "bfloat16"))
+    assert whole.keys() == half.keys() and all(torch.equal(half[n], w.bfloat16()) for n, w in whole.items())
+    assert digest(two / name / "bfloat16")
 
 
 @pytest.mark.slow

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mnpo.config.sampling import Decoding
 from mnpo.config.text import Text
 from mnpo.errors import BadInput
 from mnpo.models import checkpoints
-from mnpo.models.checkpoints import SOFT_CAPPING, load_model, load_tokenizer, parameters, save
+from mnpo.models.checkpoints import SOFT_CAPPING, load_model, load_tokenizer, parameters, readable, save, save_copy
 from tests.helpers import tiny
 
 IDS = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -139,6 +140,135 @@ def test_a_large_policy_is_saved_in_several_files_that_read_as_one(
     assert parameters(parted) == parameters(whole) == model.num_parameters()
     for a, b in zip(load_model(parted).parameters(), load_model(whole).parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------- the copy in bfloat16
+
+
+def llama(directory: Path) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(directory)
+    return directory
+
+
+def moved(path: Path) -> Path:
+    """As training leaves it: all weights, those of norms too, are no numbers that bfloat16 has."""
+    model = load_model(path)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    (path / "model.safetensors").unlink()
+    model.save_pretrained(path, max_shard_size="20KB")
+    return path
+
+
+def copied(path: Path, source: Path) -> Path:
+    """With its copy in bfloat16, and a manifest as what stages make has one."""
+    load_tokenizer(source).save_pretrained(path)
+    save_copy(path)
+    (path / "manifest.json").write_text("{}")
+    return path
+
+
+def stored(path: Path) -> dict[str, torch.Tensor]:
+    return {name: weight for file in sorted(path.glob("*.safetensors")) for name, weight in load_file(file).items()}
+
+
+MADE = {"gemma2": lambda path: gemma2(path, 5.0, final_logit_softcapping=2.0), "llama": llama}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_the_copy_gives_the_numbers_that_casting_gives_to_the_last_bit(
+    kind: str, random_policy: Path, tmp_path: Path
+) -> None:
+    path = moved(MADE[kind](tmp_path / kind))
+    assert len(list(path.glob("*.safetensors"))) > 1
+    cast, whole, count = logits(path, dtype="bfloat16"), logits(path), parameters(path)
+    copied(path, random_policy)
+    copy = path / "bfloat16"
+    assert readable(path, "bfloat16") == copy and readable(path, "float32") == path
+    assert torch.equal(logits(path), whole) and parameters(path) == parameters(copy) == count
+    saved, master = stored(copy), stored(path)
+    assert {n: w.dtype for n, w in saved.items()} == dict.fromkeys(master, torch.bfloat16)
+    assert all(torch.equal(saved[n], w.bfloat16()) and not torch.equal(saved[n].float(), w) for n, w in master.items())
+    files = [{file.name for file in directory.glob("*.safetensors*")} for directory in (path, copy)]
+    assert files[0] == files[1]
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 2 * count and set(index["weight_map"]) == set(master)
+    assert json.loads((copy / "config.json").read_text())["dtype"] == "bfloat16"
+    assert load_tokenizer(copy)("cat")["input_ids"] == load_tokenizer(random_policy)("cat")["input_ids"]
+    for file in path.glob("*.safetensors"):
+        file.unlink()  # whoever reads bfloat16 now reads the copy, or fails
+    assert torch.equal(logits(path, dtype="bfloat16"), cast)
+    with pytest.raises(BadInput, match="without weights"):
+        load_model(path)
+
+
+def test_a_weight_between_two_numbers_of_bfloat16_goes_to_the_even_one(random_policy: Path, tmp_path: Path) -> None:
+    """From 1 on they are 2^-7 apart. 1 + 2^-8 lies in the middle of 1 and 1 + 2^-7; 1 + 3 2^-8 of 1 + 2^-7 and
+    1 + 2^-6; the even last bit is that of 1 and of 1 + 2^-6. A little more than the middle goes up."""
+    model = load_model(llama(tmp_path))
+    with torch.no_grad():
+        model.model.norm.weight[:3] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20])
+    model.save_pretrained(tmp_path)
+    copied(tmp_path, random_policy)
+    assert stored(tmp_path / "bfloat16")["model.norm.weight"][:3].tolist() == [1, 1 + 2**-6, 1 + 2**-7]
+
+
+def test_weights_that_stay_in_float32_where_bfloat16_is_asked_for_do_so_in_the_copy(
+    random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", ["layernorm"])
+    path = moved(llama(tmp_path))
+    cast = load_model(path, dtype="bfloat16").state_dict()
+    copied(path, random_policy)
+    read = load_model(path, dtype="bfloat16").state_dict()
+    assert {w.dtype for n, w in read.items() if "layernorm" in n} == {torch.float32}
+    assert {w.dtype for n, w in read.items() if "layernorm" not in n} == {torch.bfloat16}
+    assert all(torch.equal(read[name], weight) for name, weight in cast.items())
+
+
+@pytest.mark.parametrize("kept", [["layernorm"], ["experts"], []])
+def test_weights_that_transformers_renames_as_it_loads_them_are_the_same_too(
+    kept: list[str], random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixtral's experts are single matrices in files, and one in memory. Those may be what stays in float32."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    monkeypatch.setattr(MixtralForCausalLM, "_keep_in_fp32_modules_strict", kept)
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).save_pretrained(tmp_path)
+    path = moved(tmp_path)
+    assert not set(stored(path)) & {name for name in load_model(path).state_dict() if ".experts." in name}
+    cast = load_model(path, dtype="bfloat16").state_dict()
+    copied(path, random_policy)
+    read = load_model(path, dtype="bfloat16").state_dict()
+    assert {n: w.dtype for n, w in read.items()} == {n: w.dtype for n, w in cast.items()}
+    assert all(torch.equal(read[name], weight) for name, weight in cast.items())
+    halved = {w.dtype for n, w in stored(path / "bfloat16").items() if ".experts." in n}
+    assert halved == {torch.float32 if kept == ["experts"] else torch.bfloat16}
+
+
+def test_a_policy_without_a_copy_or_whose_manifest_was_taken_away_is_read_itself(
+    random_policy: Path, tmp_path: Path
+) -> None:
+    """As after a change by hand, which the copy has not seen. A directory of that name alone is no copy."""
+    path = llama(tmp_path)
+    assert readable(path, "bfloat16") == path
+    (path / "bfloat16").mkdir()
+    (path / "manifest.json").write_text("{}")
+    assert readable(path, "bfloat16") == path
+    (path / "bfloat16").rmdir()
+    copied(path, random_policy)
+    assert readable(path, "bfloat16") == readable(readable(path, "bfloat16"), "bfloat16") == path / "bfloat16"
+    (path / "manifest.json").unlink()
+    assert readable(path, "bfloat16") == path
+    assert readable(tmp_path / "nowhere", "bfloat16") == tmp_path / "nowhere"
 
 
 # ------------------------------------------------------------------------------------------------------------------ BOS

@@ -208,6 +208,19 @@ def test_a_job_that_samples_gets_a_minimum_of_prompts(planned: Planned, least: i
     assert (sampling["shards"], sampling["prompts_a_job"]) == (shards, 1)
 
 
+def test_a_copy_in_bfloat16_is_asked_for_by_a_setting_of_its_own(planned: Planned) -> None:
+    """What readers compute in decides no training, so nothing is trained again where that changes."""
+
+    def trained(**changes: Any) -> str:
+        return planned(**changes).settings("train", policy="inpo.1")
+
+    assert "bfloat16_copy" not in trained() + planned().settings("sft", policy="sft")
+    assert trained(sampling={"dtype": "bfloat16"}, evaluation={"dtype": "bfloat16"}) == trained()
+    asked = {"training": {"bfloat16_copy": True}}
+    assert json.loads(trained(**asked))["training"]["bfloat16_copy"] is True
+    assert planned(**asked).settings("logps", text="chat") == planned().settings("logps", text="chat")
+
+
 def test_whose_log_probabilities_the_sampler_says_is_no_matter_of_sampling(planned: Planned) -> None:
     plan, reusing = planned(sampling={"logprobs": True}), planned(sampling={"logprobs": True, "reuse_logprobs": True})
     job = {"policy": "inpo.1", "part": "part2", "shard": "0"}

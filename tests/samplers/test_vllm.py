@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import shutil
+import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from mnpo.config.sampling import Decoding, Sampling
 from mnpo.errors import BadInput, Interrupted
+from mnpo.models.checkpoints import save_copy
 from mnpo.samplers import Request, Response, kept_or_drawn, longest_first, vllm
 from mnpo.samplers.vllm import Engine, draw
 from mnpo.storage.resume import Session, resumable
@@ -25,6 +28,29 @@ def test_without_vllm_the_message_names_the_environment_that_has_it(sft_policy: 
     asked = Sampling(sampler="vllm", max_new_tokens=4)
     with pytest.raises(BadInput, match=r"No module named 'vllm'.*envs/infer\.txt.*sampling\.sampler: transformers"):
         draw(sft_policy, [Request([2, 3], 0)], asked, [1], 60, "test")
+
+
+class Started(Exception):
+    """The engine would start now."""
+
+
+@pytest.mark.parametrize(("dtype", "read"), [("bfloat16", "bfloat16"), ("float32", "")])
+def test_the_engine_reads_the_copy_where_it_computes_in_bfloat16(
+    dtype: str, read: str, random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = shutil.copytree(random_policy, tmp_path / "policy")
+    save_copy(policy)
+    (policy / "manifest.json").write_text("{}")
+    told: dict[str, Any] = {}
+
+    def engine(**how: Any) -> None:
+        told.update(how)
+        raise Started
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))
+    with pytest.raises(Started):
+        draw(policy, [Request([2, 3], 0)], Sampling(sampler="vllm", dtype=dtype), [1], 60, "test")
+    assert (told["model"], told["dtype"]) == (str(policy / read), dtype)
 
 
 def test_no_requests_need_no_engine(sft_policy: Path) -> None:

@@ -156,6 +156,22 @@ def test_bfloat16_is_a_mismatch_that_is_warned_of(gemma2: Path, capsys: pytest.C
 # --------------------------------------------------------------------------------------------------- what seeds promise
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "llama"])
+def test_a_copy_in_bfloat16_draws_what_the_policy_cast_to_it_draws(kind: str, tmp_path: Path) -> None:
+    """Tokens and log-probabilities to the last bit. Once the copy is there, the policy's own weights are not read."""
+    from mnpo.models.checkpoints import readable, save_copy
+    from mnpo.samplers import Request
+
+    policy = random_model(tmp_path / kind, kind)
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(random_prompts(8))]
+    cast = decode(policy, requests, dtype="bfloat16", logprobs=True)
+    save_copy(policy)
+    (policy / "manifest.json").write_text("{}")
+    (policy / "model.safetensors").unlink()
+    assert readable(policy, "bfloat16") == policy / "bfloat16"
+    assert decode(policy, requests, dtype="bfloat16", logprobs=True) == cast
+
+
 def test_the_same_requests_get_the_same_responses_and_seeds_decide_which(llama: Path) -> None:
     """Exactly where nothing changes; but for rounding in other company, which moves no draw here."""
     from mnpo.samplers import Request

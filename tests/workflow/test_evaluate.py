@@ -20,7 +20,9 @@ from mnpo.config.blocks import ConfigError
 from mnpo.config.reading import load
 from mnpo.demo import benchmarks
 from mnpo.errors import BadInput
+from mnpo.models.checkpoints import save_copy
 from mnpo.planning import job_graph
+from mnpo.planning.costs.quantities import Quantities
 from mnpo.planning.estimate import forecast
 from mnpo.planning.evaluate import configure
 from mnpo.planning.plan import Plan
@@ -61,6 +63,16 @@ def test_the_papers_configuration_measures_any_policy_too(here: Path, sft_policy
     plan = Plan(load(configure(sft_policy, root / "config.yaml", "mine", ["gsm8k", "mt-bench"])))
     stages = [piece.stage for piece in job_graph.needed(plan, plan.targets.of("benchmarks"))]
     assert sorted(stages) == ["answer", "benchmarks", "download", "download", "harness", "judge"]
+
+
+def test_a_policy_with_a_copy_in_bfloat16_is_one_policy(
+    here: Path, tmp_path: Path, sft_policy: Path, demo: Path
+) -> None:
+    copied = shutil.copytree(sft_policy, tmp_path / "copied")
+    save_copy(copied)
+    plans = [Plan(load(configure(p, demo, n))) for p, n in ((copied, "copied"), (sft_policy, "mine"))]
+    assert plans[0].files.policy("copied") == str(copied)
+    assert Quantities(plans[0]).size("copied") == Quantities(plans[1]).size("mine") > 0
 
 
 def test_data_and_benchmarks_are_enough(here: Path, tmp_path: Path, sft_policy: Path) -> None:

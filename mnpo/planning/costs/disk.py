@@ -26,7 +26,7 @@ def kept_bytes(q: Quantities, work: Work) -> float:
         case "sft" if not passes(q, work) and q.plan.config.models[work.models[0]].architecture is None:
             return 0.0  # links to the model's files
         case "sft" | "train":
-            return SAVED_BYTES * q.size(work.models[0])
+            return saved_bytes(q, work)
         case "prompts":
             own = q.k * response if q.plan.config.prompts.responses is not None else 0.0
             return (q.train + q.heldout) * prompt + q.train * own
@@ -54,6 +54,12 @@ def kept_bytes(q: Quantities, work: Work) -> float:
             asked = calls(q, work)
             return (asked.input_tokens + asked.output_tokens) * TOKEN_BYTES
     return 0.0
+
+
+def saved_bytes(q: Quantities, work: Work) -> float:
+    """Of the policy that a job makes: in float32, and its copy in bfloat16 where there is one."""
+    how = q.learning(work.policy)
+    return (SAVED_BYTES + WEIGHT_BYTES * bool(how and how.bfloat16_copy)) * q.size(work.models[0])
 
 
 def _downloaded(q: Quantities, name: str) -> float:

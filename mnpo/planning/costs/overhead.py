@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from mnpo.config.blocks import REFERENCE
 from mnpo.planning.costs.assumptions import (
     CHECKPOINT_BYTES,
     CHECKPOINT_SECONDS,
@@ -16,6 +15,7 @@ from mnpo.planning.costs.assumptions import (
     STORING,
     WEIGHT_BYTES,
 )
+from mnpo.planning.costs.disk import saved_bytes
 from mnpo.planning.costs.hardware import CPU
 from mnpo.planning.costs.quantities import Quantities
 from mnpo.planning.registry import Work
@@ -34,23 +34,32 @@ def fixed(q: Quantities, work: Work, on: str, working: float) -> float:
         working: seconds of its work, which decide whether a training writes checkpoints meanwhile.
     """
     cpus, gpus = q.plan.config.resources.of(work.needs).cpus, max(1, q.plan.config.resources.of(work.needs).gpus)
-    seconds = sum(_hashing(size, cpus) for size in _files(q, work))
+    seconds = sum(_hashing(size, cpus) for size in _files(q, work, hashed=True))
     if on != CPU and _by_vllm(q, work):
         seconds += COMPILING
     if work.stage in ("train", "sft"):
-        saved, checkpoint = (each * q.size(work.models[0]) for each in (SAVED_BYTES, CHECKPOINT_BYTES))
+        saved, checkpoint = saved_bytes(q, work), CHECKPOINT_BYTES * q.size(work.models[0])
         count = max(0, math.floor(working / CHECKPOINT_SECONDS) - 1)  # none is written with less than that to do
         seconds += saved / STORING + _hashing(saved, cpus)
         seconds += count * (checkpoint / STORING + checkpoint / gpus / HASHING)  # each rank hashes its own
     return seconds
 
 
-def _files(q: Quantities, work: Work) -> list[float]:
-    """Bytes of the weights that a job reads, of each model: trained policies are float32, what is fetched is not."""
-    fit, sft = work.policy in q.plan.policies.fits, q.plan.config.reference.sft
-    start = q.plan.policies.fits[work.policy or ""].start if fit and work.stage == "train" else work.policy
-    trained = start in q.plan.policies.fits or (start == REFERENCE and sft is not None and work.stage != "sft")
-    first = SAVED_BYTES if trained else WEIGHT_BYTES
+def _files(q: Quantities, work: Work, hashed: bool = False) -> list[float]:
+    """Bytes of the weights that a job reads, of each model.
+
+    A trained policy is float32, but for readers in bfloat16 where it has a copy for them. What is fetched is not.
+    `hashed`: bytes that it checks, which with all of a policy are those of its copy too.
+    """
+    c = q.plan.config
+    read = q.plan.policies.fits[work.policy or ""].start if work.stage == "train" else work.policy
+    how = q.learning(read) if work.stage != "sft" else None
+    dtype = {"train": "float32", "sample": c.sampling.dtype, "logps": c.training.dtype}.get(
+        work.stage, c.evaluation.dtype
+    )
+    first = WEIGHT_BYTES
+    if how is not None and not (how.bfloat16_copy and dtype == "bfloat16"):
+        first = SAVED_BYTES + WEIGHT_BYTES * bool(hashed and how.bfloat16_copy)
     return [(first if i == 0 else WEIGHT_BYTES) * q.size(model) for i, model in enumerate(work.models)]
 
 

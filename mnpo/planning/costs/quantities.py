@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mnpo.benchmarks.cards import CARDS
-from mnpo.config.blocks import DATASET, ConfigError
+from mnpo.config.blocks import DATASET, REFERENCE, ConfigError
 from mnpo.config.sources import Model, Prompts
-from mnpo.config.training import Demonstrations
+from mnpo.config.training import Demonstrations, Optimisation
 from mnpo.models import checkpoints
 from mnpo.planning.costs.assumptions import DEMO_ITEMS
 from mnpo.planning.files import HELDOUT
@@ -123,6 +123,11 @@ class Quantities:
     def size(self, model: str) -> float:
         """Parameters of an entry of `models`."""
         return parameters(self.plan.config.models[model])
+
+    def learning(self, policy: str | None) -> Optimisation | None:
+        """What made a policy's weights; None: it has those of the model that it was fetched with."""
+        fit = self.plan.policies.fits.get(policy or "")
+        return fit.training if fit else self.plan.config.reference.sft if policy == REFERENCE else None
 
     @property
     def demonstrations(self) -> int:

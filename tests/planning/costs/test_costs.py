@@ -118,6 +118,31 @@ def test_what_a_job_takes_beside_its_work() -> None:
     )
 
 
+def test_a_copy_in_bfloat16_is_saved_once_and_halves_what_its_readers_load() -> None:
+    """Of a policy of a billion parameters: 4 GB, and the copy's 2. The reward model's 4 GB are read as ever."""
+    half: dict[str, Any] = {part: {"dtype": "bfloat16"} for part in ("sampling", "training", "evaluation")}
+    kept: dict[str, Any] = {"training": {"dtype": "bfloat16", "bfloat16_copy": True}}
+    readers = ("sample a.1 part2", "logps a.1 part2 rm chat under a.1", "assess a.1")
+    for changes, loading in (
+        (half, (4, 4, 8)),
+        (half | kept, (2, 2, 6)),
+        ({"training": {"bfloat16_copy": True}}, (4, 4, 8)),  # nobody reads in bfloat16
+    ):
+        assert tuple(of(tiny(**changes), name).loading for name in readers) == loading
+    plan = tiny(**half | kept)
+    assert [of(plan, name).fixed for name in readers] == [2, 2, 6]  # hashed: what is loaded, and nothing else
+    first, second = of(plan, "train a.1"), of(plan, "train a.2")
+    assert (first.loading, first.fixed) == (2, 2 + 6 + 6)  # of the fetched model; both saved, both hashed
+    assert (second.loading, second.fixed) == (4, 6 + 6 + 6)  # it loads float32, and checks all of the policy
+    assert first.kept == second.kept == 6 * N
+
+    sft = {"steps": 10, "data": {"file": "d.jsonl"}}
+    for copied, loading in (({}, 4), ({"bfloat16_copy": True}, 2)):
+        plan = tiny(**half, reference={"model": "base", "sft": sft | copied})
+        assert of(plan, "logps a.1 part2 rm chat under sft").loading == loading
+        assert of(plan, "sft sft").kept == (4 + 2 * bool(copied)) * N
+
+
 def test_files_are_hashed_side_by_side_and_each_rank_hashes_its_own() -> None:
     """40 GB are eight files: 40 s on a core, 5 s on eight, no less on 64. A checkpoint comes every ten minutes."""
     large: dict[str, Any] = {"models": TINY["models"] | {"base": {"path": "base", "parameters": 10}}}
