@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from torch.nn.attention import flex_attention
+from transformers.integrations import flex_attention as integrations
 
 from mnpo.errors import BadInput
 from mnpo.models.checkpoints import load_model
@@ -127,14 +128,12 @@ def test_a_block_that_nobody_reads_is_not_computed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_compiled_flex_attention_agrees_with_eager(dtype: torch.dtype) -> None:
+def test_compiled_flex_attention_agrees_with_eager() -> None:
     """By torch's compiler for CPUs, which takes rows of one width."""
     torch._dynamo.reset()
-    exact = response_logprobs(models("gemma2", torch.float64)[0], texts(), reduction="mean")
-    eager, flex = (response_logprobs(model, texts(), reduction="mean").double() for model in models("gemma2", dtype))
-    assert (flex - exact).abs().max() < 1.5 * (eager - exact).abs().max()
+    eager, flex = (response_logprobs(model, texts(), reduction="mean") for model in models("gemma2"))
+    assert (flex - eager).abs().max() < 1e-5
 
 
 @pytest.mark.slow
@@ -142,6 +141,7 @@ def test_gradients_through_flex_attention_agree_with_eager(monkeypatch: pytest.M
     """By torch's own definition of its backward pass, traced and not compiled; torch refuses it on a CPU otherwise."""
     torch._dynamo.reset()
     compiled = torch.compile
+    monkeypatch.setattr(integrations.WrappedFlexAttention, "_instance", None)  # it keeps what was compiled
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiled(f, backend="aot_eager"))
     gradients = []
