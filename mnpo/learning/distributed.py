@@ -11,7 +11,7 @@ what a rank adds is its rows' share of the step's weighted mean, so a step is th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,21 +52,21 @@ class Engine(Protocol):
 
 def engine(module: nn.Module, optimisation: Optimisation) -> Engine:
     """The engine for `optimisation.parallel` and the number of ranks; its decoder layers are compiled if asked."""
+    layers = list(_layers(module))  # before FSDP gives them a class of its own
     several = ranks() > 1 and optimisation.parallel.startswith("zero")
     made: Engine = _DeepSpeed(module, optimisation) if several else _Torch(module, optimisation)
     if optimisation.compile:
-        _compile(module)
+        _compile(layers)
     return made
 
 
-def _compile(module: nn.Module) -> None:
+def _compile(layers: Sequence[nn.Module]) -> None:
     """Compile each decoder layer's forward pass, when it first comes.
 
     The pass and not the call: the hooks of an engine, which gather and release weights, stay outside. Whole or not at
     all (`fullgraph`): where a layer breaks into several graphs, checkpointing runs it uncompiled without a word. After
-    the engine is made: FSDP gives layers a class of its own, whose pass is the one that checkpoints.
+    the engine is made: of FSDP's class for a layer it is another pass that checkpoints.
     """
-    layers = list(_layers(module))
     if not layers:
         raise BadInput("compile: true, but transformers does not say what this model's layers are; leave it out")
     for layer in layers:

@@ -94,7 +94,7 @@ def _attention(path: str | Path, config: Any, asked: str | None) -> str | None:
     chosen: str | None = asked or config._attn_implementation
     where = "was asked for" if asked else "is asked for by attn_implementation in its config.json"
     if chosen == "flex_attention":
-        _require_flex(f"{path}: attention {chosen!r} {where}")
+        require_flex(f"{path}: attention {chosen!r} {where}")
     cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     if cap is None:
         return chosen
@@ -106,7 +106,7 @@ def _attention(path: str | Path, config: Any, asked: str | None) -> str | None:
     return chosen or "eager"
 
 
-def _require_flex(asked: str) -> None:
+def require_flex(asked: str) -> None:
     """Refuse flex_attention on a CPU, where torch 2.13 has no backward pass of it and cannot compile it for rows of
     several widths; and let no GPU fall back, past torch's limit of 8, to what holds every logit in memory."""
     import torch

@@ -40,13 +40,15 @@ CASES |= {
     f"{way}-compiled": {"parallel": way, "compile": True, "gradient_checkpointing": True}
     for way in ("ddp", "fsdp", "zero2", "zero3")
 }
+CASES["zero3-compiled-lora"] = CASES["zero3-lora"] | {"compile": True}
+CASES["zero3-compiled-bfloat16"] = CASES["zero3-bfloat16"] | {"compile": True}
 STOPPED = ("ddp", "fsdp", "zero2", "zero3")
 settings_of = distributed._deepspeed_settings
 compiled = torch.compile
 
 
 def as_if_compiled(function: Any, **how: Any) -> Any:
-    """Traced, forward and backward, but run by torch: minutes less, and the code that is made knows nothing of ranks."""
+    """Traced, forward and backward, but run by torch: minutes less, and what is compiled knows nothing of ranks."""
     return compiled(function, **how, backend="aot_eager")
 
 

@@ -27,7 +27,9 @@ class Text(NamedTuple):
 
 def losses(module: Any, rows: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Of two responses a row, which share the prompt."""
-    texts = [Text([2, 5 + r] * 9, [(7 * i + r + k) % 60 + 3 for i in range(RESPONSES[r])]) for r in rows for k in (0, 1)]
+    texts = [
+        Text([2, 5 + r] * 9, [(7 * i + r + k) % 60 + 3 for i in range(RESPONSES[r])]) for r in rows for k in (0, 1)
+    ]
     found = module(texts, reduction="mean")
     return (found[0::2] - found[1::2] - 1).square(), {}
 
@@ -40,7 +42,9 @@ def trained(**settings: Any) -> Trained:
     optimisation = Training(**STEPS, **settings)
     module = prepared(Gemma2ForCausalLM(config).train(), optimisation)
     names = [f"row {n}" for n in RESPONSES]
-    return optimise(module, optimisation, losses, [18 + 2 * n for n in RESPONSES], 2, names=names, seed=1, what="compile")
+    return optimise(
+        module, optimisation, losses, [18 + 2 * n for n in RESPONSES], 2, names=names, seed=1, what="compile"
+    )
 
 
 def agree(**settings: Any) -> None:
@@ -69,6 +73,7 @@ def test_a_training_by_compiled_layers_is_the_same(checkpointing: bool) -> None:
     agree(gradient_checkpointing=checkpointing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"lora": {"rank": 2, "alpha": 4}}])
 def test_layers_are_traced_whole(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced, forward and backward, but run by torch, which takes seconds."""
