@@ -70,7 +70,9 @@ def _compile(layers: Sequence[nn.Module]) -> None:
     if not layers:
         raise BadInput("compile: true, but transformers does not say what this model's layers are; leave it out")
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True, fullgraph=True, recompile_limit=COMPILED_KINDS)
+        layer.forward = torch.compile(  # type: ignore[call-overload] # torch's stubs lack the limit
+            layer.forward, dynamic=True, fullgraph=True, recompile_limit=COMPILED_KINDS
+        )
 
 
 def _optimiser(module: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
