@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
+from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
 from transformers.integrations import flex_attention as integrations
 
+from mnpo.config.training import Training
 from mnpo.errors import BadInput
+from mnpo.learning.distributed import engine
 from mnpo.models.checkpoints import load_model
-from mnpo.models.logprobs import response_logprobs, score_texts
+from mnpo.models.logprobs import ResponseLogprobs, response_logprobs, score_texts
 from mnpo.models.packing import _masks, lay_out, share_width, shared_rows
 
 SIZES = {
@@ -161,3 +164,19 @@ def test_flex_attention_is_refused_on_a_cpu(asked: str | None, tmp_path: Path) -
         config.write_text(config.read_text().replace("{", '{"attn_implementation": "flex_attention",', 1))
     with pytest.raises(BadInput, match=r"'flex_attention' (was|is) asked for.*needs a GPU.*leave `attention` out"):
         load_model(tmp_path, attention=asked)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_layers_take_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """training.compile and flex_attention together: layers are traced whole, with what attention reads."""
+    torch._dynamo.reset()
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: compiled(f, **how, backend="aot_eager"))
+    eager, flex = models("gemma2")
+    module = engine(ResponseLogprobs(flex), Training(compile=True)).module
+    before = counters["stats"]["unique_graphs"]
+    for some in (texts(), texts()[:2], texts()[:4], texts()[2:]):
+        ours, theirs = module(some, reduction="none"), response_logprobs(eager, some, reduction="none")
+        assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < 1e-5
+    assert 0 < counters["stats"]["unique_graphs"] - before <= 8
