@@ -10,6 +10,7 @@ product of square matrices; a backward pass counts as two forward ones, recomput
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import tempfile
 import time
@@ -25,6 +26,7 @@ from mnpo.config.sampling import Sampling
 from mnpo.config.training import Training
 from mnpo.learning.distributed import engine
 from mnpo.learning.training import precision, prepared
+from mnpo.models.checkpoints import require_flex
 from mnpo.models.logprobs import ScoredTexts, score_texts
 from mnpo.oracles.forward import Reader, Shared
 from mnpo.samplers import Request
@@ -40,6 +42,16 @@ class Shape(NamedTuple):
     prompt: int = 190
     response: int = 400
     pairs: int = 16
+
+
+class Fast(NamedTuple):
+    """What training is measured with and without (docs/training.md)."""
+
+    attention: str
+    compile: bool
+
+    def __str__(self) -> str:
+        return f"{self.attention}, layers {'' if self.compile else 'not '}compiled"
 
 
 SMALL, LARGE = Shape(2304, 26, 8), Shape(3584, 42, 16)
@@ -106,9 +118,10 @@ def scoring(shape: Shape, model: Any, ceiling: float, repeats: int) -> str:
     return row("scoring, 5 responses a prompt", read, taken, 2 * body * read, ceiling)
 
 
-def training(shape: Shape, model: Any, ceiling: float, repeats: int) -> list[str]:
+def training(shape: Shape, model: Any, ceiling: float, repeats: int, how: Fast) -> list[str]:
     """A step in float32 weights and bfloat16 products, with gradient checkpointing; then ever larger micro-batches."""
-    optimisation = Training(batch_size=shape.pairs, dtype="bfloat16", gradient_checkpointing=True)
+    optimisation = Training(batch_size=shape.pairs, dtype="bfloat16", gradient_checkpointing=True, compile=how.compile)
+    model.set_attn_implementation(how.attention)
     module = prepared(model.float().train(), optimisation)
     moves = engine(module, optimisation)
     texts = texts_of(shape)
@@ -127,7 +140,7 @@ def training(shape: Shape, model: Any, ceiling: float, repeats: int) -> list[str
     step(texts, 8192)
     taken = [measure(lambda: step(texts, 8192), model.device.type)[:2] for _ in range(repeats)]
     counted = ScoredTexts(torch.zeros(0), torch.tensor([len(t.response) for t in texts]), 0, _tokens(texts), 0)
-    lines = [row("training step", counted.needed, taken, 3 * useful_flops(model, texts, counted), ceiling)]
+    lines = [row(f"training step, {how}", counted.needed, taken, 3 * useful_flops(model, texts, counted), ceiling)]
     fits, most = 0, 4096 if shape is not TOY else 64
     while most <= (MOST_TOKENS if shape is not TOY else 256):
         try:
@@ -135,7 +148,8 @@ def training(shape: Shape, model: Any, ceiling: float, repeats: int) -> list[str
         except torch.OutOfMemoryError:
             break
         fits, most = most, 2 * most
-    return [*lines, f"\nLargest micro-batch that fits a training step: {fits:,} tokens (tried: powers of two)."]
+    largest = f"Largest micro-batch that fits a training step, {how}: {fits:,} tokens (tried: powers of two)"
+    return [*lines, f"{largest}; held beside it: {_held(model.device.type == 'cuda')}."]
 
 
 def _tokens(texts: Sequence[Text]) -> int:
@@ -186,7 +200,13 @@ def main() -> None:
     print("| what | tokens/s | share of the ceiling | peak MiB beyond what was held |\n|---|---|---|---|", flush=True)
     large = TOY if o.toy else LARGE
     model = make_model(large.vocabulary, large.hidden, large.layers, device, dtype, large.heads)
-    print(forward(large, model, ceiling, repeats, "log-probabilities, 9B"), flush=True)
+    attentions = ["eager"]
+    if cuda:  # on a CPU torch cannot train with it
+        require_flex("flex_attention is measured")
+        attentions.append("flex_attention")
+    for attention in attentions:
+        model.set_attn_implementation(attention)
+        print(forward(large, model, ceiling, repeats, f"log-probabilities, 9B, {attention}"), flush=True)
     del model
     torch.cuda.empty_cache()
     model = make_model(small.vocabulary, small.hidden, small.layers, device, dtype, small.heads)
@@ -194,8 +214,14 @@ def main() -> None:
     print(scoring(small, model, ceiling, repeats), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         sampled = sampling(small, model, Path(directory))
-    print("\n".join(training(small, model, ceiling, repeats)))
-    print(f"\n{sampled}\nHeld by the 2B model, its gradients and moments: {_held(cuda)}.")
+    largest = []
+    for how in (Fast(attention, compiled) for attention in attentions for compiled in (False, True)):
+        line, most = training(small, copy.deepcopy(model), ceiling, repeats, how)
+        print(line, flush=True)
+        largest.append(most)
+        torch.cuda.empty_cache()
+    print("", *largest, sep="\n")
+    print(f"\n{sampled}")
 
 
 def _held(cuda: bool) -> str:

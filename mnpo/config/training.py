@@ -12,6 +12,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Optimiser = Literal["adamw", "rmsprop"]
 Batches = Literal["uniform", "windows"]
 LastBatch = Literal["fill", "drop"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
 # null is 0, and off: canonical settings leave null out, and a default would take its place
 NullIsOff = BeforeValidator(lambda value: 0.0 if value is None else value)
 Clip = Annotated[
@@ -61,6 +62,10 @@ class Optimisation(Block):
     """How several processes share a training (docs/training.md); one process needs none of them."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+    attention: Attention | None = None
+    """How attention is computed, by transformers' name (docs/training.md); None: as the model asks."""
+    compile: bool | None = None
+    """true: decoder layers are compiled, which fuses their elementwise parts (docs/training.md)."""
     lora: Lora | None = None
     """Train adapters and leave the weights alone; None trains all weights."""
     bfloat16_copy: bool | None = None

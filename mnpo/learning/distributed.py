@@ -11,7 +11,7 @@ what a rank adds is its rows' share of the step's weighted mean, so a step is th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mnpo.config.training import Optimisation
 from mnpo.errors import BadInput
+from mnpo.models.checkpoints import COMPILED_KINDS
 from mnpo.ranks import rank, ranks
 
 
@@ -50,10 +51,28 @@ class Engine(Protocol):
 
 
 def engine(module: nn.Module, optimisation: Optimisation) -> Engine:
-    """The engine for `optimisation.parallel` and the number of ranks."""
-    if ranks() > 1 and optimisation.parallel.startswith("zero"):
-        return _DeepSpeed(module, optimisation)
-    return _Torch(module, optimisation)
+    """The engine for `optimisation.parallel` and the number of ranks; its decoder layers are compiled if asked."""
+    layers = list(_layers(module))  # before FSDP gives them a class of its own
+    several = ranks() > 1 and optimisation.parallel.startswith("zero")
+    made: Engine = _DeepSpeed(module, optimisation) if several else _Torch(module, optimisation)
+    if optimisation.compile:
+        _compile(layers)
+    return made
+
+
+def _compile(layers: Sequence[nn.Module]) -> None:
+    """Compile each decoder layer's forward pass, when it first comes.
+
+    The pass and not the call: the hooks of an engine, which gather and release weights, stay outside. Whole or not at
+    all (`fullgraph`): where a layer breaks into several graphs, checkpointing runs it uncompiled without a word. After
+    the engine is made: of FSDP's class for a layer it is another pass that checkpoints.
+    """
+    if not layers:
+        raise BadInput("compile: true, but transformers does not say what this model's layers are; leave it out")
+    for layer in layers:
+        layer.forward = torch.compile(  # type: ignore[call-overload] # torch's stubs lack the limit
+            layer.forward, dynamic=True, fullgraph=True, recompile_limit=COMPILED_KINDS
+        )
 
 
 def _optimiser(module: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
@@ -147,6 +166,8 @@ class _DeepSpeed:
                 f"training.parallel: {optimisation.parallel} needs DeepSpeed, which is not installed here; "
                 "use the environment of envs/train.txt, or parallel: fsdp"
             ) from None
+        if optimisation.compile:  # a layer's weights are gathered before its pass, and not by hooks within
+            deepspeed.utils.set_z3_leaf_modules(module, sorted({type(layer).__name__ for layer in _layers(module)}))
         self._gathered = deepspeed.zero.GatheredParameters
         self._plain, self._stage = module, int(optimisation.parallel[-1])
         self.module, *_ = deepspeed.initialize(

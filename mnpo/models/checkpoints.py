@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-SOFT_CAPPING = ("eager", "flash_attention_2")
+SOFT_CAPPING = ("eager", "flash_attention_2", "flex_attention")
 """Attention implementations that cap attention logits where the model says so, as Gemma-2 does (its report, section 2).
 
 sdpa cannot: transformers refuses it from 5.23 on, but 5.19, which vLLM 0.32 needs, takes it by default and leaves the
-cap out without a word. flex_attention, compiled for a CPU by torch 2.13, gives other logits. Eager was compared by
-number; flash-attn has had a cap since 2.6, and was not tried here.
+cap out without a word. Eager and flex_attention were compared by number on CPUs; flash-attn has had a cap since 2.6,
+and was not tried here.
 """
+COMPILED_KINDS = 64
+"""Of inputs that attention is compiled for: one row or several, one block or several, a window, gradients, a dtype."""
 
 
 def device() -> torch.device:
@@ -51,12 +53,12 @@ def load_model(
         dtype: of its weights, and so of its products; a model that is to be trained wants float32. The files that are
             read are those of `readable`.
         attention: transformers' name of an implementation. None: what config.json says, else eager for a model that
-            caps its attention logits, else what transformers prefers.
+            caps its attention logits, else what transformers prefers. flex_attention is for GPUs (docs/training.md).
         soft_cap: False leaves out the cap of the attention logits that config.json asks for.
 
     Raises:
         BadInput: no such directory, no weights in it, weights that do not fit the architecture, an attention that is
-            not installed or that would leave out the model's soft-capping.
+            not installed, that this device does not have, or that would leave out the model's soft-capping.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -93,16 +95,32 @@ def load_model(
 def _attention(path: str | Path, config: Any, asked: str | None) -> str | None:
     """The attention implementation to load a model with; None leaves it to transformers."""
     chosen: str | None = asked or config._attn_implementation
+    where = "was asked for" if asked else "is asked for by attn_implementation in its config.json"
+    if chosen == "flex_attention":
+        require_flex(f"{path}: attention {chosen!r} {where}")
     cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     if cap is None:
         return chosen
     if chosen not in (None, *SOFT_CAPPING):
-        where = "was asked for" if asked else "is asked for by attn_implementation in its config.json"
         raise BadInput(
             f"{path}: attention {chosen!r} {where}, but would leave out this model's attn_logit_softcapping = {cap}; "
             f"use one of {', '.join(SOFT_CAPPING)}, or name none"
         )
     return chosen or "eager"
+
+
+def require_flex(asked: str) -> None:
+    """Refuse flex_attention on a CPU, where torch 2.13 has no backward pass of it and cannot compile it for rows of
+    several widths; and let no GPU fall back, past torch's limit of 8, to what holds every logit in memory."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BadInput(
+            f"{asked}, and needs a GPU: on this CPU torch can neither train with it nor compile it for rows of "
+            "different widths; leave `attention` out, or name another such as eager"
+        )
+    torch._dynamo.config.recompile_limit = COMPILED_KINDS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @loading()

@@ -7,15 +7,20 @@ rounding (mnpo/models/logprobs.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+TAKE_MASKS = ("eager", "sdpa", "flex_attention")
+"""Attention implementations that obey a mask of ours."""
 PASS = 256
 """What a pass through a model costs beside its tokens, in tokens: a GPU reads the weights meanwhile."""
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Row, head, the place of a token that asks, and of one that is read -> whether it may: what torch calls a mask_mod."""
 
 
 class Encoded(Protocol):
@@ -79,7 +84,7 @@ def share_width(config: Any) -> int | None:
     """
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    honoured = config._attn_implementation in ("eager", "sdpa") and kinds <= {"full_attention", "sliding_attention"}
+    honoured = config._attn_implementation in TAKE_MASKS and kinds <= {"full_attention", "sliding_attention"}
     return config.hidden_size if honoured and getattr(config, "rope_parameters", None) else None
 
 
@@ -139,41 +144,60 @@ def counted(text: Encoded) -> Sequence[int]:
 def hidden_states(model: Any, batch: Batch) -> Tensor:
     """Last hidden states ``[rows * width, d]`` of a batch.
 
-    Unshared rows need no mask: the padding is on the right, where causal attention never looks.
+    Unshared rows need no mask: the padding is on the right, where causal attention never looks. flex_attention gets one
+    nevertheless: transformers would make its own by another function in every pass, and each is compiled for.
     """
+    config = model.config.get_text_config()
     extra = {}
-    if batch.shared:
+    if batch.shared or (config._attn_implementation == "flex_attention" and share_width(config)):
         extra = {"attention_mask": _masks(model, batch), "position_ids": batch.positions}
     states: Tensor = model.get_decoder()(input_ids=batch.ids, use_cache=False, **extra).last_hidden_state
     return states.flatten(0, 1)
 
 
 def _masks(model: Any, batch: Batch) -> Any:
-    """Who attends to whom in shared rows, in the form that the model takes.
+    """Who attends to whom, in the form that the model takes.
 
     transformers passes a 4-dimensional mask on as it is, and models with several kinds of layers a dictionary of them.
-    Sliding layers measure the window in positions: coming later in its row, a response must not see less of the prompt.
     """
     config = model.config.get_text_config()
-    column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    asks, keys = batch.segment[:, :, None], batch.segment[:, None, :]
-    full = (column[None, :, None] >= column[None, None, :]) & ((keys == 0) | (keys == asks))
     window = getattr(config, "sliding_window", None)
     if window is None:
-        return _as_attention_takes_it(full, model, config)
-    near = batch.positions[:, :, None] - batch.positions[:, None, :] < window
-    sliding = _as_attention_takes_it(full & near, model, config)
+        return _as_attention_takes_it(_rule(batch, None), model, config, batch)
+    sliding = _as_attention_takes_it(_rule(batch, window), model, config, batch)
     if getattr(config, "layer_types", None) is None:  # as in Mistral: every layer slides
         return sliding
-    return {"full_attention": _as_attention_takes_it(full, model, config), "sliding_attention": sliding}
+    full = _as_attention_takes_it(_rule(batch, None), model, config, batch)
+    return {"full_attention": full, "sliding_attention": sliding}
 
 
-def _as_attention_takes_it(allowed: Tensor, model: Any, config: Any) -> Tensor:
-    """``[rows, width, width]`` booleans -> ``[rows, 1, width, width]``: booleans for sdpa, numbers to add for eager."""
+def _rule(batch: Batch, window: int | None) -> Rule:
+    """A token reads what comes before it of the prompt and of its own response.
+
+    Sliding layers measure the window in positions: coming later in its row, a response must not see less of the prompt.
+    """
+    segment, positions = batch.segment, batch.positions
+
+    def reads(row: Tensor, _head: Tensor, asks: Tensor, key: Tensor) -> Tensor:
+        before = (asks >= key) & ((segment[row, key] == 0) | (segment[row, key] == segment[row, asks]))
+        return before if window is None else before & (positions[row, asks] - positions[row, key] < window)
+
+    return reads
+
+
+def _as_attention_takes_it(rule: Rule, model: Any, config: Any, batch: Batch) -> Any:
+    """Blocks for flex_attention; else ``[rows, 1, width, width]``: booleans for sdpa, numbers to add for eager."""
+    (rows, width), device = batch.ids.shape, batch.ids.device
+    if config._attn_implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        return create_block_mask(rule, rows, None, width, width, device=device)
+    row, column = torch.arange(rows, device=device), torch.arange(width, device=device)
+    allowed = rule(row[:, None, None], row, column[:, None], column)[:, None]
     if config._attn_implementation == "sdpa":
-        return allowed[:, None]
+        return allowed
     lowest = torch.finfo(model.dtype).min
-    return torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device).masked_fill_(~allowed, lowest)[:, None]
+    return torch.zeros(allowed.shape, dtype=model.dtype, device=device).masked_fill_(~allowed, lowest)
 
 
 def batches(rows: list[Row], max_tokens: int) -> Iterator[list[Row]]:

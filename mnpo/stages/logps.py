@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mnpo.config.blocks import Block
 from mnpo.config.text import Text, TextForm
+from mnpo.config.training import Attention
 from mnpo.learning.batches import SCORING_TOKENS
 from mnpo.progress import counter
 from mnpo.storage.conversations import turns
@@ -28,6 +29,8 @@ class Settings(Block):
     text: Text
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights, as training's products have it."""
+    attention: Attention | None = None
+    """How attention is computed, as in training."""
     soft_cap: bool | None = None
     """false: the model's attention logits are not capped, whatever it says (docs/ledger.md, point 44)."""
 
@@ -90,7 +93,7 @@ def _computed(
     from mnpo.models.checkpoints import load_model
     from mnpo.models.logprobs import score_texts
 
-    model = load_model(policy, dtype=settings.dtype, soft_cap=settings.soft_cap is not False)
+    model = load_model(policy, "causal", settings.dtype, settings.attention, settings.soft_cap is not False)
     progress = counter(f"logps {policy.name}", "texts")
     scored = score_texts(model, texts, max_tokens=SCORING_TOKENS, progress=progress, journal=journal)
     return scored.sums.double().tolist(), {

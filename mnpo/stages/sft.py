@@ -145,7 +145,7 @@ def _fine_tune(
     if rows.empty:
         raise BadInput("reference.sft is given, but the prompts' source has no demonstrations to learn from")
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory)
+    model = load_model(directory, attention=sft.attention)
     chat = Chat(tokenizer, settings.text)
     learnt, kept = _Texts(chat, rows, settings.turns), _Texts(chat, aside, settings.turns)
     heldout = None

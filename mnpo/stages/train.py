@@ -131,7 +131,7 @@ def _train(
     from mnpo.models.chat import Chat
     from mnpo.models.checkpoints import load_model, load_tokenizer
 
-    tokenizer, model = load_tokenizer(start), load_model(start)
+    tokenizer, model = load_tokenizer(start), load_model(start, attention=settings.training.attention)
     parameters = model.num_parameters()
     chat = Chat(tokenizer, settings.text, settings.form)
     pairs = _pairs(settings, rows, scored, chat, model.device)

@@ -161,7 +161,7 @@ def test_without_cuda_the_gpus_benchmark_says_so(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "rows"),
-    [(["gpu", "--toy"], 4), (["stages", "--toy", "--only", "logps"], 1), (["paper"], 7)],
+    [(["gpu", "--toy"], 5), (["stages", "--toy", "--only", "logps"], 1), (["paper"], 7)],
     ids=["gpu", "stages", "paper"],
 )
 def test_benchmarks_run_at_toy_size(root: Path, command: list[str], rows: int) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-CASES = [f"{way}-{head}" for way in ("ddp", "fsdp", "zero2", "zero3") for head in ("tied", "untied")]
+WAYS = ("ddp", "fsdp", "zero2", "zero3")
+CASES = [f"{way}-{kind}" for way in WAYS for kind in ("tied", "untied", "compiled")]
+FURTHER = ("lora", "bfloat16", "compiled-lora", "compiled-bfloat16")
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,12 @@ def of(found: Path, name: str) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*CASES, "zero3-lora", "zero3-bfloat16"])
+@pytest.mark.parametrize("case", [*CASES, *(f"zero3-{kind}" for kind in FURTHER)])
 def test_ranks_with_other_numbers_of_response_tokens_train_as_one_process_does(found: Path, case: str) -> None:
-    """Through heads of several chunks, their number not the same on the ranks. In bfloat16 up to its rounding."""
+    """Through heads of several chunks, their number not the same on the ranks. In bfloat16 up to its rounding.
+
+    Where layers are compiled, of rows of any width two kinds are: one row, and several.
+    """
     loss, norm, apart = (0.01, 0.01, 0.3) if case.endswith("bfloat16") else (1e-5, 1e-5, 1e-3)
     for ours in of(found, case):
         assert len(ours["one"]) == len(ours["two"]) == 3
@@ -51,6 +56,7 @@ def test_ranks_with_other_numbers_of_response_tokens_train_as_one_process_does(f
             assert two["loss"] == pytest.approx(one["loss"], rel=loss)
             assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=norm)
         assert ours.get("apart", 0) < apart
+        assert bool(ours["graphs"]) == ("compiled" in case)
 
 
 @pytest.mark.slow

@@ -900,3 +900,11 @@ def test_what_compares_reads_the_references_responses(planned: Callable[..., Pla
     assert json.loads(planned(evaluation={"oracle": "majority", "accuracy": None}).settings("plot"))[
         "family_value"
     ] == ("win rate over SFT, sampled")
+
+
+def test_attention_is_a_setting_of_training_and_log_probabilities_where_it_is_asked_for(planned: Planned) -> None:
+    plan, asked = planned(), planned(training={"attention": "eager", "compile": True})
+    assert not any('"attention"' in settings or '"compile"' in settings for settings in jobs(plan).values())
+    assert changed_nouns(plan, asked) == {"policies", "logps"}
+    assert json.loads(asked.settings("logps", text="chat"))["attention"] == "eager"
+    assert json.loads(asked.settings("train", policy="inpo.1"))["training"]["compile"] is True

@@ -16,8 +16,9 @@ def _logps_settings(plan: Plan, text: str) -> dict[str, Any]:
     protocols = [*PRESETS.values(), *(fit.protocol for fit in plan.policies.fits.values())]
     protocol = {p.reading(): p for p in protocols}[text]
     capped = {} if protocol.opponent_soft_cap else {"soft_cap": False}
+    attention = {"attention": plan.config.training.attention} if plan.config.training.attention else {}
     form, dtype = protocol.opponent_text, plan.config.training.dtype
-    return {"form": form, "text": plan.config.text, "dtype": dtype, **capped}
+    return {"form": form, "text": plan.config.text, "dtype": dtype, **attention, **capped}
 
 
 @work
