@@ -24,10 +24,10 @@ from mnpo.config.blocks import REFERENCE
 from mnpo.config.reading import load
 from mnpo.method.games import Array
 from mnpo.planning.files import HELDOUT
-from mnpo.planning.fits import replica
+from mnpo.planning.fits import AGAINST, replica
 from mnpo.planning.plan import Plan
 from mnpo.seeds import derive
-from mnpo.storage.records import SAMPLES, read
+from mnpo.storage.records import SAMPLES, SCORES, read
 
 CONFIG, PAGE = ROOT / "configs/regime.yaml", ROOT / "docs/regime-demo.md"
 GAMES = {"circle": np.array(preferences(CIRCLE)), "ladder": np.array(preferences(LADDER))}
@@ -38,20 +38,31 @@ TABLE, NOTES = "## The table\n", "\n## What it shows"
 
 def commands(plan: Plan) -> Iterator[list[str]]:
     """Of all jobs whose output is not there yet, in an order in which they can be done."""
-    made = [("sample", *_sampled(plan, policies[-1], HELDOUT)) for policies in plan.policies.replicas.values()]
-    for _, output, command in [*due(plan, "ours"), *made]:
+    made = [(output, command) for _, output, command in due(plan, "ours")]
+    made += [_sampled(plan, policies[-1]) for policies in plan.policies.replicas.values()]
+    for policy, exploiters in plan.policies.exploiters.items():
+        for exploiter in exploiters:
+            made += [_sampled(plan, exploiter), _against(plan, exploiter, policy)]
+    for output, command in made:
         if not Path(output).exists() or output.endswith("/prompts"):
             yield command
 
 
-def _sampled(plan: Plan, policy: str, part: str) -> tuple[str, list[str]]:
-    """What a policy's samples on a part are called, and the command that makes them."""
-    output, settings = (
-        plan.files.samples(policy, part, "0"),
-        plan.settings("sample", policy=policy, part=part, shard="0"),
-    )
-    files = ["--policy", plan.files.policy(policy), "--prompts", plan.files.prompts(part), "--output", output]
+def _sampled(plan: Plan, policy: str) -> tuple[str, list[str]]:
+    """What a policy's held-out samples are called, and the command that makes them."""
+    output = plan.files.samples(policy, HELDOUT, "0")
+    settings = plan.settings("sample", policy=policy, part=HELDOUT, shard="0")
+    files = ["--policy", plan.files.policy(policy), "--prompts", plan.files.prompts(HELDOUT), "--output", output]
     return output, ["sample", "--settings", settings, *files]
+
+
+def _against(plan: Plan, exploiter: str, policy: str) -> tuple[str, list[str]]:
+    """Their scores against a fixed policy's."""
+    oracle = f"{plan.policies.exploited[policy]}{AGAINST}{policy}"
+    output = plan.files.scores(exploiter, HELDOUT, oracle, "0")
+    files = ["--samples", plan.files.samples(exploiter, HELDOUT, "0"), "--output", output]
+    against = [f"--against={file}" for file in plan.files.against(HELDOUT, oracle, "0")]
+    return output, ["score", "--settings", plan.settings("score", oracle=oracle), *against, *files]
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured
@@ -172,7 +183,7 @@ def table(names: Mapping[str, str], game: str, played: Mapping[str, Played]) -> 
         width = student.ppf(0.975, freedom) * math.sqrt(between + (again[run] - again[base]).var(ddof=1))
         rows.append(
             {"run": label}
-            | {name: f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" for name, values in found[run].items()}
+            | {name: _spread(values.to_numpy()) for name, values in found[run].items()}
             | {f"{LATER}: difference to INPO, 95% interval": "" if run == base else f"{less:+.3f} ± {width:.3f}"}
             | {"apart": "" if run == base else "**yes**" if abs(less) > width else "no"}
         )
@@ -199,6 +210,27 @@ def tables(plan: Plan) -> Iterator[pd.DataFrame]:
     for game in GAMES:
         names = {run: of.label or run for run, of in plan.config.runs.items() if of.oracle == game}
         yield table(names, game, {run: list(_played(plan, run)) for run in names})
+
+
+def exploited(plan: Plan) -> pd.DataFrame:
+    """A row a run: the gaps that trained best responses to its last policies found, means over seeds."""
+    found: dict[str, list[Array]] = {}
+    for policy, exploiters in plan.policies.exploiters.items():
+        oracle = f"{plan.policies.exploited[policy]}{AGAINST}{policy}"
+        files = [Path(plan.files.scores(exploiter, HELDOUT, oracle, "0")) for exploiter in exploiters]
+        gaps = np.array([read(SCORES, file)["score"].mean() - 0.5 for file in files])
+        found.setdefault(policy.partition(".")[0], []).append(gaps)
+    return pd.DataFrame(
+        [
+            {"run": plan.config.runs[run].label, "seeds": len(gaps)}
+            | {f"after {t}": _spread(values) for t, values in enumerate(np.array(gaps).T)}
+            for run, gaps in found.items()
+        ]
+    )
+
+
+def _spread(values: Array) -> str:
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
 def _played(plan: Plan, run: str) -> Iterator[list[Array]]:
@@ -235,7 +267,7 @@ def main() -> None:
         print(markdown(prediction(plan, start)))
         return
     in_process(commands(plan), "ours")
-    made = "\n\n".join(markdown(t) for t in tables(plan))
+    made = "\n\n".join(markdown(t) for t in [*tables(plan), exploited(plan)])
     head, _, rest = PAGE.read_text().partition(TABLE)
     PAGE.write_text(f"{head}{TABLE}\n{made}\n{NOTES}{rest.partition(NOTES)[2]}")
 
