@@ -184,10 +184,16 @@ def table(names: Mapping[str, str], game: str, played: Mapping[str, Played]) -> 
         rows.append(
             {"run": label}
             | {name: _spread(values.to_numpy()) for name, values in found[run].items()}
+            | {"last against INPO's last": "" if run == base else f"{_won(preference, played[run], played[base]):.3f}"}
             | {f"{LATER}: difference to INPO, 95% interval": "" if run == base else f"{less:+.3f} ± {width:.3f}"}
             | {"apart": "" if run == base else "**yes**" if abs(less) > width else "no"}
         )
     return pd.DataFrame(rows)
+
+
+def _won(preference: Array, mine: Played, theirs: Played) -> float:
+    """Win rate of the last policies over the others', mean over all pairs of seeds."""
+    return float(_means(mine)[:, -1].mean(0) @ preference @ _means(theirs)[:, -1].mean(0))
 
 
 def _means(played: Played) -> Array:

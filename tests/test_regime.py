@@ -113,6 +113,7 @@ def test_the_table_tells_a_difference_from_noise() -> None:
     assert base["later half"] == f"{0.95 * wins:.3f} ± {0.05 * wins:.3f}"
     difference = other["later half: difference to INPO, 95% interval"]
     assert difference == f"{-0.3 * wins:+.3f} ± {2.776 * 0.05 * wins * np.sqrt(2 / 3):.3f}"
+    assert other["last against INPO's last"] == f"{0.5 + (0.35 * 0.95 - 0.65 * 0.05) * wins:.3f}"
     assert (base["apart"], other["apart"]) == ("", "**yes**")
     noisy = {**played, "td-mnpo": [seed(0.5), seed(1.0), seed(0.9)]}
     assert regime.table({"inpo": "INPO", "td-mnpo": "TD-MNPO"}, "circle", noisy)["apart"].tolist() == ["", "no"]
