@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slips slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slips regime slurm-profile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -93,6 +93,10 @@ seeds: $(VENV)/.demo ## Run the demo with three seeds and remake docs/seeds.md (
 
 slips: $(VENV)/.demo ## Measure what each slip of the paper's public code costs, and write docs/slips.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.slips
+
+regime: $(VENV)/.demo ## Try in the demo where past policies should help, and write docs/regime-demo.md's tables
+	$(BIN)/snakemake --profile profiles/demo -- results/demo/policies/sft
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.regime
 
 rulegraph: $(VENV)/.demo ## Draw docs/rulegraph.svg anew (needs graphviz)
 	$(BIN)/snakemake --rulegraph -- table2 table3 2>/dev/null | sed -n '/^digraph/,$$p' | dot -Tsvg > docs/rulegraph.svg

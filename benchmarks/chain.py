@@ -101,7 +101,13 @@ def jobs(plan: Plan, side: str) -> Iterator[Job]:
             drawn = {"policy": fit.sampler, "part": f"part{part}", "shard": "0"}
             policy = plan.files.policy(fit.sampler)
             yield job("sample", samples, "--policy", policy, "--prompts", plan.files.prompts(part), **drawn)
-            yield job("score", scores, "--samples", samples, oracle=fit.oracle)
+            against = plan.files.against(part, fit.oracle, 0)
+            if fit.exploits is not None:
+                fixed = {"policy": fit.exploits, "part": f"part{part}", "shard": "0"}
+                sampler = plan.files.policy(fit.exploits)
+                yield job("sample", *against, "--policy", sampler, "--prompts", plan.files.prompts(part), **fixed)
+            beside = [f"--against={file}" for file in against]
+            yield job("score", scores, "--samples", samples, *beside, oracle=fit.oracle)
             yield job("pair", pairs, "--samples", samples, "--scores", scores, oracle=fit.oracle)
             text = fit.protocol.reading()
             again = [name for name, _ in fit.opponents] + [REFERENCE]
