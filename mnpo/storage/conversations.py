@@ -63,7 +63,9 @@ def prompt_of(row: Row, where: str, column: str = "prompt") -> list[Turn]:
 
 
 def answered(row: Row, where: str, column: str = "prompt") -> bool:
-    """Whether `prompt_of` leaves out an answer, the last turn of the row's conversation. Arguments as there."""
+    """Whether a row's conversation ends with an answer, which `prompt_of` leaves off. Arguments as there."""
+    if not _has_prompt(row, column):  # chosen and rejected, which are answers and kept
+        return False
     name = _column(row, where, column)
     return _answered(name, _read(row, name, where))
 
