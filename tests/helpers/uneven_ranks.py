@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "zero3-lora": {"parallel": "zero3", "lora": {"rank": 2, "alpha": 4}, "gradient_checkpointing": True},
     "zero3-bfloat16": {"parallel": "zero3", "dtype": "bfloat16", "gradient_checkpointing": True},
 }
+CASES |= {f"{way}-rmsprop": {"parallel": way, "optimiser": "rmsprop", "clip": 0} for way in ("fsdp", "zero2", "zero3")}
 CASES |= {
     f"{way}-compiled": {"parallel": way, "compile": True, "gradient_checkpointing": True}
     for way in ("ddp", "fsdp", "zero2", "zero3")
