@@ -3,7 +3,7 @@
     python -m examples.instructions [examples/instructions]
 
 writes `train.jsonl`, `validation.jsonl` and `test.jsonl`, the same bytes each time. An instruction is a task about a
-topic; no topic of one split is in another. Constraints are of IFEval's kinds (mnpo/config/constraints.py), in our words.
+topic; no topic of one split is in another. Constraints are of IFEval's kinds (mnpo/config/constraints.py).
 """
 
 from __future__ import annotations
