@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ PAGE, TEMPLATE = ROOT / "docs/smollm2.md", ROOT / "benchmarks/smollm2_page.md"
 TRIED = ROOT / "benchmarks/smollm2_tuning.csv"
 VOTERS = ("constraints", "brevity", "fluency")
 COMPARED = ("INPO", "ONPO", "TD-MNPO 2", "TD-MNPO 3")  # those with three seeds
-IFBENCH = ("SFT", "DPO", *COMPARED)
+IFBENCH = ("SFT", "DPO", "INPO", "ONPO", "TD-MNPO 2")
 RESAMPLES, CONFIDENCE = 2000, 0.95
 UNWRITTEN = "*To be written by hand after the run, from the tables below.*"
 
@@ -86,7 +87,7 @@ class Results:
     def mean_wins(self, method: str, opponent: str) -> Wins:
         """Over all seeds of the one against all of the other, ``[prompts]``."""
         pairs = product(self.methods[method], self.methods[opponent])
-        return np.mean([self.wins(a, b) for a, b in pairs], axis=0)  # type: ignore[no-any-return]
+        return np.mean([self.wins(a, b) for a, b in pairs], axis=0)
 
 
 def majority_wins(mine: np.ndarray, theirs: np.ndarray) -> Wins:
@@ -96,7 +97,7 @@ def majority_wins(mine: np.ndarray, theirs: np.ndarray) -> Wins:
         Means over the pairs, ``[prompts]``.
     """
     votes = np.sign(mine[:, :, :, None] - theirs[:, :, None, :]).sum(axis=0)
-    return (0.5 + 0.5 * np.sign(votes)).mean(axis=(1, 2))  # type: ignore[no-any-return]
+    return (0.5 + 0.5 * np.sign(votes)).mean(axis=(1, 2))
 
 
 def spread(values: np.ndarray) -> str:
@@ -151,6 +152,14 @@ def win_matrix(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rates, index=methods, columns=methods)
 
 
+def circles(results: Results) -> float:
+    """Of three sampled responses to one held-out prompt, by whatever policies, how often the majority has a circle."""
+    pooled = np.concatenate([results.scores[p] for seeds in results.methods.values() for p in seeds], axis=2)
+    votes = np.sign(pooled[:, :, :, None] - pooled[:, :, None, :]).sum(axis=0)
+    found = [cyclic_triples(0.5 + 0.5 * np.sign(prompt)) for prompt in votes]
+    return float(np.mean(found) / comb(pooled.shape[2], 3))
+
+
 def ifbench_table(results: Results) -> Iterator[dict[str, str]]:
     """Prompts whose constraints are all satisfied, and the share of constraints; differences to SFT over prompts."""
     tables = {m: pd.read_csv(ifbench_file(results, results.methods[m][0])) for m in IFBENCH}
@@ -184,7 +193,6 @@ def tuning_table(results: Results) -> Iterator[dict[str, str]]:
             yield {
                 "objective": run.objective.name,
                 "beta or eta": f"{strength:g}",
-                "learning rate": f"{run.training.get('learning_rate', results.config.training.learning_rate):g}",
                 "win over SFT, majority": spread(results.wins(policy, "sft")),
                 "KL to SFT": f"{results.summaries[policy]['kl_to_reference']:.2f}",
             }
@@ -202,6 +210,7 @@ def page(results: Results, tuning: Sequence[Mapping[str, str]], answer: str, min
         seeds=markdown(list(seed_table(results))),
         matrix=markdown(matrix.map(lambda rate: f"{rate:.2f}").reset_index(names="").to_dict("records")),
         triples=cyclic_triples(matrix.to_numpy()),
+        circles=f"{circles(results):.1%}",
         exploitability=markdown(list(exploitability_table(results))),
         ifbench=markdown(bench),
         items=bench[0]["items"],

@@ -25,7 +25,7 @@ WHEELS = {
 }
 ITEMS = "ifbench/data/IFBench_test.jsonl"
 WITHOUT_CHECKER = "words:start_verb"
-NEW_TOKENS, BATCH = 96, 64
+NEW_TOKENS, BATCH = 64, 64
 
 
 def items() -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def checkers(nltk_data: Path) -> Any:
 
     text_tools.use([nltk_data])
     spacy, cli = ModuleType("spacy"), ModuleType("spacy.cli")
-    cli.download = lambda *_, **__: None  # type: ignore[attr-defined]  # all that it wants of spaCy
+    cli.download = lambda *_, **__: None  # all that it wants of spaCy
     sys.modules |= {"spacy": spacy, "spacy.cli": cli}
     sys.path[:0] = map(str, fetch(WHEELS, cache()))
     nltk.download = lambda *_, **__: False

