@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import smollm2
 from examples.instructions import SIZES
 from mnpo.config.reading import load
+from mnpo.storage.records import JUDGED, SAMPLED, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +56,53 @@ def test_the_page_fills_every_field_and_keeps_what_was_written_by_hand() -> None
     )
     assert smollm2.written("") == smollm2.UNWRITTEN
     assert fields <= set(re.findall(r"(\w+)=", Path(smollm2.__file__).read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> smollm2.Results:
+    """As if the experiment had run: a policy's score under every oracle is its place in the configuration, SFT's is 0;
+    the last seed of ONPO is below SFT."""
+    found = smollm2.Results(load(ROOT / smollm2.CONFIG), tmp_path)
+    policies = [policy for seeds in found.methods.values() for policy in seeds]
+    for place, policy in enumerate(policies):
+        score = -1.0 if policy == "onpo-s3.3" else float(place)
+        keys = [(f"p{p}", k, voter) for p in range(5) for k in range(2) for voter in smollm2.VOTERS]
+        rows = [
+            {"prompt_id": p, "family": "", "mode": SAMPLED, "k": k, "response": "r", "tokens": 1, "oracle": v}
+            | {"score": score}
+            for p, k, v in keys
+        ]
+        (tmp_path / "evals" / policy).mkdir(parents=True)
+        write(JUDGED, rows, tmp_path / "evals" / policy / "heldout.parquet")
+        summary = {"tokens": {"sampled": 30 + place}, "kl_to_reference": place / 10, "prompts_with_a_cycle": 0}
+        (tmp_path / "evals" / policy / "heldout.json").write_text(json.dumps(summary))
+    (tmp_path / "ifbench").mkdir()
+    for method in smollm2.IFBENCH:
+        table = pd.DataFrame({"all": [True, method != "SFT"], "met": [2, 0], "of": [2, 1]})
+        table.to_csv(smollm2.ifbench_file(found, found.methods[method][0]), index=False)
+    (tmp_path / "tables").mkdir()
+    gaps = {
+        "policy": ["INPO 3"] * 2,
+        "iterations": [0, 1],
+        "gap": [0.0, 0.1],
+        "gap_low": [0, 0.05],
+        "gap_high": [0, 0.2],
+    }
+    pd.DataFrame(gaps).to_csv(tmp_path / "tables/exploitability.csv", index=False)
+    return found
+
+
+def test_the_page_of_a_whole_run(results: smollm2.Results) -> None:
+    page = smollm2.page(results, [{"objective": "dpo"}], "No.", 12.3)
+    assert page.count("\n| DPO ") == 3  # of results, who beats whom, IFBench
+    main = {row["method"]: row for row in smollm2.main_table(results)}
+    assert main["DPO"]["win over SFT, majority"] == "1.000 [1.000, 1.000]"
+    assert main["ONPO"]["win over SFT, majority"] == "0.667 [0.667, 0.667]"  # two of three seeds
+    assert [main[m]["seeds"] for m in ("SFT", "INPO", "ONPO", "HT fluency")] == ["1", "3", "3", "1"]
+    claim = {row["method"]: row for row in smollm2.claim_table(results)}
+    assert claim["ONPO"]["win over SFT, minus INPO's"] == "-0.333 [-0.333, -0.333]"
+    assert claim["ONPO"]["the same, seed by seed"] == "+0.000, +0.000, -1.000"
+    assert claim["ONPO"]["verdict"] == "apart" and claim["TD-MNPO 3"]["verdict"] == "within noise"
+    assert smollm2.circles(results) == 0  # places are an order
+    assert [row["prompts, strict"][:5] for row in smollm2.ifbench_table(results)] == ["0.500"] + ["1.000"] * 4
+    assert "12 minutes" in page and "0.100 [0.050, 0.200]" in page and "\n\nNo.\n\n" in page
