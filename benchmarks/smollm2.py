@@ -193,6 +193,7 @@ def tuning_table(results: Results) -> Iterator[dict[str, str]]:
             yield {
                 "objective": run.objective.name,
                 "beta or eta": f"{strength:g}",
+                "learning rate": f"{run.training.get('learning_rate', results.config.training.learning_rate):g}",
                 "win over SFT, majority": spread(results.wins(policy, "sft")),
                 "KL to SFT": f"{results.summaries[policy]['kl_to_reference']:.2f}",
             }
