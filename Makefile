@@ -25,7 +25,7 @@ models/smollm2-135m: | $(VENV)/.demo
 	$(BIN)/python -m examples.smollm2 $@
 
 smollm2-experiment: models/smollm2-135m models/nltk ## Compare all methods on that model, and write docs/smollm2.md (about an hour on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.smollm2
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.smollm2 --ifbench-limit 100
 
 models/nltk: | $(VENV)/.demo
 	$(BIN)/python -m examples.checks $@

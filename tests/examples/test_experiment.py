@@ -64,11 +64,11 @@ def test_the_page_fills_every_field_and_keeps_what_was_written_by_hand() -> None
 @pytest.fixture
 def results(tmp_path: Path) -> smollm2.Results:
     """As if the experiment had run: a policy's score under every oracle is its place in the configuration, SFT's is 0;
-    the last seed of ONPO is below SFT."""
+    the last seed of TD-MNPO 2 is below SFT."""
     found = smollm2.Results(load(ROOT / smollm2.CONFIG), tmp_path)
     policies = [policy for seeds in found.methods.values() for policy in seeds]
     for place, policy in enumerate(policies):
-        score = -1.0 if policy == "onpo-s3.3" else float(place)
+        score = -1.0 if policy == "td-mnpo-2-s3.3" else float(place)
         keys = [(f"p{p}", k, voter) for p in range(5) for k in range(2) for voter in smollm2.VOTERS]
         rows = [
             {"prompt_id": p, "family": "", "mode": SAMPLED, "k": k, "response": "r", "tokens": 1, "oracle": v}
@@ -100,12 +100,12 @@ def test_the_page_of_a_whole_run(results: smollm2.Results) -> None:
     assert page.count("\n| DPO ") == 3  # of results, who beats whom, IFBench
     main = {row["method"]: row for row in smollm2.main_table(results)}
     assert main["DPO"]["win over SFT, majority"] == "1.000 [1.000, 1.000]"
-    assert main["ONPO"]["win over SFT, majority"] == "0.667 [0.667, 0.667]"  # two of three seeds
-    assert [main[m]["seeds"] for m in ("SFT", "INPO", "ONPO", "HT fluency")] == ["1", "3", "3", "1"]
+    assert main["TD-MNPO 2"]["win over SFT, majority"] == "0.667 [0.667, 0.667]"  # two of three seeds
+    assert [main[m]["seeds"] for m in ("SFT", "INPO", "ONPO", "HT fluency")] == ["1", "3", "1", "1"]
     claim = {row["method"]: row for row in smollm2.claim_table(results)}
-    assert claim["ONPO"]["win over SFT, minus INPO's"] == "-0.333 [-0.333, -0.333]"
-    assert claim["ONPO"]["the same, seed by seed"] == "+0.000, +0.000, -1.000"
-    assert claim["ONPO"]["verdict"] == "apart" and claim["TD-MNPO 3"]["verdict"] == "within noise"
+    assert claim["TD-MNPO 2"]["win over SFT, minus INPO's"] == "-0.333 [-0.333, -0.333]"
+    assert claim["TD-MNPO 2"]["the same, seed by seed"] == "+0.000, +0.000, -1.000"
+    assert claim["TD-MNPO 2"]["verdict"] == "apart" and claim["TD-MNPO 3"]["verdict"] == "within noise"
     assert smollm2.circles(results) == 0  # places are an order
     assert [row["prompts, strict"][:5] for row in smollm2.ifbench_table(results)] == ["0.500"] + ["1.000"] * 4
     assert "12 minutes" in page and "0.100 [0.050, 0.200]" in page and "\n\nNo.\n\n" in page
