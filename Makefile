@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slips regime slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 smollm2-experiment lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slips regime slurm-profile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,12 @@ smollm2: models/smollm2-135m ## Make a checkpoint of a small real model, SmolLM2
 
 models/smollm2-135m: | $(VENV)/.demo
 	$(BIN)/python -m examples.smollm2 $@
+
+smollm2-experiment: models/smollm2-135m models/nltk ## Compare all methods on that model, and write docs/smollm2.md (about an hour on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.smollm2 --ifbench-limit 100
+
+models/nltk: | $(VENV)/.demo
+	$(BIN)/python -m examples.checks $@
 
 test: $(VENV)/.dev ## Run the tests, two files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -84,20 +84,22 @@ class Oracle(Block):
     """Whoever prefers one response to another."""
 
     kind: Literal[
-        "rule", "weighted", "majority", "annotator", "reward-model", "pair-model", "judge", "function", "constraints"
-    ]
+        "rule", "weighted", "majority", "annotator", "reward-model", "pair-model", "judge", "function", "constraints",
+        "likelihood",
+    ]  # fmt: skip
     """`rule`: ground truth of the demo's world; `weighted`: a sum of other oracles' scores;
     `majority`: pairwise majority vote of others; `annotator`: one of several others for each prompt;
     `reward-model`: a sequence classifier, ArmoRM or Athene; `pair-model`: a language model that compares two responses;
     `judge`: a language model behind an endpoint that does; `function`: a Python function of your own;
-    `constraints`: the share of constraints that a response satisfies, by IFEval's checkers (docs/oracles.md)."""
+    `constraints`: the share of constraints that a response satisfies, by IFEval's checkers;
+    `likelihood`: a language model's mean log-probability of a response's tokens (docs/oracles.md)."""
     rule: Literal["correctness", "brevity", "courtesy"] | None = None
     weights: dict[Name, Number] | None = None
     """For `weighted`: oracle -> weight."""
     of: list[Name] | None = Field(None, min_length=1)
     """For `majority`: the voters; for `annotator`: those of whom one judges, drawn by the prompt's id."""
     model: Name | None = None
-    """For `reward-model` and `pair-model`: an entry of `models`."""
+    """For `reward-model`, `pair-model` and `likelihood`: an entry of `models`."""
     judge: Judge | None = None
     """For `judge`: who, with the keys of an entry of `judges`."""
     file: str | None = None
@@ -112,7 +114,7 @@ class Oracle(Block):
     """For `constraints`: those of every prompt, such as `{id: "length_constraints:number_words", num_words: 50,
     relation: less than}`; None: each row has its own, in its further columns `instruction_id_list` and `kwargs`."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """For `reward-model` and `pair-model`: of its backbone; None is float32."""
+    """For `reward-model`, `pair-model` and `likelihood`: of its backbone; None is float32."""
     comparisons: int | None = Field(None, ge=1)
     """For `pair-model`, `judge` and a `function` that compares: of a prompt's pairs of responses, how many are
     compared; None: all."""
@@ -135,6 +137,7 @@ class Oracle(Block):
             "judge": "judge",
             "function": "function",
             "constraints": "kind",
+            "likelihood": "model",
         }
         optional = {
             "rule": ["temperature"],
@@ -143,6 +146,7 @@ class Oracle(Block):
             "pair-model": ["dtype", "comparisons"],
             "judge": ["comparisons"],
             "constraints": ["constraints", "temperature"],
+            "likelihood": ["dtype", "temperature"],
             "function": ["file", "compare", "comparisons" if self.compare else "temperature"],
         }
         if getattr(self, needed[self.kind]) is None:

@@ -108,6 +108,7 @@ MODULES = {
     "judge": "judges",
     "function": "functions",
     "constraints": "constraints",
+    "likelihood": "likelihood",
 }
 
 

@@ -72,13 +72,13 @@ def _sample(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _score(q: Quantities, work: Work) -> list[Pass]:
-    """Reward models read a prompt once for all of its responses, pair models two responses at a time."""
+    """Pair models read two responses at a time; others a prompt once, for all of its responses."""
     steps = []
     for oracle, share in judged(q.plan.config, work.oracle or "").items():
         spec = q.plan.config.oracles[oracle]
         if spec.model is not None:
             alone = q.prompt + _responses(q, work) * q.response
-            tokens = alone if spec.kind == "reward-model" else games_a_prompt(q, work, spec.comparisons) * q.pair
+            tokens = games_a_prompt(q, work, spec.comparisons) * q.pair if spec.kind == "pair-model" else alone
             steps.append(Pass("read", q.size(spec.model), share * q.prompts(work) * tokens))
     return steps
 

@@ -87,6 +87,11 @@ def test_scoring_reads_a_prompt_once_and_its_responses_with_the_oracles_model() 
     assert e.computing == pytest.approx(2 * R / 1e9 + 2 * R * 450e3 / 346.15e12 / 2)
 
 
+def test_a_likelihood_reads_what_a_reward_model_reads() -> None:
+    plan = tiny(oracles={"rm": {"kind": "likelihood", "model": "rm"}})
+    assert of(plan, "score a.1 part2 rm").tokens == of(tiny(), "score a.1 part2 rm").tokens > 0
+
+
 def test_log_probabilities_and_training_encode_a_pairs_prompt_once() -> None:
     plan = tiny(training={"epochs": 3})
     assert of(plan, "logps a.1 part2 rm chat under sft").tokens == 1000 * (50 + 100 + 100)
