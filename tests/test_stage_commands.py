@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from mnpo.cli import app, commands, stages
 from mnpo.errors import BadInput
+from mnpo.planning.registry import stage_of
 
 ROOT = Path(__file__).parents[1]
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -85,6 +86,16 @@ def rules() -> Iterator[tuple[str, str]]:
         for rule in re.split(r"^rule ", file.read_text(), flags=re.M)[1:]:
             if command := re.search(r"-m mnpo --log \{log:q\} (\S+)", rule):
                 yield command[1].replace("{params.command:q}", rule.partition(":")[0]), rule
+
+
+def test_a_rules_stage_is_the_command_that_it_calls() -> None:
+    """So is the stage of a rule that is made of another (`use rule A as B`)."""
+    called = {rule.partition(":")[0]: command for command, rule in rules()}
+    assert {rule: stage_of(rule) for rule in called} == called
+    text = "".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
+    made = dict(re.findall(r"^use rule (\w+) as (\w+) with:", text, re.M))
+    assert {of: stage_of(rule) for of, rule in made.items()} == {of: of for of in made}
+    assert made == {"train": "train_passing", "score": "score_asking", "miniature": "miniature_model"}
 
 
 def test_the_options_that_a_rule_gives_are_its_commands() -> None:
