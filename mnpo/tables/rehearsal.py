@@ -17,7 +17,7 @@ import pandas as pd
 from mnpo.planning.estimate import Forecast
 from mnpo.storage.artifacts import Spent, manifest
 
-ENGINES = {"harness": "lm-eval", "evalscope": "EvalScope", "sft": "files", "reuse": "files", "pair": "pandas"}
+ENGINES = {"evalscope": "EvalScope", "sft": "files", "reuse": "files", "pair": "pandas"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def _engine(stage: str, facts: Mapping[str, Any]) -> str:
         return f"{parallel or 'one process'}, {facts['settings']['training']['dtype']}"
     if stage in ENGINES:
         return ENGINES[stage]
+    if stage == "harness":
+        return f"lm-eval, {facts['settings']['harness']['backend']}"
     if stage == "judge":
         return str(facts["settings"]["judge"]["endpoint"])
     return next((name for name in ("vllm", "transformers") if name in facts.get("versions", {})), "Python")

@@ -63,6 +63,6 @@ def test_the_page_says_what_ran(results: Path) -> None:
     page = pd.read_csv(results / "tables/rehearsal.csv").set_index("stage")
     assert (page.loc["train", "engine"], page.loc["train", "ranks"]) == ("zero3, bfloat16", 2)
     assert page.loc["sample", "engine"] == "vllm"
-    assert page.loc["harness", "engine"] == "lm-eval"
+    assert page.loc["harness", "engine"] == "lm-eval, vllm"
     assert {"sample", "score", "logps", "train", "answer", "harness", "judge"} <= set(page.index)
     assert (page.loc[["sample", "score", "logps", "train"], "tokens_per_second"] > 0).all()

@@ -26,6 +26,7 @@ def made(directory: Path, name: str, stage: str, **facts: Any) -> Path:
 @pytest.fixture
 def page(tmp_path: Path) -> tuple[pd.DataFrame, str]:
     training = {"training": {"parallel": "zero3", "dtype": "bfloat16"}}
+    answering = {"harness": {"backend": "vllm"}}
     h100 = {"device": "NVIDIA H100 80GB HBM3", "peak_gpu_memory_mb": 2048}
     artifacts = [
         made(
@@ -43,8 +44,8 @@ def page(tmp_path: Path) -> tuple[pd.DataFrame, str]:
         ),
         made(tmp_path, "t/a.jsonl", "train", seconds=20, loading_seconds=10, tokens=80, ranks=8, settings=training),
         # one job of the harness makes the results of all benchmarks
-        made(tmp_path, "e/a/arc.json", "harness", seconds=4, loading_seconds=2, tokens=10),
-        made(tmp_path, "e/a/gpqa.json", "harness", seconds=6, tokens=30),
+        made(tmp_path, "e/a/arc.json", "harness", seconds=4, loading_seconds=2, tokens=10, settings=answering),
+        made(tmp_path, "e/a/gpqa.json", "harness", seconds=6, tokens=30, settings=answering),
         made(tmp_path, "p.parquet", "pair", seconds=1),
     ]
     rehearsal.run(rehearsal.Settings(of=str(ROOT / "config.yaml")), artifacts, tmp_path / "page")
@@ -58,7 +59,7 @@ def test_what_ran_is_said_stage_by_stage(page: tuple[pd.DataFrame, str]) -> None
     assert sample["tokens_per_second"] == 1000 / (40 - 30) and sample["overhead_share"] == 30 / 40
     assert (sample["seconds_a_job"], sample["peak_gpu_memory_gb"], sample["peak_memory_gb"]) == (20, 2, 1)
     assert (train["engine"], train["ranks"], train["overhead_share"]) == ("zero3, bfloat16", 8, 0.5)
-    assert (harness["engine"], harness["jobs"], harness["seconds_a_job"]) == ("lm-eval", 1, 10)
+    assert (harness["engine"], harness["jobs"], harness["seconds_a_job"]) == ("lm-eval, vllm", 1, 10)
     assert harness["tokens_per_second"] == 40 / (10 - 2)
     assert pd.isna(pair["tokens"]) and pd.isna(pair["peak_gpu_memory_gb"])
 
