@@ -5,15 +5,11 @@ NLTK's model of English sentences and its stop words lie in the wheel of llama-i
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-from examples.smollm2 import cache, fetch
-from mnpo.errors import BadInput
+from examples.wheels import cache, command, fetch, making
 
 NLTK = {"llama_index_core-0.14.25-py3-none-any.whl": "caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1"}
 INSIDE = "llama_index/core/_static/nltk_cache/"
@@ -26,25 +22,11 @@ def make(target: Path) -> None:
     Raises:
         BadInput: it exists already, or the wheel cannot be had.
     """
-    if target.exists():
-        raise BadInput(f"{target}: exists already; remove it to have it made anew")
-    (wheel,) = fetch(NLTK, cache())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".nltk-") as work, zipfile.ZipFile(wheel) as packed:
+    with making(target) as work, zipfile.ZipFile(*fetch(NLTK, cache())) as packed:
         wanted = tuple(INSIDE + name for name in WANTED)
         packed.extractall(work, [name for name in packed.namelist() if name.startswith(wanted)])
         os.replace(Path(work, INSIDE), target)
 
 
-def main() -> None:
-    """Make it where the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", type=Path, help="the directory to make")
-    try:
-        make(parser.parse_args().target)
-    except BadInput as error:
-        sys.exit(str(error))
-
-
 if __name__ == "__main__":
-    main()
+    command(make, __doc__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from examples.smollm2 import cache, fetch
+from examples.wheels import cache, fetch
 from mnpo.storage import text_tools
 
 WHEELS = {

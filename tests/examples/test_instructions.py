@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from examples import ifbench, instructions
-from examples.smollm2 import cache
+from examples.wheels import cache
 from mnpo.config.constraints import of_row
 
 ROOT = Path(__file__).parents[2]
