@@ -95,7 +95,7 @@ slurm-profile: ## Let `snakemake --profile slurm` find profiles/slurm (undo: rm 
 		&& ln -sfn "$$(pwd -P)/profiles/slurm" "$$profiles/slurm"
 
 seeds: $(VENV)/.demo ## Run the demo with three seeds and remake docs/seeds.md (about 20 minutes)
-	$(BIN)/python benchmarks/seeds.py
+	$(BIN)/python -m benchmarks.seeds
 
 slips: $(VENV)/.demo ## Measure what each slip of the paper's public code costs, and write docs/slips.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.slips

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,3 +89,16 @@ def told(title: str, note: str = "") -> Iterator[None]:
     print(f"load when begun {os.getloadavg()[0]:.1f}; medians [lowest to highest].\n", flush=True)
     yield
     print(f"\nLoad at the end: {os.getloadavg()[0]:.1f}.\n", flush=True)
+
+
+def markdown(rows: pd.DataFrame | Sequence[Mapping[str, object]]) -> str:
+    """A table, its digits as they are."""
+    import pandas as pd
+
+    return str(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+
+
+def put_between(page: Path, above: str, below: str, text: str) -> None:
+    """Write `text` anew between two lines of a page, which stay."""
+    head, _, rest = page.read_text(encoding="utf-8").partition(above)
+    page.write_text(f"{head}{above}\n{text}\n{below}{rest.partition(below)[2]}", encoding="utf-8")

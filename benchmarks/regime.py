@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from benchmarks.chain import due, in_process
-from benchmarks.measuring import ROOT
+from benchmarks.measuring import ROOT, markdown, put_between
 from examples.circles import CIRCLE, LADDER, STYLES, preferences, style
 from mnpo.config.blocks import REFERENCE
 from mnpo.config.reading import load
@@ -249,11 +249,6 @@ def _played(plan: Plan, run: str) -> Iterator[list[Array]]:
         yield [of_policy(plan, f"{name}.{t}", part) for t, part in enumerate(parts, 1)]
 
 
-def markdown(rows: pd.DataFrame) -> str:
-    """Its digits as they are."""
-    return str(rows.to_markdown(index=False, disable_numparse=True))
-
-
 def main() -> None:
     """Run what is missing, and write the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -274,8 +269,7 @@ def main() -> None:
         return
     in_process(commands(plan), "ours")
     made = "\n\n".join(markdown(t) for t in [*tables(plan), exploited(plan)])
-    head, _, rest = PAGE.read_text().partition(TABLE)
-    PAGE.write_text(f"{head}{TABLE}\n{made}\n{NOTES}{rest.partition(NOTES)[2]}")
+    put_between(PAGE, TABLE, NOTES, made)
 
 
 if __name__ == "__main__":

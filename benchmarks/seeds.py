@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.measuring import ROOT, markdown
+
 SEEDS = (0, 1, 2)
-ROOT = Path(__file__).parents[1]
 CONFIG = "configs/demo.yaml"
 OFFLINE, ITERATIVE = "DPO", ("INPO 3", "TD-MNPO 3")
 
@@ -44,11 +44,6 @@ def spread(row: pd.Series, opponent: str) -> str:
     """A win rate with its interval."""
     value, low, high = (row[f"win_vs_{opponent}{end}"] for end in ("", "_low", "_high"))
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def markdown(rows: list[dict[str, object]]) -> str:
-    """The rows as a table, their digits as they are."""
-    return str(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from benchmarks.chain import due, in_process
-from benchmarks.measuring import ROOT
+from benchmarks.measuring import ROOT, markdown, put_between
 from mnpo.config.blocks import REFERENCE
 from mnpo.config.reading import load
 from mnpo.planning.files import HELDOUT
@@ -85,9 +85,7 @@ def main() -> None:
     os.chdir(ROOT)
     plan = Plan(load(CONFIG))
     in_process(commands(plan), "ours")
-    made = str(table(plan).to_markdown(index=False, disable_numparse=True))
-    head, _, rest = PAGE.read_text().partition(TABLE)
-    PAGE.write_text(f"{head}{TABLE}\n{made}\n{NOTES}{rest.partition(NOTES)[2]}")
+    put_between(PAGE, TABLE, NOTES, markdown(table(plan)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.seeds import markdown
+from benchmarks.measuring import markdown
 from examples.ifbench import NEW_TOKENS
 from mnpo.config.configuration import Config
 from mnpo.config.reading import load
