@@ -37,7 +37,6 @@ def run(settings: Settings, policy: Path, data: Mapping[str, Path], output: Path
         if getattr(settings.harness, key) is None:
             del text["harness"][key]
     benchmarks = text["harness"].pop("benchmarks")
-
     policy = readable(policy, settings.harness.dtype)
 
     def measured(names: list[str]) -> Results:

@@ -71,9 +71,8 @@ def _read(p: Prompts, data: Path | None) -> tuple[dict[str, Any], dict[str, Any]
     prompts, facts = _distinct(rows, p, where)
     unique = _ordered(prompts)
     random.Random(p.seed).shuffle(unique)
-    everything = len(unique)
     apart, unique = _apart(unique, p, data)
-    also_held_out = everything - len(unique)
+    also_held_out = len(prompts) - len(unique)
     needed = p.heldout - len(apart) + p.parts * (p.part_size or 1)
     if len(unique) < needed:
         raise BadInput(
