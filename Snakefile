@@ -77,6 +77,7 @@ localrules:
 # whether SLURM will take it. (What conda makes of envs/*.yaml has the packages.)
 onstart:
     from mnpo.cli import FAMILIES
+    from mnpo.warm import server
 
     try:
         cluster.require_no_jobs(Path.cwd())
@@ -93,6 +94,10 @@ onstart:
         )
     except BadInput as error:
         raise WorkflowError(str(error))
+    # Where it is asked for, jobs of this machine and this Python are forked from a process that has their libraries
+    # (docs/environments.md#without-a-start-up).
+    if server.asked() and here and workflow.local_exec and not workflow.touch:
+        server.start({job.threads for job in jobs}, environments.packages(PLAN, named, FAMILIES))
 
 
 wildcard_constraints:

@@ -1,5 +1,9 @@
 """`python -m mnpo`."""
 
-from mnpo.cli import main
+from mnpo.warm import client
+
+client.begin()
+
+from mnpo.cli import main  # noqa: E402  typer and pydantic are not for a command that somebody else runs
 
 main()

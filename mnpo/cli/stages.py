@@ -78,10 +78,7 @@ class Stage:
 
     def module(self) -> Any:
         """The stage, imported: this is where heavy libraries come in."""
-        if self.offline:
-            os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-        if not sys.stderr.isatty():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        before_libraries(self.offline)
         return import_module(f"mnpo.stages.{self.name}")
 
     def command(self) -> Callable[..., None]:
@@ -96,6 +93,14 @@ class Stage:
         command.__signature__ = inspect.Signature(self.options)  # type: ignore[attr-defined]
         command.__annotations__ = {option.name: option.annotation for option in self.options}
         return command
+
+
+def before_libraries(offline: bool = True) -> None:
+    """Set what Hugging Face's libraries read of the environment when they are imported."""
+    if offline:
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _nothing() -> None:

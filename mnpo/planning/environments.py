@@ -88,6 +88,12 @@ def require_packages(
         raise BadInput("\n".join(dict.fromkeys(problems)))
 
 
+def packages(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], families: Mapping[str, str | None]) -> set[str]:
+    """All that jobs will import, as in `require_packages`."""
+    named = ((command(plan, rule, of), of) for rule, of in jobs)
+    return {package for run, of in named if run in families for package in _wanted(plan, run, of)}
+
+
 def _require(run: str, family: str | None, packages: Mapping[str, str]) -> None:
     python = interpreter(family)
     try:

@@ -1,0 +1,264 @@
+"""The warm process: it loads libraries, then forks itself for every command that it is handed.
+
+It computes nothing and starts no thread, so that a fork is as good as a new process. A command that was handed over by
+one that is killed is killed; all end with the process that started this one, and with this one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+from mnpo.planning import environments
+from mnpo.warm.client import DIRECTORY, NO, PATIENCE, SERVE, YES, surroundings
+from mnpo.warm.shelf import Shelf
+
+ASKED = "MNPO_WARM"  # in the environment and not in the settings, for it changes no result; profiles/demo sets it
+THREADS = ("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+           "NUMEXPR_NUM_THREADS")  # fmt: skip
+"""Variables that Snakemake sets to the number of a job's threads."""
+LIBRARIES = {
+    "pandas": ("pandas", "pyarrow.parquet"),
+    "scipy": ("scipy.stats", "scipy.optimize"),
+    "matplotlib": ("matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    "tabulate": ("tabulate",),
+    "alpaca_eval": ("alpaca_eval.annotators", "alpaca_eval.metrics", "alpaca_eval.completion_parsers", "openai"),
+    "torch": ("torch", "safetensors.torch"),
+    "transformers": (
+        "transformers.generation.utils",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.gemma2.modeling_gemma2",
+        "transformers.models.llama.modeling_llama",
+    ),
+    "lm_eval": ("lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks"),
+}
+"""Package that a job needs -> what is imported for it, in this order."""
+SHELVED = {"alpaca_eval": (), "torch": (), "transformers": ("torch",), "lm_eval": ("torch", "transformers")}
+"""Package whose version a manifest names where it is imported -> which others it imports."""
+PR_SET_PDEATHSIG = 1
+
+
+def asked() -> bool:
+    """Whether commands are to be forked: MNPO_WARM=1, and one environment for all stages."""
+    return os.environ.get(ASKED, "0") not in ("", "0") and environments.VARIABLE not in os.environ
+
+
+def start(threads: Iterable[int], packages: Iterable[str]) -> None:
+    """Start a warm process for each number of threads of jobs of this machine, and tell the jobs where they are.
+
+    Args:
+        threads: of those jobs.
+        packages: that the jobs import.
+    """
+    os.environ[DIRECTORY] = directory = tempfile.mkdtemp(prefix="mnpo-warm-")
+    for number in sorted(set(threads)):
+        process = subprocess.Popen(
+            ["python", "-m", "mnpo", SERVE, f"{directory}/{number}", *sorted(set(packages))],
+            env=os.environ | dict.fromkeys(THREADS, str(number)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        _HELD.append(process.stdin)
+
+
+_HELD: list[IO[bytes]] = []  # the standard inputs: a warm process ends when its own does, and that with this process
+
+
+def serve(path: str, *packages: str) -> list[str]:
+    """Load what belongs to `packages`, and fork for commands that come to the socket `path`, until standard input ends.
+
+    Returns:
+        In each fork, the words of its command.
+    """
+    here = surroundings()
+    commands = _load(packages)
+    return _Server(path, here, commands).run()
+
+
+def _load(packages: Iterable[str]) -> set[str]:
+    """Load libraries as stages would, and the command line; the commands that may be forked."""
+    from mnpo.cli import FAMILIES
+    from mnpo.cli.stages import STAGES, before_libraries
+
+    before_libraries()
+    for package, modules in LIBRARIES.items():
+        if package in packages:
+            for module in modules:
+                import_module(module)
+    if not _gpus_left_alone():
+        sys.exit("a library has begun to use a GPU, and a fork could not")
+    Shelf(SHELVED)
+    gc.collect()
+    gc.freeze()  # the memory that forks share is left as it is
+    return {name for name in FAMILIES if name not in STAGES or STAGES[name].offline}
+
+
+def _gpus_left_alone() -> bool:
+    """Whether a fork of this process could still use CUDA."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return True
+    if not (pid := os.fork()):
+        os._exit(torch.cuda._is_in_bad_fork())
+    return os.waitpid(pid, 0)[1] == 0
+
+
+@dataclass(eq=False)
+class _Job:
+    """A command at work."""
+
+    pid: int
+    ended: int
+    """A descriptor that says so."""
+    client: socket.socket
+
+
+class _Server:
+    """One socket, its commands at work, and whoever started all this."""
+
+    def __init__(self, path: str, here: dict[str, Any], commands: set[str]) -> None:
+        self._path, self._here, self._commands = Path(path), json.loads(json.dumps(here)), commands
+        self._jobs: set[_Job] = set()
+        self._open = True
+        self._libc = ctypes.CDLL(None)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(128)
+        self._selector = selectors.DefaultSelector()
+        self._watch(0, self._stop)
+        self._watch(self._listener.fileno(), self._accept)
+
+    def run(self) -> list[str]:
+        """Serve to the end; returns in forks."""
+        while self._jobs or self._open:
+            for key, _ in self._selector.select():
+                if (words := key.data()) is not None:
+                    return words  # type: ignore[no-any-return]
+        with suppress(OSError):
+            self._path.parent.rmdir()
+        os._exit(0)
+
+    def _watch(self, descriptor: int, do: Callable[[], list[str] | None]) -> None:
+        self._selector.register(descriptor, selectors.EVENT_READ, do)
+
+    def _accept(self) -> list[str] | None:
+        """Fork for a command, or refuse it."""
+        client, _ = self._listener.accept()
+        streams: list[int] = []
+        try:
+            client.settimeout(PATIENCE)
+            size, streams, _, _ = socket.recv_fds(client, 8, 3)
+            there, environment, words = json.loads(_exactly(client, int.from_bytes(size)))
+            logged = len(words) > 2 and words[0] == "--log"  # as every command of a rule
+            welcome = there == self._here and logged and words[2] in self._commands
+            client.sendall(YES if welcome else NO)
+        except (OSError, ValueError):
+            welcome = False
+        if welcome and self._fork(client, streams):
+            _become(streams, environment)
+            return words  # type: ignore[no-any-return]
+        for stream in streams:
+            os.close(stream)
+        if not welcome:
+            client.close()
+        return None
+
+    def _fork(self, client: socket.socket, streams: list[int]) -> bool:
+        """Whether this is the fork, with the client's streams and nothing of the server's."""
+        server = os.getpid()
+        if pid := os.fork():
+            job = _Job(pid, os.pidfd_open(pid), client)
+            self._jobs.add(job)
+            self._watch(job.ended, lambda: self._reap(job))
+            self._watch(client.fileno(), lambda: self._pass_on(job))
+            return False
+        self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:
+            os._exit(1)
+        self._selector.close()
+        self._listener.close()
+        client.close()
+        for job in self._jobs:
+            os.close(job.ended)
+            job.client.close()
+        return True
+
+    def _pass_on(self, job: _Job) -> None:
+        """The signals that a client got; its own end is that of its command."""
+        if job not in self._jobs:
+            return
+        try:
+            signals = job.client.recv(64)
+        except OSError:
+            signals = b""
+        for number in signals or [signal.SIGKILL]:
+            os.kill(job.pid, signal.SIGSTOP if number == signal.SIGTSTP else number)
+        if not signals:
+            self._selector.unregister(job.client.fileno())
+            job.client.close()
+
+    def _reap(self, job: _Job) -> None:
+        """Say how a command ended."""
+        self._jobs.discard(job)
+        status = os.waitpid(job.pid, 0)[1]
+        self._selector.unregister(job.ended)
+        os.close(job.ended)
+        if job.client.fileno() >= 0:
+            self._selector.unregister(job.client.fileno())
+            with suppress(OSError):
+                job.client.sendall(status.to_bytes(4))
+            job.client.close()
+
+    def _stop(self) -> None:
+        """Whoever started this has ended: no more commands, and those at work are told to stop."""
+        self._open = False
+        self._selector.unregister(0)
+        self._selector.unregister(self._listener.fileno())
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+        for job in self._jobs:
+            for number in (signal.SIGTERM, signal.SIGCONT):
+                os.kill(job.pid, number)
+
+
+def _become(streams: list[int], environment: Mapping[str, str]) -> None:
+    """Make a fork what a new process would be."""
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    for text in (sys.stdout, sys.stderr):
+        text.reconfigure(line_buffering=text is sys.stderr or text.isatty())  # type: ignore[union-attr]
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+
+
+def _exactly(client: socket.socket, size: int) -> bytes:
+    """So many bytes."""
+    received = bytearray()
+    while len(received) < size:
+        if not (more := client.recv(size - len(received))):
+            raise OSError("the client is gone")
+        received += more
+    return bytes(received)

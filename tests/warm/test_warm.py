@@ -1,0 +1,276 @@
+"""A command that a warm process runs is, for whoever waits for it, the command itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mnpo.errors import BadInput, Interrupted
+from mnpo.planning.plan import Plan
+from mnpo.stages.score import Settings
+from mnpo.storage import user_code
+from mnpo.storage.records import SAMPLES, write
+from mnpo.warm.server import THREADS
+from tests.helpers.checkouts import ROOT, until
+
+STARTER = """\
+import os, sys, time
+from mnpo.warm import server
+server.start({1}, sys.argv[1:])
+print(os.environ["MNPO_WARM_SOCKETS"], flush=True)
+time.sleep(600)
+"""
+PROBE = """\
+import json, os, tempfile, time
+from pathlib import Path
+
+def probe(responses):
+    found = {"pid": os.getpid(), "parent": os.getppid(), "environment": dict(os.environ), "tmp": tempfile.gettempdir()}
+    Path("new.json").write_text(json.dumps(found))
+    Path("new.json").rename("probe.json")
+    while Path("hold").exists():
+        time.sleep(0.01)
+    return [len(response) for response in responses]
+"""
+TIMES = ("seconds", "started", "peak_memory_mb", "loading_seconds")
+
+
+class Warm:
+    """A directory with samples and a user's function, and a warm process for commands there."""
+
+    def __init__(self, directory: Path, *packages: str) -> None:
+        self.directory = directory
+        self.environment = os.environ | dict.fromkeys(THREADS, "1") | {"PYTHONPATH": str(ROOT)}
+        self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        starter = [sys.executable, "-c", STARTER, *packages]
+        self.starter = subprocess.Popen(starter, cwd=directory, env=self.environment, stdout=subprocess.PIPE, text=True)
+        assert self.starter.stdout is not None
+        self.sockets = Path(self.starter.stdout.readline().strip())
+        until((self.sockets / "1").exists, "the warm process")
+        (self.server,) = psutil.Process(self.starter.pid).children()
+
+    def started(self, *command: str, cwd: Path | None = None, flags: tuple[str, ...] = (), **own: str) -> Any:
+        """`python -m mnpo --log log COMMAND`, with `own` variables of its environment."""
+        (self.directory / "probe.json").unlink(missing_ok=True)
+        environment = self.environment | {"MNPO_WARM_SOCKETS": str(self.sockets), **own}
+        words = ["python", *flags, "-m", "mnpo", "--log", "log", *command]
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(words, cwd=cwd or self.directory, env=environment, text=True, **out)
+
+    def run(self, *command: str, **how: Any) -> tuple[int, str]:
+        """Exit code and errors."""
+        process = self.started(*command, **how)
+        return process.wait(60), process.stderr.read()
+
+    def probed(self) -> dict[str, Any]:
+        """What the user's function saw, as soon as it runs."""
+        until((self.directory / "probe.json").exists, "the command")
+        return json.loads((self.directory / "probe.json").read_text())
+
+    def forked(self) -> bool:
+        """Whether the last command was the warm process's."""
+        return self.probed()["parent"] == self.server.pid
+
+    def held(self) -> tuple[Any, psutil.Process]:
+        """A command in the middle of its work: who asked for it, and who does it."""
+        (self.directory / "hold").touch()
+        process = self.started(*self.scoring())
+        worker = psutil.Process(self.probed()["pid"])
+        assert self.forked()
+        return process, worker
+
+    def let_go(self) -> None:
+        (self.directory / "hold").unlink()
+
+    def scoring(self, oracle: str = "own", samples: str = "samples.parquet") -> list[str]:
+        own = {"own": {"kind": "function", "file": "rewards.py", "function": "probe"}}
+        rule = {"brevity": {"kind": "rule", "rule": "brevity"}}
+        functions = user_code.digests(self.directory / "rewards.py") if oracle == "own" else {}
+        functions = {"rewards.py": digest for digest in functions.values()}
+        settings = Settings(oracle=oracle, oracles=own | rule, functions=functions)
+        words = ["score", "--settings", settings.model_dump_json(exclude_none=True)]
+        return [*words, f"--samples={samples}", "--output=scores.parquet"]
+
+
+def filled(directory: Path) -> Path:
+    row = {"prompt_id": "p", "family": "", "prompt": "Say cat", "truth": "", "tokens": 5, "finish": "stop"}
+    write(SAMPLES, [row | {"k": k, "response": "cat " * k, "seed": k} for k in range(3)], directory / "samples.parquet")
+    (directory / "rewards.py").write_text(PROBE)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    warm = Warm(filled(tmp_path_factory.mktemp("warm")), "pandas")
+    yield warm
+    warm.starter.kill()
+    warm.starter.wait()
+    gone(warm.server)
+    assert not warm.sockets.exists()
+
+
+def gone(process: psutil.Process) -> None:
+    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, f"the end of {process}", 60)
+
+
+def made(directory: Path) -> tuple[bytes, dict[str, Any], str]:
+    """Scores, their manifest and the log; without times, which are never the same twice."""
+    manifest = json.loads((directory / "scores.parquet.manifest.json").read_text())
+    facts = {key: value for key, value in manifest.items() if key not in TIMES}
+    log = re.sub(r"in \d+\.\d s", "in S s", (directory / "log").read_text())
+    return (directory / "scores.parquet").read_bytes(), facts, log
+
+
+def test_output_manifest_and_log_are_those_of_a_command_by_itself(warm: Warm) -> None:
+    found = []
+    for sockets in ("", str(warm.sockets)):
+        for oracle in ("brevity", "own"):
+            assert warm.run(*warm.scoring(oracle), MNPO_WARM_SOCKETS=sockets)[0] == 0
+            found.append(made(warm.directory))
+        assert warm.forked() == bool(sockets)
+    assert found[0] == found[2] and found[1] == found[3] and found[0] != found[1]
+    assert "scores.parquet in S s" in found[2][2]
+
+
+def test_a_bad_input_is_one_line_and_its_exit_code(warm: Warm) -> None:
+    alone = warm.run(*warm.scoring(samples="none.parquet"), MNPO_WARM_SOCKETS="")
+    assert warm.run(*warm.scoring(samples="none.parquet")) == alone
+    assert alone[0] == BadInput.exit_code and len(alone[1].splitlines()) == 1 and "none.parquet" in alone[1]
+
+
+def test_wrong_usage_names_the_command_that_was_called(warm: Warm) -> None:
+    alone = warm.run("score", "--nonsense", MNPO_WARM_SOCKETS="")
+    assert warm.run("score", "--nonsense") == alone
+    assert alone[0] == 2 and "python -m mnpo score" in alone[1]
+
+
+def test_a_signal_reaches_the_command_which_goes_on_when_it_is_called_again(warm: Warm) -> None:
+    process, _ = warm.held()
+    process.send_signal(signal.SIGTERM)
+    until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "its answer", 60)
+    warm.let_go()
+    assert process.wait(60) == Interrupted.exit_code
+    assert "stopped by SIGTERM after 1 batches; to be continued" in process.stderr.read()
+    code, said = warm.run(*warm.scoring())
+    assert code == 0 and "1 batches were finished before" in said
+
+
+def test_whoever_waits_for_a_command_that_is_killed_is_killed_alike(warm: Warm) -> None:
+    process, _ = warm.held()
+    process.send_signal(signal.SIGUSR2)  # which no stage waits for
+    assert process.wait(60) == -signal.SIGUSR2
+    process, worker = warm.held()
+    worker.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    warm.let_go()
+
+
+def test_a_command_can_be_halted_and_goes_on(warm: Warm) -> None:
+    process, worker = warm.held()
+    process.send_signal(signal.SIGTSTP)
+    until(lambda: worker.status() == psutil.STATUS_STOPPED, "the halt", 60)
+    process.send_signal(signal.SIGCONT)
+    warm.let_go()
+    assert process.wait(60) == 0
+
+
+def test_a_command_ends_with_whoever_asked_for_it(warm: Warm) -> None:
+    process, worker = warm.held()
+    process.kill()
+    gone(worker)
+    warm.let_go()
+    process.wait()
+    assert warm.server.children() == []  # nor is there a zombie
+    assert warm.run(*warm.scoring())[0] == 0
+
+
+@pytest.mark.parametrize("whom", ["starter", "server"])
+def test_all_end_with_the_process_that_started_them(tmp_path: Path, whom: str) -> None:
+    """Of a starter that is killed, the commands may end as they would for a SIGTERM; of the warm process, at once."""
+    warm = Warm(filled(tmp_path), "pandas")
+    process, worker = warm.held()
+    (warm.server if whom == "server" else warm.starter).kill()
+    if whom == "starter":
+        until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "the signal", 60)
+        assert warm.server.is_running()
+        warm.let_go()
+    assert process.wait(60) == (Interrupted.exit_code if whom == "starter" else -signal.SIGKILL)
+    gone(worker)
+    gone(warm.server)
+    assert warm.sockets.exists() == (whom == "server")
+    warm.starter.kill()
+    warm.starter.wait()
+
+
+def test_what_is_not_as_the_warm_process_has_it_runs_by_itself(warm: Warm, tmp_path: Path) -> None:
+    """And nothing of one command's environment is another's."""
+    assert warm.run(*warm.scoring(), SECRET="of one", TMPDIR=str(tmp_path))[0] == 0
+    assert not warm.forked() and warm.probed()["environment"]["SECRET"] == "of one"
+    assert warm.run(*warm.scoring(), flags=("-O",))[0] == 0
+    assert not warm.forked()
+    assert warm.run(*warm.scoring(), OMP_NUM_THREADS="2")[0] == 0
+    assert not warm.forked()
+    own = {"TMPDIR": str(tmp_path), "MNPO_WARM_SOCKETS": str(warm.sockets)}
+    assert warm.run(*warm.scoring(), TMPDIR=str(tmp_path))[0] == 0
+    assert warm.forked() and warm.probed()["tmp"] == str(tmp_path)
+    there = {
+        k: v for k, v in warm.probed()["environment"].items() if k not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    }
+    there.pop("HF_HUB_DISABLE_PROGRESS_BARS")
+    assert there == warm.environment | own
+    elsewhere = filled(tmp_path)
+    (elsewhere / "probe.json").unlink(missing_ok=True)
+    assert warm.run(*warm.scoring(), cwd=elsewhere)[0] == 0
+    assert json.loads((elsewhere / "probe.json").read_text())["parent"] != warm.server.pid
+
+
+def test_without_anybody_who_answers_commands_run_by_themselves(warm: Warm, tmp_path: Path) -> None:
+    import socket
+
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/1").touch()
+    (tmp_path / "left").mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "left/1"))
+    for sockets in ("nowhere", "file", "left", "x" * 200):
+        assert warm.run(*warm.scoring(), MNPO_WARM_SOCKETS=str(tmp_path / sockets))[0] == 0
+        assert not warm.forked()
+
+
+def test_the_warm_process_has_one_thread_and_serves_no_command_that_needs_the_internet(warm: Warm) -> None:
+    assert warm.server.num_threads() == 1
+    listed = "from mnpo.warm.server import _load; print(*_load(()))"
+    served = subprocess.run([sys.executable, "-c", listed], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"train", "costs", "judge"} <= set(served.split()) and not {"download", "pin"} & set(served.split())
+
+
+@pytest.mark.slow
+def test_a_training_is_the_same_bit_for_bit(chain: dict[str, Path], tmp_path: Path, planned: Any) -> None:
+    plan: Plan = planned(training={"epochs": 1, "batch_size": 4})
+    warm = Warm(filled(tmp_path), "pandas", "torch", "transformers")
+    assert warm.server.num_threads() == 1
+    files = [f"--start={chain['policy']}", f"--pairs={chain['pairs']}", f"--logps={chain['logps']}", "--output=policy"]
+    command = ["train", "--settings", plan.settings("train", policy="inpo.1"), *files]
+    kept = []
+    for sockets in ("", str(warm.sockets)):
+        started = time.monotonic()
+        assert warm.run(*command, MNPO_WARM_SOCKETS=sockets) == (0, (tmp_path / "log").read_text())
+        took = time.monotonic() - started
+        content = {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()}
+        facts = json.loads(content.pop("manifest.json"))
+        kept.append((content, {key: value for key, value in facts.items() if key not in (*TIMES, "tokens_per_second")}))
+        assert facts["seconds"] <= took
+    assert kept[0] == kept[1] and "transformers" in kept[0][1]["versions"]
+    warm.starter.kill()
+    warm.starter.wait()
