@@ -94,10 +94,10 @@ class Warm:
         (self.directory / "hold").unlink()
 
     def scoring(self, oracle: str = "own", samples: str = "samples.parquet") -> list[str]:
-        own = {"own": {"kind": "function", "file": "rewards.py", "function": "probe"}}
+        file = self.directory / "rewards.py"
+        own = {"own": {"kind": "function", "file": str(file), "function": "probe"}}
         rule = {"brevity": {"kind": "rule", "rule": "brevity"}}
-        functions = user_code.digests(self.directory / "rewards.py") if oracle == "own" else {}
-        functions = {"rewards.py": digest for digest in functions.values()}
+        functions = user_code.digests(file) if oracle == "own" else {}
         settings = Settings(oracle=oracle, oracles=own | rule, functions=functions)
         words = ["score", "--settings", settings.model_dump_json(exclude_none=True)]
         return [*words, f"--samples={samples}", "--output=scores.parquet"]
@@ -224,10 +224,8 @@ def test_what_is_not_as_the_warm_process_has_it_runs_by_itself(warm: Warm, tmp_p
     own = {"TMPDIR": str(tmp_path), "MNPO_WARM_SOCKETS": str(warm.sockets)}
     assert warm.run(*warm.scoring(), TMPDIR=str(tmp_path))[0] == 0
     assert warm.forked() and warm.probed()["tmp"] == str(tmp_path)
-    there = {
-        k: v for k, v in warm.probed()["environment"].items() if k not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    }
-    there.pop("HF_HUB_DISABLE_PROGRESS_BARS")
+    set_by_stages = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
+    there = {key: value for key, value in warm.probed()["environment"].items() if key not in set_by_stages}
     assert there == warm.environment | own
     elsewhere = filled(tmp_path)
     (elsewhere / "probe.json").unlink(missing_ok=True)
