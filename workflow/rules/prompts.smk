@@ -8,6 +8,7 @@ rule prompts:
         PLAN.files.prompt_files,
     log:
         f"{LOGS}/prompts.log",
+    priority: 10
     conda:
         "../../envs/infer.yaml"
     threads: PLAN.threads("prompts")
@@ -31,6 +32,7 @@ rule demonstrations:
         PLAN.files.sft_data(HELDOUT),
     log:
         f"{LOGS}/demonstrations.log",
+    priority: 10
     conda:
         "../../envs/infer.yaml"
     threads: PLAN.threads("prompts")
