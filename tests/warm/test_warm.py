@@ -65,13 +65,19 @@ class Warm:
         (self.directory / "probe.json").unlink(missing_ok=True)
         environment = self.environment | {"MNPO_WARM_SOCKETS": str(self.sockets), **own}
         words = ["python", *flags, "-m", "mnpo", "--log", "log", *command]
-        out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         return subprocess.Popen(words, cwd=cwd or self.directory, env=environment, text=True, **out)
 
     def run(self, *command: str, **how: Any) -> tuple[int, str]:
-        """Exit code and errors."""
+        """Exit code, and all that is said."""
         process = self.started(*command, **how)
-        return process.wait(60), process.stderr.read()
+        return process.wait(60), process.stdout.read()
+
+    def done(self, *command: str, **how: Any) -> str:
+        """What a command says that has to succeed."""
+        code, said = self.run(*command, **how)
+        assert code == 0, said
+        return said
 
     def probed(self) -> dict[str, Any]:
         """What the user's function saw, as soon as it runs."""
@@ -104,7 +110,8 @@ class Warm:
 
 
 def filled(directory: Path) -> Path:
-    row = {"prompt_id": "p", "family": "", "prompt": "Say cat", "truth": "", "tokens": 5, "finish": "stop"}
+    truth = '{"answer": "cat", "family": "repeat"}'
+    row = {"prompt_id": "p", "family": "repeat", "prompt": "Say cat", "truth": truth, "tokens": 5, "finish": "stop"}
     write(SAMPLES, [row | {"k": k, "response": "cat " * k, "seed": k} for k in range(3)], directory / "samples.parquet")
     (directory / "rewards.py").write_text(PROBE)
     return directory
@@ -136,7 +143,7 @@ def test_output_manifest_and_log_are_those_of_a_command_by_itself(warm: Warm) ->
     found = []
     for sockets in ("", str(warm.sockets)):
         for oracle in ("brevity", "own"):
-            assert warm.run(*warm.scoring(oracle), MNPO_WARM_SOCKETS=sockets)[0] == 0
+            warm.done(*warm.scoring(oracle), MNPO_WARM_SOCKETS=sockets)
             found.append(made(warm.directory))
         assert warm.forked() == bool(sockets)
     assert found[0] == found[2] and found[1] == found[3] and found[0] != found[1]
@@ -161,9 +168,8 @@ def test_a_signal_reaches_the_command_which_goes_on_when_it_is_called_again(warm
     until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "its answer", 60)
     warm.let_go()
     assert process.wait(60) == Interrupted.exit_code
-    assert "stopped by SIGTERM after 1 batches; to be continued" in process.stderr.read()
-    code, said = warm.run(*warm.scoring())
-    assert code == 0 and "1 batches were finished before" in said
+    assert "stopped by SIGTERM after 1 batches; to be continued" in process.stdout.read()
+    assert "1 batches were finished before" in warm.done(*warm.scoring())
 
 
 def test_whoever_waits_for_a_command_that_is_killed_is_killed_alike(warm: Warm) -> None:
@@ -192,7 +198,7 @@ def test_a_command_ends_with_whoever_asked_for_it(warm: Warm) -> None:
     warm.let_go()
     process.wait()
     assert warm.server.children() == []  # nor is there a zombie
-    assert warm.run(*warm.scoring())[0] == 0
+    warm.done(*warm.scoring())
 
 
 @pytest.mark.parametrize("whom", ["starter", "server"])
@@ -215,21 +221,21 @@ def test_all_end_with_the_process_that_started_them(tmp_path: Path, whom: str) -
 
 def test_what_is_not_as_the_warm_process_has_it_runs_by_itself(warm: Warm, tmp_path: Path) -> None:
     """And nothing of one command's environment is another's."""
-    assert warm.run(*warm.scoring(), SECRET="of one", TMPDIR=str(tmp_path))[0] == 0
+    warm.done(*warm.scoring(), SECRET="of one", TMPDIR=str(tmp_path))
     assert not warm.forked() and warm.probed()["environment"]["SECRET"] == "of one"
-    assert warm.run(*warm.scoring(), flags=("-O",))[0] == 0
+    warm.done(*warm.scoring(), flags=("-O",))
     assert not warm.forked()
-    assert warm.run(*warm.scoring(), OMP_NUM_THREADS="2")[0] == 0
+    warm.done(*warm.scoring(), OMP_NUM_THREADS="2")
     assert not warm.forked()
     own = {"TMPDIR": str(tmp_path), "MNPO_WARM_SOCKETS": str(warm.sockets)}
-    assert warm.run(*warm.scoring(), TMPDIR=str(tmp_path))[0] == 0
+    warm.done(*warm.scoring(), TMPDIR=str(tmp_path))
     assert warm.forked() and warm.probed()["tmp"] == str(tmp_path)
     set_by_stages = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
     there = {key: value for key, value in warm.probed()["environment"].items() if key not in set_by_stages}
     assert there == warm.environment | own
     elsewhere = filled(tmp_path)
     (elsewhere / "probe.json").unlink(missing_ok=True)
-    assert warm.run(*warm.scoring(), cwd=elsewhere)[0] == 0
+    warm.done(*warm.scoring(), cwd=elsewhere)
     assert json.loads((elsewhere / "probe.json").read_text())["parent"] != warm.server.pid
 
 
@@ -242,7 +248,7 @@ def test_without_anybody_who_answers_commands_run_by_themselves(warm: Warm, tmp_
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "left/1"))
     for sockets in ("nowhere", "file", "left", "x" * 200):
-        assert warm.run(*warm.scoring(), MNPO_WARM_SOCKETS=str(tmp_path / sockets))[0] == 0
+        warm.done(*warm.scoring(), MNPO_WARM_SOCKETS=str(tmp_path / sockets))
         assert not warm.forked()
 
 
