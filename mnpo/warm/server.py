@@ -1,7 +1,7 @@
 """The warm process: it loads libraries, then forks itself for every command that it is handed.
 
-It computes nothing and starts no thread, so that a fork is as good as a new process. A command that was handed over by
-one that is killed is killed; all end with the process that started this one, and with this one.
+It computes nothing. So no library has begun to use threads or a GPU, and a fork is as good as a new process. A command
+ends with whoever handed it over, with the process that started this one, and with this one.
 """
 
 from __future__ import annotations
