@@ -48,7 +48,7 @@ def surroundings() -> dict[str, Any]:
     return {
         "python": [sys.executable, sys.version, sys.prefix, *sys.flags, *sys.warnoptions, *map(str, sys._xoptions)],
         "package": str(Path(__file__).parent),
-        "path": sys.path,
+        "path": list(sys.path),
         "directory": os.getcwd(),
         "environment": {name: value for name, value in os.environ.items() if name not in OWN},
         "limits": [resource.getrlimit(limit) for limit in limits],

@@ -36,7 +36,7 @@ LIBRARIES = {
     "scipy": ("scipy.stats", "scipy.optimize"),
     "matplotlib": ("matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     "tabulate": ("tabulate",),
-    "alpaca_eval": ("alpaca_eval.annotators", "alpaca_eval.metrics", "alpaca_eval.completion_parsers", "openai"),
+    "alpaca_eval": ("datasets", "openai", "sklearn.linear_model"),  # of alpaca_eval itself logging does not recover
     "torch": ("torch", "safetensors.torch"),
     "transformers": (
         "transformers.generation.utils",
@@ -45,10 +45,10 @@ LIBRARIES = {
         "transformers.models.gemma2.modeling_gemma2",
         "transformers.models.llama.modeling_llama",
     ),
-    "lm_eval": ("lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks"),
+    "lm_eval": ("datasets", "sklearn.metrics"),
 }
-"""Package that a job needs -> what is imported for it, in this order."""
-SHELVED = {"alpaca_eval": (), "torch": (), "transformers": ("torch",), "lm_eval": ("torch", "transformers")}
+"""Package that a job needs -> what is imported for it, in this order: nothing that leaves traces in other libraries."""
+SHELVED = {"torch": (), "transformers": ("torch",)}
 """Package whose version a manifest names where it is imported -> which others it imports."""
 PR_SET_PDEATHSIG = 1
 
