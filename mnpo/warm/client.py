@@ -88,8 +88,8 @@ def _ask(path: str) -> None:
         if accepted:
             connection.settimeout(None)
             _end(connection.recv(4, socket.MSG_WAITALL))
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
     for number in heard:
         os.kill(os.getpid(), number)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +49,7 @@ LIBRARIES = {
     "lm_eval": ("datasets", "sklearn.metrics"),
 }
 """Package that a job needs -> what is imported for it, in this order: nothing that leaves traces in other libraries."""
+CODE = ("mnpo.config.reading", "mnpo.storage.records", "mnpo.storage.resume")  # that import none of these themselves
 SHELVED = {"torch": (), "transformers": ("torch",)}
 """Package whose version a manifest names where it is imported -> which others it imports."""
 PR_SET_PDEATHSIG = 1
@@ -99,10 +101,9 @@ def _load(packages: Iterable[str]) -> set[str]:
     from mnpo.cli.stages import STAGES, before_libraries
 
     before_libraries()
-    for package, modules in LIBRARIES.items():
-        if package in packages:
-            for module in modules:
-                import_module(module)
+    chosen = (modules for package, modules in LIBRARIES.items() if package in packages)
+    for module in (*CODE, *chain.from_iterable(chosen)):
+        import_module(module)
     if not _gpus_left_alone():
         sys.exit("a library has begun to use a GPU, and a fork could not")
     Shelf(SHELVED)

@@ -24,7 +24,7 @@ class Shelf(MetaPathFinder, Loader):
     def __init__(self, brings: Mapping[str, Sequence[str]]) -> None:
         self._brings = brings
         self._packages: dict[str, dict[str, ModuleType]] = {name: {} for name in brings}
-        self._specs: dict[str, ModuleSpec | None] = {}
+        self._specs: dict[str, ModuleSpec] = {}
         for name in list(sys.modules):
             if (modules := self._packages.get(name.partition(".")[0])) is not None:
                 modules[name] = sys.modules.pop(name)
@@ -35,11 +35,11 @@ class Shelf(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         """Of a module on the shelf; asking for it takes nothing off."""
         module = self._packages.get(fullname.partition(".")[0], {}).get(fullname)
-        if module is None:
+        if module is None or module.__spec__ is None:
             return None
         self._specs[fullname] = spec = module.__spec__
-        found = ModuleSpec(fullname, self, origin=spec and spec.origin)
-        found.submodule_search_locations = spec and spec.submodule_search_locations
+        found = ModuleSpec(fullname, self, origin=spec.origin)
+        found.submodule_search_locations = spec.submodule_search_locations
         return found
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
