@@ -2,8 +2,8 @@
 
 from mnpo.warm import client
 
-client.begin()
+forked = client.begin()
 
 from mnpo.cli import main  # noqa: E402  typer and pydantic are not for a command that somebody else runs
 
-main()
+main(forked)

@@ -6,8 +6,10 @@ A stage run by plain Python is rank 0 of 1. Nothing here imports torch before th
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -50,8 +52,11 @@ def process_group() -> Iterator[None]:
 
 
 @contextmanager
-def leaving() -> Iterator[None]:
+def leaving(forked: bool = False) -> Iterator[None]:
     """The whole life of a process; one of several ranks ends with it, past the end of the interpreter.
+
+    So does a fork of a warm process (mnpo/warm/): to take hundreds of libraries apart, which it shares with others,
+    would take longer than many a job.
 
     FSDP and DeepSpeed hold on to a process group that is destroyed, and so to gloo's threads. One of these that lets go
     of a tensor asks for Python's lock. If the interpreter has just begun to end, Python (before 3.14) ends the thread,
@@ -61,10 +66,13 @@ def leaving() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if ranks() == 1 or not isinstance(end.code, int | None):
+        if (ranks() == 1 and not forked) or not isinstance(end.code, int | None):
             raise
         code = end.code or 0
-    if ranks() > 1:
+    if forked:  # as the end of the interpreter would: threads are waited for, and what nobody needs is closed
+        threading._shutdown()  # type: ignore[attr-defined]
+        gc.collect()
+    if ranks() > 1 or forked:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -89,9 +89,13 @@ def _close_copies(file: os.stat_result) -> None:
                 os.close(int(name))
 
 
-def main() -> None:
-    """Run the command line; a mistake that a person can mend is one message and an exit code, not a traceback."""
-    with leaving():
+def main(forked: bool = False) -> None:
+    """Run the command line; a mistake that a person can mend is one message and an exit code, not a traceback.
+
+    Args:
+        forked: whether this process is a fork of one that has libraries loaded (mnpo/warm/).
+    """
+    with leaving(forked):
         try:
             app()
         except EXPECTED as error:

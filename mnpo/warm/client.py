@@ -29,14 +29,16 @@ FORWARDED = (
 )  # fmt: skip
 
 
-def begin() -> None:
-    """Return where the command runs in this process: as ever, or because it was forked from a warm one for that."""
+def begin() -> bool:
+    """Return where the command runs in this process: True where it was forked from a warm one for that."""
     if sys.argv[1:2] == [SERVE]:
         from mnpo.warm import server
 
         sys.argv[1:] = server.serve(*sys.argv[2:])
-    elif directory := os.environ.get(DIRECTORY):
+        return True
+    if directory := os.environ.get(DIRECTORY):
         _ask(os.path.join(directory, os.environ.get("OMP_NUM_THREADS", "")))
+    return False
 
 
 def surroundings() -> dict[str, Any]:
