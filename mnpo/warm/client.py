@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 DIRECTORY = "MNPO_WARM_SOCKETS"  # where the sockets are, each called as the number of threads of its process
 SERVE = "--warm"
-PATIENCE = 10.0  # seconds for an answer
+PATIENCE = 30.0  # seconds for an answer
 YES, NO = b"y", b"n"
 OWN = ("TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_")
 """Variables that a command may have for itself: no library reads them when it is imported."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def probe(responses):
         time.sleep(0.01)
     return [len(response) for response in responses]
 """
+PATIENCE = 300  # seconds, on a busy machine
 TIMES = ("seconds", "started", "peak_memory_mb", "loading_seconds")
 
 
@@ -71,7 +73,7 @@ class Warm:
     def run(self, *command: str, **how: Any) -> tuple[int, str]:
         """Exit code, and all that is said."""
         process = self.started(*command, **how)
-        return process.wait(60), process.stdout.read()
+        return process.wait(PATIENCE), process.stdout.read()
 
     def done(self, *command: str, **how: Any) -> str:
         """What a command says that has to succeed."""
@@ -128,7 +130,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
 
 
 def gone(process: psutil.Process) -> None:
-    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, f"the end of {process}", 60)
+    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, f"the end of {process}")
 
 
 def made(directory: Path) -> tuple[bytes, dict[str, Any], str]:
@@ -165,9 +167,9 @@ def test_wrong_usage_names_the_command_that_was_called(warm: Warm) -> None:
 def test_a_signal_reaches_the_command_which_goes_on_when_it_is_called_again(warm: Warm) -> None:
     process, _ = warm.held()
     process.send_signal(signal.SIGTERM)
-    until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "its answer", 60)
+    until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "its answer")
     warm.let_go()
-    assert process.wait(60) == Interrupted.exit_code
+    assert process.wait(PATIENCE) == Interrupted.exit_code
     assert "stopped by SIGTERM after 1 batches; to be continued" in process.stdout.read()
     assert "1 batches were finished before" in warm.done(*warm.scoring())
 
@@ -175,20 +177,20 @@ def test_a_signal_reaches_the_command_which_goes_on_when_it_is_called_again(warm
 def test_whoever_waits_for_a_command_that_is_killed_is_killed_alike(warm: Warm) -> None:
     process, _ = warm.held()
     process.send_signal(signal.SIGUSR2)  # which no stage waits for
-    assert process.wait(60) == -signal.SIGUSR2
+    assert process.wait(PATIENCE) == -signal.SIGUSR2
     process, worker = warm.held()
     worker.kill()
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(PATIENCE) == -signal.SIGKILL
     warm.let_go()
 
 
 def test_a_command_can_be_halted_and_goes_on(warm: Warm) -> None:
     process, worker = warm.held()
     process.send_signal(signal.SIGTSTP)
-    until(lambda: worker.status() == psutil.STATUS_STOPPED, "the halt", 60)
+    until(lambda: worker.status() == psutil.STATUS_STOPPED, "the halt")
     process.send_signal(signal.SIGCONT)
     warm.let_go()
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 def test_a_command_ends_with_whoever_asked_for_it(warm: Warm) -> None:
@@ -208,13 +210,14 @@ def test_all_end_with_the_process_that_started_them(tmp_path: Path, whom: str) -
     process, worker = warm.held()
     (warm.server if whom == "server" else warm.starter).kill()
     if whom == "starter":
-        until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "the signal", 60)
+        until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "the signal")
         assert warm.server.is_running()
         warm.let_go()
-    assert process.wait(60) == (Interrupted.exit_code if whom == "starter" else -signal.SIGKILL)
+    assert process.wait(PATIENCE) == (Interrupted.exit_code if whom == "starter" else -signal.SIGKILL)
     gone(worker)
     gone(warm.server)
     assert warm.sockets.exists() == (whom == "server")
+    shutil.rmtree(warm.sockets, ignore_errors=True)
     warm.starter.kill()
     warm.starter.wait()
 
@@ -264,6 +267,34 @@ def test_the_warm_process_has_one_thread_and_serves_no_command_that_needs_the_in
     listed = "from mnpo.warm.server import _load; print(*_load(()))"
     served = subprocess.run([sys.executable, "-c", listed], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {"train", "costs", "judge"} <= set(served.split()) and not {"download", "pin"} & set(served.split())
+
+
+TRACES = """\
+import logging, os, signal, sys
+from mnpo.cli.stages import before_libraries
+from mnpo.warm import server
+
+def state():
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    root = logging.root
+    return sys.path[:], handlers, sys.excepthook, sys.getrecursionlimit(), root.level, root.handlers[:], {*os.environ}
+
+before_libraries()
+before = state()
+server._load(server.LIBRARIES)
+assert not {"torch", "transformers"} & sys.modules.keys()
+*after, environment = state()
+assert tuple(after) == before[:-1], after
+print(*environment - before[-1])
+"""
+
+
+@pytest.mark.slow
+def test_libraries_leave_no_traces_in_a_job_that_does_not_import_them() -> None:
+    """But variables of the environment, which each job gets from whoever called it."""
+    done = subprocess.run([sys.executable, "-c", TRACES], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) <= {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
 
 
 @pytest.mark.slow
