@@ -12,8 +12,7 @@ help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## Run the whole chain on two CPU cores, and print the main table
-	$(BIN)/snakemake --profile profiles/demo --quiet host reason rules
-	@$(BIN)/snakemake --profile profiles/demo --quiet all -- report
+	$(BIN)/snakemake --profile profiles/demo --quiet host reason rules -- all report
 	@$(BIN)/mnpo show --config configs/demo.yaml
 
 plan: $(VENV)/.demo ## Say what config.yaml would run, and what it costs

@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,10 +79,12 @@ def require_packages(
         wanted.setdefault((run, families[run]), {}).update(_wanted(plan, run, of))
         if run == "evalscope":  # which lets the policy answer by a command of its own
             wanted.setdefault(("answer", families["answer"]), {}).update(_wanted(plan, "answer", of))
+    everything = sorted({package for packages in wanted.values() for package in packages})
+    absent = cache(partial(_missing, packages=everything))  # each Python is asked once
     problems = []
     for (run, family), packages in wanted.items():
         try:
-            _require(run, family, packages)
+            _require(run, family, packages, absent)
         except BadInput as error:
             problems.append(str(error))
     if problems:
@@ -94,10 +97,12 @@ def packages(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], families
     return {package for run, of in named if run in families for package in _wanted(plan, run, of)}
 
 
-def _require(run: str, family: str | None, packages: Mapping[str, str]) -> None:
+def _require(
+    run: str, family: str | None, packages: Mapping[str, str], absent: Callable[[Path], Collection[str]]
+) -> None:
     python = interpreter(family)
     try:
-        missing = _missing(python, packages)
+        missing = [package for package in packages if package in absent(python)]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise BadInput(f"{run}: {python} cannot be asked for its packages ({error}); {_remedy(family)}") from None
     if missing:
@@ -108,7 +113,7 @@ def _require(run: str, family: str | None, packages: Mapping[str, str]) -> None:
         raise BadInput(f"{run}: {said}, not installed for {python}; {_remedy(family)}")
 
 
-def _missing(python: Path, packages: Iterable[str]) -> list[str]:
+def _missing(python: Path, packages: Iterable[str]) -> set[str]:
     """Which of `packages` a Python cannot find."""
     done = subprocess.run(
         [python, "-c", ASK, *packages],
@@ -118,7 +123,7 @@ def _missing(python: Path, packages: Iterable[str]) -> list[str]:
         check=True,
         timeout=300,
     )
-    return list(json.loads(done.stdout))
+    return set(json.loads(done.stdout))
 
 
 def _remedy(family: str | None) -> str:
