@@ -45,7 +45,7 @@ def probe(responses):
     return [len(response) for response in responses]
 """
 PATIENCE = 300  # seconds, on a busy machine
-TIMES = ("seconds", "started", "peak_memory_mb", "loading_seconds")
+TIMES = ("seconds", "started", "peak_memory_mb", "loading_seconds", "stop_seconds", "tokens_per_second")
 
 
 class Warm:
@@ -61,6 +61,15 @@ class Warm:
         self.sockets = Path(self.starter.stdout.readline().strip())
         until((self.sockets / "1").exists, "the warm process")
         (self.server,) = psutil.Process(self.starter.pid).children()
+
+    def __enter__(self) -> Warm:
+        return self
+
+    def __exit__(self, *how: object) -> None:
+        self.starter.kill()
+        self.starter.wait()
+        gone(self.server)
+        shutil.rmtree(self.sockets, ignore_errors=True)
 
     def started(self, *command: str, cwd: Path | None = None, flags: tuple[str, ...] = (), **own: str) -> Any:
         """`python -m mnpo --log log COMMAND`, with `own` variables of its environment."""
@@ -121,12 +130,8 @@ def filled(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    warm = Warm(filled(tmp_path_factory.mktemp("warm")), "pandas")
-    yield warm
-    warm.starter.kill()
-    warm.starter.wait()
-    gone(warm.server)
-    assert not warm.sockets.exists()
+    with Warm(filled(tmp_path_factory.mktemp("warm")), "pandas") as warm:
+        yield warm
 
 
 def gone(process: psutil.Process) -> None:
@@ -206,20 +211,17 @@ def test_a_command_ends_with_whoever_asked_for_it(warm: Warm) -> None:
 @pytest.mark.parametrize("whom", ["starter", "server"])
 def test_all_end_with_the_process_that_started_them(tmp_path: Path, whom: str) -> None:
     """Of a starter that is killed, the commands may end as they would for a SIGTERM; of the warm process, at once."""
-    warm = Warm(filled(tmp_path), "pandas")
-    process, worker = warm.held()
-    (warm.server if whom == "server" else warm.starter).kill()
-    if whom == "starter":
-        until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "the signal")
-        assert warm.server.is_running()
-        warm.let_go()
-    assert process.wait(PATIENCE) == (Interrupted.exit_code if whom == "starter" else -signal.SIGKILL)
-    gone(worker)
-    gone(warm.server)
-    assert warm.sockets.exists() == (whom == "server")
-    shutil.rmtree(warm.sockets, ignore_errors=True)
-    warm.starter.kill()
-    warm.starter.wait()
+    with Warm(filled(tmp_path), "pandas") as warm:
+        process, worker = warm.held()
+        (warm.server if whom == "server" else warm.starter).kill()
+        if whom == "starter":
+            until(lambda: "SIGTERM: stops" in (warm.directory / "log").read_text(), "the signal")
+            assert warm.server.is_running()
+            warm.let_go()
+        assert process.wait(PATIENCE) == (Interrupted.exit_code if whom == "starter" else -signal.SIGKILL)
+        gone(worker)
+        gone(warm.server)
+        assert warm.sockets.exists() == (whom == "server")
 
 
 def test_what_is_not_as_the_warm_process_has_it_runs_by_itself(warm: Warm, tmp_path: Path) -> None:
@@ -300,19 +302,17 @@ def test_libraries_leave_no_traces_in_a_job_that_does_not_import_them() -> None:
 @pytest.mark.slow
 def test_a_training_is_the_same_bit_for_bit(chain: dict[str, Path], tmp_path: Path, planned: Any) -> None:
     plan: Plan = planned(training={"epochs": 1, "batch_size": 4})
-    warm = Warm(filled(tmp_path), "pandas", "torch", "transformers")
-    assert threads(warm.server) == {"python"}
     files = [f"--start={chain['policy']}", f"--pairs={chain['pairs']}", f"--logps={chain['logps']}", "--output=policy"]
     command = ["train", "--settings", plan.settings("train", policy="inpo.1"), *files]
     kept = []
-    for sockets in ("", str(warm.sockets)):
-        started = time.monotonic()
-        assert warm.run(*command, MNPO_WARM_SOCKETS=sockets) == (0, (tmp_path / "log").read_text())
-        took = time.monotonic() - started
-        content = {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()}
-        facts = json.loads(content.pop("manifest.json"))
-        kept.append((content, {key: value for key, value in facts.items() if key not in (*TIMES, "tokens_per_second")}))
-        assert facts["seconds"] <= took
+    with Warm(filled(tmp_path), "pandas", "torch", "transformers") as warm:
+        assert threads(warm.server) == {"python"}
+        for sockets in ("", str(warm.sockets)):
+            started = time.monotonic()
+            warm.done(*command, MNPO_WARM_SOCKETS=sockets)
+            took = time.monotonic() - started
+            content = {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()}
+            facts = json.loads(content.pop("manifest.json"))
+            assert facts["seconds"] <= took
+            kept.append((content, {key: value for key, value in facts.items() if key not in TIMES}))
     assert kept[0] == kept[1] and "transformers" in kept[0][1]["versions"]
-    warm.starter.kill()
-    warm.starter.wait()
