@@ -27,16 +27,14 @@ def test_jobs_are_forked_and_a_killed_workflow_leaves_no_process(
     project = Checkout.of_project(tmp_path / "project", "small.yaml")
     (project.path / "small.yaml").write_text(SMALL)
 
-    def forks() -> list[psutil.Process]:
-        return [job for server in servers() for job in server.children()]
-
-    def servers() -> list[psutil.Process]:
-        return [child for child in psutil.Process(process.pid).children() if "--warm" in child.cmdline()]
+    def warm(parent: int) -> list[psutil.Process]:
+        """The children of a process that are a warm one or its forks."""
+        found = psutil.process_iter(["ppid", "cmdline"])
+        return [p for p in found if p.info["ppid"] == parent and "--warm" in (p.info["cmdline"] or [])]
 
     with project.started("--", "results/demo/tables/main.csv") as process:
-        until(forks, "a job that is forked")
-        (server,) = servers()
-        left = [server, *psutil.Process(process.pid).children(recursive=True)]
+        until(lambda: [job for server in warm(process.pid) for job in warm(server.pid)], "a job that is forked")
+        left = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
         _, alive = psutil.wait_procs(left, timeout=120)
