@@ -14,15 +14,18 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import ROOT
 from benchmarks.peers import BATCH, DECODING, DRAWN, NEW_TOKENS, PAIRS, SEED, TEXT, K
 from benchmarks.stages import SIZES, TOY, Size
 
-PROMPTS_OF = Path("examples/instructions/train.jsonl")
+PROMPTS_OF = ROOT / "examples/instructions/train.jsonl"
+CHOICES, SPARE = 4, 8
+"""Responses with text that a prompt needs, and prompts that may have fewer."""
 WORDS = [a + b for a in ("ka", "to", "mi", "su", "re", "no") for b in ("la", "ni", "po", "ve", "du", "zi")]
 PROMPT, MEDIAN, SIGMA = 30, 40, 0.6
 """Of texts for random weights: words of a prompt, and log-normal lengths of responses."""
@@ -33,34 +36,39 @@ def prepare(directory: Path, model: Path | None, toy: bool) -> None:
     from mnpo.storage.records import PAIRS as PAIRS_TABLE
     from mnpo.storage.records import PROMPTS, SAMPLES, write
 
-    pairs, drawn = (6, 3) if toy else (PAIRS, DRAWN)
-    if model is not None:
-        (directory / "model").symlink_to(model.resolve())
-        lines = PROMPTS_OF.read_text(encoding="utf-8").splitlines()[:pairs]
-        prompts = [json.loads(line)["prompt"] for line in lines]
-    else:
-        rng = random.Random(SEED)
-        prompts = [_said(rng, round(PROMPT * rng.uniform(0.7, 1.3))) for _ in range(pairs)]
+    count, drawn = (2 * BATCH, 4) if toy else (PAIRS, DRAWN)
+    if model is None:
         _random_model(directory / "model", TOY["train"] if toy else SIZES["train"], toy)
-    _classifier(directory)
-    rows = [{"prompt_id": f"p{i:03}", "family": "", "prompt": prompt, "truth": ""} for i, prompt in enumerate(prompts)]
-    write(PROMPTS, rows, directory / "all_prompts.parquet")
-    write(PROMPTS, rows[:drawn], directory / "prompts.parquet")
-    if model is not None:
-        samples = _sampled(directory)
+        rng = random.Random(SEED)
+        prompts = _rows(_said(rng, round(PROMPT * rng.uniform(0.7, 1.3))) for _ in range(count))
+        samples = list(_written(prompts))
     else:
-        samples = list(_written(rows))
-        write(SAMPLES, samples, directory / "samples.parquet")
+        (directory / "model").symlink_to(model.resolve())
+        lines = PROMPTS_OF.read_text(encoding="utf-8").splitlines()[: count + SPARE]
+        prompts = _rows(json.loads(line)["prompt"] for line in lines)
+        samples = _sampled(directory, prompts)
+    _classifier(directory)
     responses = _responses(samples)
-    table = [
-        {"pair_id": r["prompt_id"], "prompt_id": r["prompt_id"], "prompt": r["prompt"],
-         "chosen": responses[r["prompt_id"]][0], "rejected": responses[r["prompt_id"]][1],
+    prompts = [row for row in prompts if len(responses[row["prompt_id"]]) >= CHOICES][:count]
+    if len(prompts) < count:
+        raise SystemExit(f"{model}: {len(prompts)} prompts have {CHOICES} responses with text, {count} are needed")
+    kept = {row["prompt_id"] for row in prompts}
+    samples = [sample for sample in samples if sample["prompt_id"] in kept]
+    pairs = [
+        {"pair_id": p["prompt_id"], "prompt_id": p["prompt_id"], "prompt": p["prompt"],
+         "chosen": responses[p["prompt_id"]][0], "rejected": responses[p["prompt_id"]][1],
          "chosen_score": 1, "rejected_score": 0, "chosen_win": 1, "rejected_win": 0}
-        for r in rows
+        for p in prompts
     ]  # fmt: skip
-    write(PAIRS_TABLE, table, directory / "pairs.parquet")
-    _write_ids(directory, rows[:drawn], samples, table, real=model is not None)
-    _task(directory, rows[:drawn], responses)
+    write(PROMPTS, prompts[:drawn], directory / "prompts.parquet")
+    write(SAMPLES, samples, directory / "samples.parquet")
+    write(PAIRS_TABLE, pairs, directory / "pairs.parquet")
+    _write_ids(directory, prompts[:drawn], samples, pairs, real=model is not None)
+    _task(directory, prompts[:drawn], responses)
+
+
+def _rows(prompts: Iterable[str]) -> list[dict[str, Any]]:
+    return [{"prompt_id": f"p{i:03}", "family": "", "prompt": p, "truth": ""} for i, p in enumerate(prompts)]
 
 
 def _said(rng: random.Random, count: int) -> str:
@@ -76,22 +84,25 @@ def _written(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {**row, "k": k, "response": _said(rng, n), "tokens": n, "finish": "stop", "seed": 0}
 
 
-def _sampled(directory: Path) -> list[dict[str, Any]]:
+def _sampled(directory: Path, prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The model's own responses, by our stage."""
     from mnpo.stages import sample
-    from mnpo.storage.records import SAMPLES, read, rows_of
+    from mnpo.storage.records import PROMPTS, SAMPLES, read, rows_of, write
 
+    asked, drawn_to = directory / "all_prompts.parquet", directory / "all_samples.parquet"
+    write(PROMPTS, prompts, asked)
     drawn = {**DECODING, "responses": K, "max_new_tokens": NEW_TOKENS, "batch_size": 64}
     settings = sample.Settings.model_validate({"sampling": drawn, "text": TEXT, "shard": 0, "seed": SEED})
-    sample.run(settings, directory / "model", directory / "all_prompts.parquet", directory / "samples.parquet")
-    return rows_of(read(SAMPLES, directory / "samples.parquet"))
+    sample.run(settings, directory / "model", asked, drawn_to)
+    return rows_of(read(SAMPLES, drawn_to))
 
 
 def _responses(samples: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """Prompt -> its responses that are not blank."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {sample["prompt_id"]: [] for sample in samples}
     for sample in samples:
-        found.setdefault(sample["prompt_id"], []).extend([sample["response"]] if sample["response"].strip() else [])
+        if sample["response"].strip():
+            found[sample["prompt_id"]].append(sample["response"])
     return found
 
 
@@ -173,7 +184,7 @@ def _task(directory: Path, rows: Sequence[Any], responses: dict[str, list[str]])
         {
             "id": row["prompt_id"],
             "question": row["prompt"],
-            "choices": {"text": responses[row["prompt_id"]][:4], "label": list("ABCD")},
+            "choices": {"text": responses[row["prompt_id"]][:CHOICES], "label": list("ABCD")},
             "answerKey": "ABCD"[i % 4],
         }
         for i, row in enumerate(rows)

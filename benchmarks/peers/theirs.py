@@ -155,7 +155,7 @@ def _sums(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> list[floa
     column = torch.tensor(
         [len(prompt) + i for prompt, response in batch for i in range(len(response))], device=ids.device
     )
-    logits = model.lm_head(hidden[row, column - 1]).float()
+    logits = model.get_output_embeddings()(hidden[row, column - 1]).float()
     if cap := getattr(model.config, "final_logit_softcapping", None):
         logits = logits.div_(cap).tanh_().mul_(cap)
     per_token = logits.log_softmax(-1).gather(1, ids[row, column][:, None])[:, 0]
