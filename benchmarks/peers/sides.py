@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,15 +69,19 @@ def do(directory: Path, part: str, side: str, dtype: str, batch: int, opponents:
     }[part]()
 
 
+OURS = ("pyarrow.parquet", "mnpo.learning.training", "mnpo.models.thinking", "mnpo.oracles.reward_models",
+        "mnpo.samplers.transformers", "mnpo.storage.resume")  # fmt: skip
+PEERS = {"training": ("trl.trainer.dpo_trainer",)}
+
+
 def _import_what_is_imported_late(directory: Path, part: str, side: str) -> None:
+    """Imports are no part of what is timed. transformers imports most of its own when a model is loaded."""
     from mnpo.models.checkpoints import load_model
 
-    if part == "scoring":
-        load_model(directory / "classifier", "classifier")
-    else:
-        load_model(directory / "model")
-    if (part, side) == ("training", "peer"):
-        import trl.trainer.dpo_trainer  # noqa: F401
+    kind: Any = "classifier" if part == "scoring" else "causal"
+    load_model(directory / ("classifier" if part == "scoring" else "model"), kind)
+    for module in OURS if side == "ours" else ("pandas", "pyarrow.parquet", *PEERS.get(part, ())):
+        import_module(module)
 
 
 def main() -> None:
