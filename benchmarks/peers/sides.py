@@ -69,7 +69,7 @@ def do(directory: Path, part: str, side: str, dtype: str, batch: int, opponents:
     }[part]()
 
 
-OURS = ("pyarrow.parquet", "mnpo.learning.training", "mnpo.models.thinking", "mnpo.oracles.reward_models",
+OURS = ("pandas", "pyarrow.dataset", "mnpo.learning.training", "mnpo.models.thinking", "mnpo.oracles.reward_models",
         "mnpo.samplers.transformers", "mnpo.storage.resume")  # fmt: skip
 PEERS = {"training": ("trl.trainer.dpo_trainer",)}
 
@@ -80,7 +80,7 @@ def _import_what_is_imported_late(directory: Path, part: str, side: str) -> None
 
     kind: Any = "classifier" if part == "scoring" else "causal"
     load_model(directory / ("classifier" if part == "scoring" else "model"), kind)
-    for module in OURS if side == "ours" else ("pandas", "pyarrow.parquet", *PEERS.get(part, ())):
+    for module in OURS if side == "ours" else ("pandas", "pyarrow.dataset", *PEERS.get(part, ())):
         import_module(module)
 
 
