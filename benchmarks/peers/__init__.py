@@ -25,6 +25,7 @@ What each side is given, for its best:
   entropy, mean logits and accuracy, and on a CPU its head reads every position, prompts and padding too (its Triton
   kernel would not); neither can be turned off.
 - transformers: the head where a response's token is predicted, and nowhere else.
+- lm-eval lists its thousands of tasks before it runs one, which its command line cannot be told to leave out.
 - Both: the first of `PARTS`' batch sizes, or with `--tune` the fastest of them, each tried once.
 
 Three opponents are three jobs of ours. In the workflow each has a start of its own, which is not counted here; a model

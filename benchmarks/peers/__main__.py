@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 
 PARTS = [
-    Part("training", "training", "TRL", "pairs/s", (8, 4, 2), (16384, 2048, 1024, 512), {FLOAT: 1e-3, HALF: 0.05},
+    Part("training", "training", "TRL", "pairs/s", (4, 8, 2), (1024, 512, 2048, 16384), {FLOAT: 1e-3, HALF: 0.05},
          2.5, 0.6),
     Part("logps", "log-probabilities, one opponent", "transformers", "tokens/s", (16, 4, 8, 32), (0,),
          {FLOAT: 1e-5, HALF: 0.01}),
