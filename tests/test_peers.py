@@ -132,6 +132,6 @@ def test_the_peer_s_missing_library_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda _: None)
-    options = argparse.Namespace(toy=True, only=["training"], vllm=None, tune=False)
+    options = argparse.Namespace(toy=True, only=["training"], vllm=None, tune=False, threads=1)
     peers.show(Fake({}), "toy", "", ["float32"], options)
     assert "| training |  | TRL | not installed here: envs/dev.txt has it |" in capsys.readouterr().out
