@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from mnpo.storage.journal import Journal
 
 WAVE = 4
 """How many times a batch's rows are drawn whole or not at all: those who come join those who are left."""
-LIKELIEST = 256
-"""Tokens that are looked at first."""
+LIKELIEST = (256, 4096)
+"""Tokens that are looked at first, and next."""
 
 
 def draw(
@@ -186,34 +186,50 @@ def _uniforms(requests: list[Request], steps: int) -> Tensor:
 def _choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tensor:
     """The next token of each row: by inverse transform over the nucleus in order of probability, or greedily.
 
-    The likeliest tokens decide nearly always; a row where they do not is sorted whole.
+    The likeliest tokens decide nearly always; a row where they do not is looked at further, and whole at last.
     """
     if uniform is None:
         return logits.argmax(-1)
-    uniform = uniform.to(logits.device)[:, None]
-    tokens = logits.topk(min(LIKELIEST, logits.shape[-1]), sorted=False).indices.sort(-1).values  # equals: by number
-    chosen, decided = _inverse(logits, tokens, decoding, uniform)
-    if not decided.all():
-        rest = (~decided).nonzero()[:, 0]
-        everything = torch.arange(logits.shape[-1], device=logits.device).expand(len(rest), -1)
-        chosen[rest] = _inverse(logits[rest], everything, decoding, uniform[rest])[0]
+    vocabulary, scaled = logits.shape[-1], logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if decoding.temperature != 1:
+        scaled = scaled / decoding.temperature
+    highest = scaled.amax(-1, keepdim=True)
+    total = (scaled - highest).exp_().sum(-1, keepdim=True)
+    rows = _Rows(scaled, highest.double(), total.double(), uniform.to(logits.device)[:, None])
+    chosen = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    waiting = torch.arange(len(logits), device=logits.device)
+    for size in (*(size for size in LIKELIEST if size < vocabulary), vocabulary):
+        chosen[waiting], decided = _inverse(rows, size, decoding.top_p)
+        if decided.all():
+            break
+        waiting, rows = waiting[~decided], _Rows(*(part[~decided] for part in rows))
     return chosen
 
 
-def _inverse(logits: Tensor, tokens: Tensor, decoding: Decoding, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The choice among some `tokens`, the likeliest, and whether it is the one among all."""
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / decoding.temperature
-    highest, whole = scaled.amax(-1, keepdim=True), tokens.shape == logits.shape
-    total = (scaled - highest).exp_().sum(-1, keepdim=True, dtype=torch.float64)
-    exact = logits.gather(-1, tokens).double() / decoding.temperature - highest
-    probability, order = (exact.exp() / total).sort(dim=-1, descending=True, stable=True)
+class _Rows(NamedTuple):
+    """Of rows that a token is chosen for."""
+
+    scaled: Tensor
+    """``[rows, vocabulary]``: logits over the temperature."""
+    highest: Tensor
+    total: Tensor
+    """``[rows, 1]``: the sum of ``exp(scaled - highest)``."""
+    uniform: Tensor
+
+
+def _inverse(rows: _Rows, size: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """The choice among the `size` likeliest tokens of each row, and whether it is the one among all."""
+    tokens = rows.scaled.topk(size, sorted=False).indices.sort(-1).values  # of equals, the one with the lower number
+    weights = (rows.scaled.gather(-1, tokens).double() - rows.highest).exp_()
+    probability, order = (weights / rows.total).sort(dim=-1, descending=True, stable=True)
     mass = probability.cumsum(-1)
-    nucleus = mass - probability < decoding.top_p
+    nucleus = mass - probability < top_p
     kept = (probability * nucleus).cumsum(-1)
-    all_there = (mass[:, -1:] >= decoding.top_p) | whole  # of the nucleus
-    target = uniform * torch.where(all_there, kept[:, -1:], torch.ones_like(uniform))
-    choice = torch.searchsorted(kept, target, right=True).clamp(max=tokens.shape[-1] - 1)
+    everything = size == rows.scaled.shape[-1]
+    all_there = (mass[:, -1:] >= top_p) | everything  # of the nucleus
+    target = rows.uniform * torch.where(all_there, kept[:, -1:], torch.ones_like(rows.uniform))
+    choice = torch.searchsorted(kept, target, right=True).clamp(max=size - 1)
     choice = torch.minimum(choice, nucleus.sum(-1, keepdim=True) - 1)
-    # The last of some tokens may be as likely as others that are not among them, and stands for all that are not.
-    decided = (all_there | (decoding.top_p == 1)) & (probability.gather(-1, choice) > probability[:, -1:])
-    return tokens.gather(-1, order.gather(-1, choice))[:, 0], (decided | whole)[:, 0]
+    # The last of them may be as likely as others that are not among them, and stands for all that are not.
+    decided = (all_there | (top_p == 1)) & (probability.gather(-1, choice) > probability[:, -1:])
+    return tokens.gather(-1, order.gather(-1, choice))[:, 0], (decided | everything)[:, 0]
