@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 smollm2-experiment lint format bench bench-gpu lock check-envs envs schema rulegraph layers seeds slips regime slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 smollm2-experiment lint format bench bench-gpu peers lock check-envs envs schema rulegraph layers seeds slips regime slurm-profile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -81,6 +81,10 @@ bench: $(VENV)/.dev ## Measure the pipeline against a plain one, stage by stage,
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.paper
 	$(BIN)/python -m benchmarks.logprobs
+
+peers: models/smollm2-135m $(VENV)/.dev ## Measure our stages against TRL, transformers and lm-eval, on that model (hours)
+	$(BIN)/python -m benchmarks.peers --tune
+	$(BIN)/python -m benchmarks.peers --tune --shape gemma2
 
 bench-gpu: $(VENV)/.dev ## Measure one GPU with random weights of Gemma-2's shape (2B; 9B forward only)
 	$(BIN)/python -m benchmarks.gpu

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,9 @@ def environment(threads: int) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
 
 
-def run(command: Sequence[str], threads: int = 1, cwd: Path | None = None) -> tuple[Cost, str]:
+def run(
+    command: Sequence[str], threads: int = 1, cwd: Path | None = None, python: str = sys.executable
+) -> tuple[Cost, str]:
     """What a Python process (`-m ...`) in the directory `cwd` cost, and its standard output.
 
     SystemExit with its errors when it fails.
@@ -47,7 +49,7 @@ def run(command: Sequence[str], threads: int = 1, cwd: Path | None = None) -> tu
     """
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [python, *command],
         env=environment(threads),
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -68,9 +70,9 @@ def run(command: Sequence[str], threads: int = 1, cwd: Path | None = None) -> tu
     return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024), output
 
 
-def last_json(output: str) -> dict[str, float]:
+def last_json(output: str) -> dict[str, Any]:
     """The JSON object on the last line that a process printed."""
-    found: dict[str, float] = json.loads(output.strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
     return found
 
 

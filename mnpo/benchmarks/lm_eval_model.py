@@ -46,9 +46,9 @@ def load_policy(
     if backend == "vllm":
         if find_spec("vllm") is None:
             raise BadInput("evaluation.backend: vllm is not installed here; use its environment, or transformers")
-        from mnpo.samplers.vllm import without_compiler
+        from mnpo.samplers.vllm import before_import
 
-        without_compiler()
+        before_import()
         import torch
         from lm_eval.models.vllm_causallms import VLLM
 

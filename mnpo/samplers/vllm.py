@@ -145,21 +145,23 @@ def _params(request: Request, decoding: Decoding, stop_ids: Sequence[int], logpr
     )
 
 
-def without_compiler() -> None:
-    """Let vLLM start on nodes without nvcc: to be called before it is imported.
+def before_import() -> None:
+    """Set what vLLM reads of the environment when it is imported.
 
-    Warming up FlashInfer's sampler compiles it. Requests with seeds, and greedy ones, never use it.
+    An engine in this process: in processes of its own it would import all libraries twice more, half a minute on two
+    cores. On nodes without nvcc no FlashInfer sampler, which is compiled as it warms up: requests with seeds, and
+    greedy ones, never use it.
     """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 
 @loading()
 def _start(policy: Path, sampling: Sampling, window: int) -> Any:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    without_compiler()
+    before_import()
     try:
         import torch
         from vllm import LLM

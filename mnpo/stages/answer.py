@@ -42,7 +42,7 @@ def run(settings: Settings, data: Path, output: Path, policy: Path | None = None
     policy = policy and readable(policy, settings.asked.dtype)
     inputs = [data] if policy is None else [policy, data]
     with resumable(output, "answer", settings.model_dump(exclude_none=True), inputs) as (made, session):
-        unit = "answers" if settings.asked.backend == "vllm" else "batches"
+        unit = "answers" if settings.asked.backend == "vllm" else "waves"
         if policy is not None:
             rows, facts = answers.of_policy(settings.asked, policy, questions, session.journal(unit))
         elif settings.endpoint is not None:

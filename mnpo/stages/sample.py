@@ -79,7 +79,7 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
         }
         requests = [Request(encoded[row["prompt_id"]], seed) for (row, _), seed in zip(tasks, seeds, strict=True)]
         window = settings.text.max_prompt_length + sampling.max_new_tokens
-        unit = "responses" if sampling.sampler == "vllm" else "batches"
+        unit = "responses" if sampling.sampler == "vllm" else "waves"
         drawn = _drawn(sampling, window, policy, requests, chat.stop_ids, session.journal(unit))
         samples = [
             {

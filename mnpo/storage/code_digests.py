@@ -3,17 +3,37 @@
 A digest covers the module and all that it imports from this package, at any depth, also inside functions. It is taken
 of the syntax tree without docstrings: comments and formatting rerun nothing. The package's own
 `__init__.py` holds its version, and is left out: a new version alone reruns nothing.
+
+To read all syntax trees takes a second, for every job and every call of Snakemake. So what was read of a file is kept
+beside Python's own compiled files, by the file's content.
 """
 
 from __future__ import annotations
 
 import ast
+import atexit
 import hashlib
+import json
+import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = Path(__file__).parents[1]
+KEPT = PACKAGE / "__pycache__" / f"code_digests.{sys.implementation.cache_tag}.json"
+MOST = 2000
+"""Contents that are kept; with more, older ones are forgotten."""
+
+
+class _Source(NamedTuple):
+    """What there is to know of a file."""
+
+    names: list[str]
+    """All that it imports of this package, and attributes of modules that might be modules."""
+    fingerprint: str
 
 
 @cache
@@ -40,32 +60,66 @@ def _reached(module: str) -> frozenset[str]:
     return frozenset(reached)
 
 
-@cache
-def _tree(module: str) -> ast.Module:
-    return ast.parse(file(module).read_bytes())
-
-
 def file(module: str) -> Path:
     """The source file of a module or package."""
     base = PACKAGE.joinpath(*module.split(".")[1:])
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 
-@cache
 def _imports(module: str) -> list[str]:
     """The modules of this package that `module` imports."""
+    return [name for name in _source(module).names if file(name).is_file()]
+
+
+def _fingerprint(module: str) -> str:
+    return _source(module).fingerprint
+
+
+@cache
+def _source(module: str) -> _Source:
+    content, kept = file(module).read_bytes(), _kept()
+    key = hashlib.sha256(_own() + content).hexdigest()
+    if key not in kept:
+        tree = ast.parse(content)
+        kept[key] = _Source(_names(tree), _digest(tree))
+        atexit.unregister(_keep)  # once
+        atexit.register(_keep)
+    return _Source(*kept[key])
+
+
+@cache
+def _own() -> bytes:
+    """This file's digest: whoever reads trees in another way keeps what it finds apart."""
+    return hashlib.sha256(Path(__file__).read_bytes()).digest()
+
+
+@cache
+def _kept() -> dict[str, _Source]:
+    """By content. Nothing where there is no such file, or where it was damaged."""
+    try:
+        return {key: _Source(*source) for key, source in json.loads(KEPT.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _keep() -> None:
+    """Write it whole or not at all; where this may not be written, as of an installed package, it is read anew."""
+    if sys.dont_write_bytecode:
+        return
+    new = KEPT.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):
+        new.write_text(json.dumps(dict([*_kept().items()][-MOST:])), encoding="utf-8")
+        os.replace(new, KEPT)
+
+
+def _names(tree: ast.Module) -> list[str]:
     names: list[str] = []
-    for node in ast.walk(_tree(module)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [n for n in names if n.startswith(f"{PACKAGE.name}.") and file(n).is_file()]
-
-
-@cache
-def _fingerprint(module: str) -> str:
-    return _digest(_tree(module))
+    return [name for name in names if name.startswith(f"{PACKAGE.name}.")]
 
 
 def fingerprint(source: bytes) -> str:

@@ -18,6 +18,7 @@ from mnpo.config.text import Text
 from mnpo.models.chat import Chat
 from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.samplers import Request, Response
+from mnpo.samplers.shared_prompts import shares_prompts
 from mnpo.samplers.transformers import _choose, draw
 
 PROMPTS = (
@@ -123,6 +124,30 @@ def test_drawn_tokens_have_the_frequencies_of_the_exact_distribution(
     assert chisquare(cells, np.array(means) * draws / np.sum(means)).pvalue > 1e-3
 
 
+def inverse(logits: np.ndarray, decoding: Decoding, uniform: float) -> int:
+    """The same choice by numpy, of one row: all tokens in order of probability, then of number."""
+    weights = np.exp((logits - logits.max()) / decoding.temperature)
+    order = sorted(range(len(logits)), key=lambda token: (-weights[token], token))
+    mass = np.cumsum(weights[order]) / weights.sum()
+    size = min(int(np.searchsorted(mass, decoding.top_p)) + 1, len(order))
+    return order[min(int(np.searchsorted(mass[:size], uniform * mass[size - 1], side="right")), size - 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0], ids=["flat", "usual", "peaked"])
+def test_a_choice_is_the_same_whether_or_not_the_likeliest_tokens_decide_it(
+    scale: float, top_p: float, dtype: torch.dtype
+) -> None:
+    """Of 1000 tokens, where 256 are looked at first; in bfloat16 many are equally likely."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(200, 1000, generator=generator)).to(dtype)
+    uniform = torch.rand(200, generator=generator, dtype=torch.float64)
+    decoding = Decoding(temperature=0.9, top_p=top_p, max_new_tokens=1)
+    expected = [inverse(row, decoding, u) for row, u in zip(logits.double().numpy(), uniform.tolist(), strict=True)]
+    assert _choose(logits, decoding, uniform).tolist() == expected
+
+
 # -------------------------------------------------------------------------------------------------------------- company
 
 
@@ -180,6 +205,97 @@ def test_greedy_is_what_transformers_generates_beyond_the_sliding_window(
     assert expected != [generated(model, p, 20) for p in prompts]  # the window matters
     drawn = decode(narrow, [Request(p, 0) for p in prompts], 3, temperature=0, max_new_tokens=20)
     assert [r.tokens for r in drawn] == expected
+
+
+# ------------------------------------------------------------------------------------------------------- shared prompts
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma2": {"sliding_window": 6},  # every other layer slides; logits of attention are capped
+    "mistral": {"sliding_window": 6},  # every layer slides
+    "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "qwen3": {},
+    "phi3": {},
+    "gemma3_text": {"sliding_window": 6},
+    "olmo2": {},
+}
+
+
+def random_model(kind: str, **further: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **further)).eval()
+
+
+def ragged(count: int) -> list[Request]:
+    """Prompts of 3 to 20 tokens, five responses each."""
+    generator = np.random.default_rng(1)
+    prompts = [generator.integers(2, 60, size=size).tolist() for size in generator.integers(3, 21, size=count)]
+    return [Request(prompt, 10 * i + k) for i, prompt in enumerate(prompts) for k in range(5)]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_log_probabilities_with_shared_prompts_are_those_of_each_whole_text(kind: str) -> None:
+    """Of a plain forward pass over prompt and response, one by one; rows leave, others join, prompts are forgotten."""
+    model = random_model(kind, **ARCHITECTURES[kind])
+    assert shares_prompts(model)
+    requests, asked = ragged(12), Decoding(temperature=5.0, max_new_tokens=40)
+    responses = draw(model, requests, asked, range(2, 5), 16, "test", logprobs=True)
+    assert len({len(r.tokens) for r in responses}) > 20 and max(len(r.tokens) for r in responses) == 40
+    for request, response in zip(requests, responses, strict=True):
+        ids = torch.tensor([[*request.prompt, *response.tokens]])
+        with torch.no_grad():
+            logp = model(input_ids=ids).logits[0, len(request.prompt) - 1 : -1].log_softmax(-1)
+        expected = logp.gather(-1, ids[0, len(request.prompt) :, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(response.logprobs), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "gpt2"])
+def test_a_model_whose_attention_we_cannot_replace_keeps_its_own(kind: str) -> None:
+    """gpt-oss has a learnt sink in its softmax; GPT-2's positions are no rotation."""
+    further = {"num_local_experts": 2, "num_experts_per_tok": 1} if kind == "gpt_oss" else {"n_layer": 2}
+    model = random_model(kind, **further)
+    requests = [Request([5, 6, 7, 8][: 2 + i % 3], i) for i in range(6)]
+    drawn = draw(model, requests, Decoding(temperature=0, max_new_tokens=8), [1], 4, "test")
+    for request, response in zip(requests, drawn, strict=True):
+        assert response.tokens == generated(model, request.prompt, 8)[: len(response.tokens)]
+        assert len(response.tokens) == 8 or response.tokens[-1] == 1
+
+
+def test_rows_that_are_done_make_room_for_others(model: Any, prompts: list[list[int]]) -> None:
+    """28 responses, 8 at once: a pass for each arrival of prompts, and for each token that rows go on by."""
+    requests = [Request(p, 1000 * i + k) for i, p in enumerate(prompts) for k in range(4)]
+    widths: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, a, kw: widths.append(kw["input_ids"].shape[1]), with_kwargs=True)
+    with hook:
+        responses = decode(model, requests, 8)
+    lengths = [[len(r.tokens) for r in responses[4 * i : 4 * i + 4]] for i in range(len(prompts))]
+    waiting = [lengths[i] for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))]
+    plain = sum(max(map(max, waiting[i : i + 2])) for i in range(0, len(waiting), 2))  # two prompts a batch, to the end
+    left: list[int] = []
+    steps = arrivals = 0
+    while waiting or left:
+        steps += bool(left)
+        arrived: list[int] = []
+        while waiting and len(left) + len(arrived) <= 4:
+            arrived += waiting.pop(0)
+        arrivals += bool(arrived)
+        left = [n - 1 for n in [*left, *arrived] if n > 1]
+    assert (widths.count(1), len(widths) - widths.count(1)) == (steps, arrivals)
+    assert arrivals > 3 and steps + arrivals < plain
 
 
 # -------------------------------------------------------------------------------------------------------------- endings

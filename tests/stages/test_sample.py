@@ -195,24 +195,24 @@ def test_weights_of_another_architecture_are_refused(
 # ------------------------------------------------------------------------------------------------------- interruptions
 
 
-def test_stopped_after_a_batch_and_continued_the_file_is_the_same_byte_for_byte(
+def test_stopped_after_a_wave_and_continued_the_file_is_the_same_byte_for_byte(
     sample: Callable[..., pd.DataFrame],
     chain: dict[str, Path],
     tmp_path: Path,
     manifest_of: Callable[[Path], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Batches of 5 of 56 responses: the last one has a single row, and none is drawn in other company than before."""
+    """Waves of 20 of 56 responses, five at once: none is drawn in other company than before."""
     from mnpo.samplers import transformers
 
-    draw = Signalled(monkeypatch, transformers, "_draw_batch")
+    draw = Signalled(monkeypatch, transformers, "_draw_wave")
     output = tmp_path / "samples-0.parquet"
     sample(batch_size=5)
     whole, once = output.read_bytes(), manifest_of(output)
-    assert draw.calls == 12
-    for point in (0, 6, 11):
+    assert draw.calls == 3
+    for point in (0, 1, 2):
         draw.again(point)
-        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after {point + 1} batches; to be continued"):
+        with pytest.raises(Interrupted, match=f"stopped by SIGTERM after {point + 1} waves; to be continued"):
             output.unlink()
             sample(batch_size=5)
         assert not output.exists()
@@ -233,7 +233,7 @@ def test_work_on_another_shard_or_with_other_settings_is_not_taken_up(
     from mnpo.samplers import transformers
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        Signalled(patch, transformers, "_draw_batch").again(0)
+        Signalled(patch, transformers, "_draw_wave").again(0)
         sample(batch_size=5)
     hotter = sample(batch_size=5, temperature=1.5)
     assert "resumed" not in manifest_of(tmp_path / "samples-0.parquet")
@@ -241,7 +241,7 @@ def test_work_on_another_shard_or_with_other_settings_is_not_taken_up(
 
 
 @pytest.mark.slow
-def test_a_command_killed_without_a_warning_keeps_its_finished_batches(
+def test_a_command_killed_without_a_warning_keeps_its_finished_waves(
     tmp_path: Path, sampling: Sampling, text: Text, chain: dict[str, Path], sft_policy: Path
 ) -> None:
     asked = Settings(sampling=Sampling(**sampling.model_dump() | {"batch_size": 1}), text=text, shard=0, seed=5)
@@ -253,7 +253,7 @@ def test_a_command_killed_without_a_warning_keeps_its_finished_batches(
     def finished() -> int:
         return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
-    for after in (1, 20):
+    for after in (1, 8):
         with warm.started(*command) as process:
             while finished() < after and process.returncode is None:
                 time.sleep(0.002)
@@ -263,7 +263,7 @@ def test_a_command_killed_without_a_warning_keeps_its_finished_batches(
     kept = finished()
     done = warm.run(*command)
     assert done.returncode == 0, done.stderr
-    assert f"journal.jsonl: {kept} batches were finished before, and are not done again" in done.stderr
+    assert f"journal.jsonl: {kept} waves were finished before, and are not done again" in done.stderr
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not list(tmp_path.glob(".*"))
 

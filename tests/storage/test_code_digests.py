@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import atexit
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -130,3 +133,64 @@ def test_a_text_that_is_used_is_not_a_docstring(package: Path, digests: Digests)
     before = digests()
     path.write_text('def f():\n    """Doc."""\n    return "b"\n')
     assert reruns(before, digests()) == {"pair"}
+
+
+# -------------------------------------------------------------------------------------------- what was read before
+
+
+def read_again(package: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, str], int]:
+    """The stages' digests by a process that keeps what it reads, and how many files it read."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    sources, parsed = sources_of(package), 0
+
+    def parse(content: bytes) -> ast.Module:
+        nonlocal parsed
+        parsed += 1
+        return ast.parse(content)
+
+    sources.ast = SimpleNamespace(**vars(ast) | {"parse": parse})
+    found = {stage: sources.digest(f"mnpo.stages.{stage}") for stage in STAGES}
+    sources._keep()
+    atexit.unregister(sources._keep)
+    return found, parsed
+
+
+def test_a_file_is_read_once_for_each_content(
+    package: Path, unedited: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (package / "__pycache__").mkdir()
+    first, parsed = read_again(package, monkeypatch)
+    assert first == unedited and parsed > 50
+    assert read_again(package, monkeypatch) == (unedited, 0)
+    pair = package / "stages" / "pair.py"
+    before = pair.read_text()
+    pair.write_text(f"{before}\n\nADDED = 1\n")
+    changed, parsed = read_again(package, monkeypatch)
+    assert reruns(unedited, changed) == {"pair"} and parsed == 1
+    pair.write_text(before)
+    assert read_again(package, monkeypatch) == (unedited, 0)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"a": 1}', '{"a": [1, 2, 3]}', '{"a": null}'])
+def test_what_was_kept_and_is_damaged_is_read_anew(
+    package: Path, unedited: dict[str, str], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    (package / "__pycache__").mkdir()
+    sources_of(package).KEPT.write_text(damage)
+    assert read_again(package, monkeypatch)[0] == unedited
+    assert read_again(package, monkeypatch) == (unedited, 0)
+
+
+def test_another_way_to_read_files_does_not_take_what_was_kept(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (package / "__pycache__").mkdir()
+    read_again(package, monkeypatch)
+    with (package / "storage" / "code_digests.py").open("a") as stream:
+        stream.write("\n\nADDED = 1\n")
+    assert read_again(package, monkeypatch)[1] > 50
+
+
+def test_a_package_that_may_not_be_written_keeps_nothing(
+    package: Path, unedited: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_again(package, monkeypatch) == read_again(package, monkeypatch)  # no __pycache__
+    assert read_again(package, monkeypatch)[0] == unedited and not (package / "__pycache__").exists()
