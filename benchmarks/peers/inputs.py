@@ -91,7 +91,7 @@ def _sampled(directory: Path, prompts: Sequence[dict[str, Any]]) -> list[dict[st
 
     asked, drawn_to = directory / "all_prompts.parquet", directory / "all_samples.parquet"
     write(PROMPTS, prompts, asked)
-    drawn = {**DECODING, "responses": K, "max_new_tokens": NEW_TOKENS, "batch_size": 64}
+    drawn = {**DECODING, "responses": K, "max_new_tokens": NEW_TOKENS, "batch_size": 64, "dtype": "bfloat16"}
     settings = sample.Settings.model_validate({"sampling": drawn, "text": TEXT, "shard": 0, "seed": SEED})
     sample.run(settings, directory / "model", asked, drawn_to)
     return rows_of(read(SAMPLES, drawn_to))
