@@ -96,9 +96,9 @@ onstart:
         raise WorkflowError(str(error))
     # Where it is asked for, jobs of this machine and this Python are forked from a process that has their libraries
     # (docs/environments.md#without-a-start-up).
-    packages = environments.packages(PLAN, named, FAMILIES)
-    if packages and server.asked() and here and workflow.local_exec and not workflow.touch:
-        server.start({job.threads for job in jobs}, packages)
+    if server.asked() and here and workflow.local_exec and not workflow.touch:
+        if packages := environments.packages(PLAN, named, FAMILIES):
+            server.start({job.threads for job in jobs}, packages)
 
 
 wildcard_constraints:

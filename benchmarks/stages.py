@@ -20,6 +20,7 @@ import resource
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,19 @@ class Size(NamedTuple):
     def heads(self) -> int:
         return max(4, self.hidden // 128)
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """As transformers' configurations of Gemma-2 and Llama have it."""
+        return {
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads,
+            "head_dim": self.hidden // self.heads,
+            "intermediate_size": 4 * self.hidden,
+            "max_position_embeddings": 2048,
+        }
+
 
 SIZES = {
     "logps": Size(6, 256_000, 64, 2),
@@ -58,6 +72,14 @@ TARGETS = {
 }
 
 
+WORDS = [a + b for a in ("ka", "to", "mi", "su", "re", "no") for b in ("la", "ni", "po", "ve", "du", "zi")]
+
+
+def made_up(rng: random.Random, count: int) -> str:
+    """A text of so many words that mean nothing."""
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
 # -------------------------------------------------------------------------------------- in processes of their own
 
 
@@ -70,21 +92,8 @@ def prepare(directory: Path, stage: str, size: Size) -> None:
     from mnpo.models.checkpoints import load_tokenizer
     from mnpo.storage.records import PAIRS, PROMPTS, SAMPLES, write
 
-    rng = random.Random(0)
-    words = [a + b for a in ("ka", "to", "mi", "su", "re", "no") for b in ("la", "ni", "po", "ve", "du", "zi")]
-
-    def said(count: int) -> str:
-        return " ".join(rng.choice(words) for _ in range(count))
-
-    shape = {
-        "hidden_size": size.hidden,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.heads,
-        "head_dim": size.hidden // size.heads,
-        "intermediate_size": 4 * size.hidden,
-        "max_position_embeddings": 2048,
-    }
+    rng, shape = random.Random(0), size.shape
+    said = partial(made_up, rng)
     build(directory / "tokenizer", [said(20) for _ in range(200)], vocab_size=400, architecture=shape, seed=0)
     tokenizer = load_tokenizer(directory / "tokenizer")
     torch.manual_seed(0)

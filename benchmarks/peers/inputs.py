@@ -21,12 +21,11 @@ from typing import Any
 
 from benchmarks.measuring import ROOT
 from benchmarks.peers import BATCH, DECODING, DRAWN, NEW_TOKENS, PAIRS, SEED, TEXT, K
-from benchmarks.stages import SIZES, TOY, Size
+from benchmarks.stages import SIZES, TOY, Size, made_up
 
 PROMPTS_OF = ROOT / "examples/instructions/train.jsonl"
 CHOICES, SPARE = 4, 8
 """Responses with text that a prompt needs, and prompts that may have fewer."""
-WORDS = [a + b for a in ("ka", "to", "mi", "su", "re", "no") for b in ("la", "ni", "po", "ve", "du", "zi")]
 PROMPT, MEDIAN, SIGMA = 30, 40, 0.6
 """Of texts for random weights: words of a prompt, and log-normal lengths of responses."""
 
@@ -40,7 +39,7 @@ def prepare(directory: Path, model: Path | None, toy: bool) -> None:
     if model is None:
         _random_model(directory / "model", TOY["train"] if toy else SIZES["train"], toy)
         rng = random.Random(SEED)
-        prompts = _rows(_said(rng, round(PROMPT * rng.uniform(0.7, 1.3))) for _ in range(count))
+        prompts = _rows(made_up(rng, round(PROMPT * rng.uniform(0.7, 1.3))) for _ in range(count))
         samples = list(_written(prompts))
     else:
         (directory / "model").symlink_to(model.resolve())
@@ -71,17 +70,13 @@ def _rows(prompts: Iterable[str]) -> list[dict[str, Any]]:
     return [{"prompt_id": f"p{i:03}", "family": "", "prompt": p, "truth": ""} for i, p in enumerate(prompts)]
 
 
-def _said(rng: random.Random, count: int) -> str:
-    return " ".join(rng.choice(WORDS) for _ in range(count))
-
-
 def _written(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Responses of log-normal lengths, from a seed."""
     rng = random.Random(SEED + 1)
     for row in rows:
         for k in range(K):
             n = max(4, min(3 * MEDIAN, round(MEDIAN * math.exp(rng.gauss(0, SIGMA)))))
-            yield {**row, "k": k, "response": _said(rng, n), "tokens": n, "finish": "stop", "seed": 0}
+            yield {**row, "k": k, "response": made_up(rng, n), "tokens": n, "finish": "stop", "seed": 0}
 
 
 def _sampled(directory: Path, prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,17 +109,8 @@ def _random_model(directory: Path, size: Size, toy: bool) -> None:
     from mnpo.demo.model import build
     from mnpo.models.checkpoints import load_tokenizer
 
-    shape = {
-        "hidden_size": size.hidden,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.heads,
-        "head_dim": size.hidden // size.heads,
-        "intermediate_size": 4 * size.hidden,
-        "max_position_embeddings": 2048,
-    }
-    rng = random.Random(SEED)
-    build(directory, [_said(rng, 20) for _ in range(200)], vocab_size=400, architecture=shape, seed=SEED)
+    rng, shape = random.Random(SEED), size.shape
+    build(directory, [made_up(rng, 20) for _ in range(200)], vocab_size=400, architecture=shape, seed=SEED)
     if not toy:
         tokenizer = load_tokenizer(directory)
         torch.manual_seed(SEED)

@@ -71,20 +71,12 @@ def require_packages(
     Raises:
         BadInput: one line for each stage: the package, what asks for it, the environment, and the remedy.
     """
-    wanted: dict[tuple[str, str | None], dict[str, str]] = {}
-    for rule, of in jobs:
-        run = command(plan, rule, of)
-        if run not in families:
-            continue  # the login node's own: downloads, the report
-        wanted.setdefault((run, families[run]), {}).update(_wanted(plan, run, of))
-        if run == "evalscope":  # which lets the policy answer by a command of its own
-            wanted.setdefault(("answer", families["answer"]), {}).update(_wanted(plan, "answer", of))
-    everything = sorted({package for packages in wanted.values() for package in packages})
-    absent = cache(partial(_missing, packages=everything))  # each Python is asked once
+    commands = _commands(plan, jobs, families)
+    absent = cache(partial(_missing, packages=sorted(set().union(*commands.values()))))  # each Python is asked once
     problems = []
-    for (run, family), packages in wanted.items():
+    for (run, family), wanted in commands.items():
         try:
-            _require(run, family, packages, absent)
+            _require(run, family, wanted, absent)
         except BadInput as error:
             problems.append(str(error))
     if problems:
@@ -93,8 +85,22 @@ def require_packages(
 
 def packages(plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], families: Mapping[str, str | None]) -> set[str]:
     """All that jobs will import, as in `require_packages`."""
-    named = ((command(plan, rule, of), of) for rule, of in jobs)
-    return {package for run, of in named if run in families for package in _wanted(plan, run, of)}
+    return set().union(*_commands(plan, jobs, families).values())
+
+
+def _commands(
+    plan: Plan, jobs: Iterable[tuple[str, Mapping[str, str]]], families: Mapping[str, str | None]
+) -> dict[tuple[str, str | None], dict[str, str]]:
+    """(command, its family) -> package that its jobs import -> what asks for it."""
+    wanted: dict[tuple[str, str | None], dict[str, str]] = {}
+    for rule, of in jobs:
+        run = command(plan, rule, of)
+        if run not in families:
+            continue  # the login node's own: downloads, the report
+        wanted.setdefault((run, families[run]), {}).update(_wanted(plan, run, of))
+        if run == "evalscope":  # which lets the policy answer by a command of its own
+            wanted.setdefault(("answer", families["answer"]), {}).update(_wanted(plan, "answer", of))
+    return wanted
 
 
 def _require(

@@ -84,7 +84,7 @@ def _source(module: str) -> _Source:
         kept[key] = _Source(_names(tree), _digest(tree))
         atexit.unregister(_keep)  # once
         atexit.register(_keep)
-    return _Source(*kept[key])
+    return kept[key]
 
 
 @cache
