@@ -255,8 +255,8 @@ def ifbench_file(results: Results, policy: str) -> Path:
 def snakemake(config: str, cores: int, *targets: str) -> None:
     """Make targets of a configuration; what is made already is not made again."""
     command = [sys.executable, "-m", "snakemake", "--configfile", config, "--cores", str(cores)]
-    how = ["--scheduler", "greedy", "--rerun-incomplete", "--quiet", "host", "reason", "rules"]
-    subprocess.run([*command, *how, "--", *targets], cwd=ROOT, check=True)
+    quiet = ["--rerun-incomplete", "--quiet", "host", "reason", "rules"]
+    subprocess.run([*command, *quiet, "--", *targets], cwd=ROOT, check=True)
 
 
 def ifbench(results: Results, cores: int, options: Sequence[str]) -> None:
