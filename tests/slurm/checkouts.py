@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster import Cluster, descendants
+from cluster import Cluster, alive, descendants
 
 from tests.helpers.checkouts import ROOT, copy_project, edit, until
 
@@ -223,7 +223,7 @@ def environment(pid: int) -> dict[str, str]:
 def held(checkout: Checkout, stage: str = "train") -> int:
     """The process of a training or SFT, stopped while it writes: SIGTERM reaches it when it goes on."""
     (pid,) = until(lambda: stages(checkout, stage), "the training")
-    until(lambda: _catches(pid, signal.SIGTERM) or not _alive(pid), "the training to begin")
+    until(lambda: _catches(pid, signal.SIGTERM) or not alive(pid), "the training to begin")
     os.kill(pid, signal.SIGSTOP)
     assert list((checkout.path / "results/small/policies").glob(".partial-*")), "it writes nothing yet"
     return int(pid)
@@ -260,10 +260,6 @@ def pending(pid: int, number: signal.Signals) -> bool:
 
 def _catches(pid: int, number: signal.Signals) -> bool:
     return _has(pid, "SigCgt", number)
-
-
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 def _has(pid: int, line: str, number: signal.Signals) -> bool:

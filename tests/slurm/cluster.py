@@ -188,7 +188,7 @@ class Cluster:
         victims = {p for pid in jobs for p in (pid, *descendants(pid))} | set(self.pids().values())
         for pid in victims:
             _kill(pid)
-        self._until(lambda: not any(_alive(pid) for pid in victims), "the end of the daemons")
+        self._until(lambda: not any(alive(pid) for pid in victims), "the end of the daemons")
         shutil.rmtree(self.directory)
 
     def pids(self) -> dict[str, int]:
@@ -319,12 +319,12 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     return bool(fields := _stat(pid)) and fields[0] != "Z"
 
 
 def _started(pid: int) -> str | None:
-    return _stat(pid)[19] if _alive(pid) else None
+    return _stat(pid)[19] if alive(pid) else None
 
 
 def descendants(pid: int) -> list[int]:
