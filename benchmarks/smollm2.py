@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks import smollm2_public as public
 from benchmarks.measuring import markdown
 from examples.ifbench import NEW_TOKENS
 from mnpo.config.configuration import Config
 from mnpo.config.reading import load
+from mnpo.planning.fits import replica
 from mnpo.seeds import derive
 from mnpo.statistics import cyclic_triples, interval, paired
 from mnpo.storage.records import JUDGED, SAMPLED, read
@@ -53,8 +55,9 @@ class Results:
     def methods(self) -> dict[str, list[str]]:
         """Method -> its last policies, a seed each; SFT first."""
         found: dict[str, list[str]] = {"SFT": ["sft"]}
-        for name, run in self.config.runs.items():
-            found.setdefault((run.label or name).partition(",")[0], []).append(f"{name}.{len(run.iterations)}")
+        for seed, (name, run) in product(range(1, self.config.seeds + 1), self.config.runs.items()):
+            policy = f"{replica(name, seed)}.{len(run.iterations)}"
+            found.setdefault((run.label or name).partition(",")[0], []).append(policy)
         return found
 
     @cached_property
@@ -68,10 +71,17 @@ class Results:
         """Policy -> its sampled responses' scores, ``[voters, prompts, responses]``, prompts in the order of ids."""
         return {policy: self._scores(policy) for policy in self.summaries}
 
+    @property
+    def voters(self) -> list[str]:
+        """The oracles whose majority decides."""
+        return list(self.config.oracles[self.config.evaluation.majority or ""].of or [])
+
     def _scores(self, policy: str) -> np.ndarray:
         rows = read(JUDGED, self.root / f"evals/{policy}/heldout.parquet")
         rows = rows[rows["mode"] == SAMPLED].sort_values(["prompt_id", "k"])
-        return np.stack([rows[rows["oracle"] == v]["score"].to_numpy().reshape(-1, self.responses) for v in VOTERS])
+        return np.stack(
+            [rows[rows["oracle"] == v]["score"].to_numpy().reshape(-1, self.responses) for v in self.voters]
+        )
 
     @property
     def responses(self) -> int:
@@ -176,6 +186,15 @@ def ifbench_table(results: Results) -> Iterator[dict[str, str]]:
         }
 
 
+def public_table(results: Results) -> Iterator[dict[str, str]]:
+    """Benchmarks whose data are on no package index; a row where nobody gave them."""
+    policies = {method: results.methods[method][0] for method in IFBENCH}
+    if all((public.directory(results, p) / f"{public.ANSWERED[-1]}.parquet").exists() for p in policies.values()):
+        yield from public.table(results, policies, spread)
+    else:
+        yield {"policy": "not measured: `python -m benchmarks.smollm2 --public DIR`"}
+
+
 def exploitability_table(results: Results) -> Iterator[dict[str, str]]:
     """What a best response, trained for a stated budget, wins beyond one half."""
     table = pd.read_csv(results.root / "tables/exploitability.csv")
@@ -214,6 +233,8 @@ def page(results: Results, tuning: Sequence[Mapping[str, str]], answer: str, min
         circles=f"{circles(results):.1%}",
         exploitability=markdown(list(exploitability_table(results))),
         ifbench=markdown(bench),
+        public=markdown(list(public_table(results))),
+        public_tokens=public.NEW_TOKENS,
         items=bench[0]["items"],
         new_tokens=NEW_TOKENS,
         tuning=markdown([dict(row) for row in tuning]),
@@ -299,6 +320,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--ifbench-limit", help="the first so many prompts only")
+    parser.add_argument("--public", type=Path, help="data of public benchmarks (benchmarks/smollm2_public.py)")
     given = parser.parse_args()
     if given.tune:
         tune(given.config or TUNING, given.cores)
@@ -306,6 +328,8 @@ def main() -> None:
     config = given.config or CONFIG
     results = results_of(config)
     minutes = run(results, config, given.cores, ["--limit", given.ifbench_limit] if given.ifbench_limit else [])
+    if given.public:
+        public.measure(results, [results.methods[method][0] for method in IFBENCH], given.public, given.cores)
     answer = written(given.page.read_text(encoding="utf-8")) if given.page.is_file() else UNWRITTEN
     tried = pd.read_csv(TRIED, dtype=str).to_dict("records")
     given.page.write_text(page(results, tried, answer, minutes), encoding="utf-8")

@@ -57,10 +57,10 @@ def test_every_part_but_training_runs_and_agrees_with_its_peer() -> None:
 @pytest.mark.slow
 def test_training_takes_the_steps_of_trl() -> None:
     pytest.importorskip("trl", reason="TRL is the peer of training; envs/dev.txt has it")
-    done = run("--toy", "--dtypes", "float32", "--device", "cpu", "--only", "training")
+    done = run("--toy", "--dtypes", "float32", "--device", "cpu", "--only", "training", "lora")
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
-    assert [row[0] for row in found] == ["training", "training and its reference"]
+    assert [row[0] for row in found] == ["training", "training and its reference"] * 2
     for row in found:
         assert_compared(row)
 

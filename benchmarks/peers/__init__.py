@@ -8,6 +8,7 @@
 | part | peer | ours |
 |---|---|---|
 | training | TRL's DPOTrainer, the reference precomputed | stages logps and train, objective dpo |
+| lora | the same with peft's adapters, the reference without them | the same with `lora` |
 | logps | transformers, static batches by length | stage logps, once for each opponent |
 | sampling | transformers' generate; vLLM (`--vllm PYTHON`) | stage sample |
 | scoring | transformers' sequence classifier, static batches by length | stage score |
@@ -45,3 +46,5 @@ DECODING: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95}
 GREEDY_TOKENS = 32
 """Of the answers by which samplers are compared: both sides give each prompt its greedy one."""
 BETA, SEED = 0.1, 0
+LORA = {"rank": 16, "alpha": 32}
+"""Of both sides, on all linear layers but the head. Each draws its first adapters, so losses differ a little."""

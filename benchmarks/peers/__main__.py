@@ -20,7 +20,7 @@ from benchmarks.measuring import last_json, run, spread, told
 
 FLOAT, HALF = "float32", "bfloat16"
 MODEL = Path("models/smollm2-135m")
-NAMES = ("training", "logps", "sampling", "scoring", "harness")
+NAMES = ("training", "lora", "logps", "sampling", "scoring", "harness")
 
 
 class Part(NamedTuple):
@@ -46,6 +46,8 @@ class Part(NamedTuple):
 PARTS = [
     Part("training", "training", "TRL", "pairs/s", (4, 8, 2), (1024, 512, 2048, 16384), {FLOAT: 1e-3, HALF: 0.05},
          2.5, 0.6),
+    Part("lora", "training, LoRA", "TRL with peft", "pairs/s", (4, 8, 2), (1024, 512, 2048, 16384),
+         {FLOAT: 0.05, HALF: 0.05}),
     Part("logps", "log-probabilities, one opponent", "transformers", "tokens/s", (16, 4, 8, 32), (0,),
          {FLOAT: 1e-5, HALF: 0.01}),
     Part("logps", "log-probabilities, three opponents", "transformers", "tokens/s", (16, 4, 8, 32), (0,),
@@ -242,7 +244,7 @@ def show(bench: Bench, what: str, gpu: str, dtypes: Sequence[str], options: argp
         for part in PARTS:
             if part.name not in options.only or (part.side == "vllm" and not options.vllm):
                 continue
-            if part.name == "training" and find_spec("trl") is None:
+            if part.name in ("training", "lora") and find_spec("trl") is None:
                 print(_line([part.what, "", part.peer, "not installed here: envs/dev.txt has it"]), flush=True)
                 continue
             for dtype in dtypes:

@@ -191,7 +191,7 @@ def main() -> None:
     ids = json.loads((directory / "ids.json").read_text())
     read = sum(len(p["prompt_ids"]) + len(p[side]) for p in ids["pairs"] for side in ("chosen_ids", "rejected_ids"))
     scored = sum(map(len, ids["conversations"]))
-    work = {"training": len(ids["pairs"]), "logps": read, "scoring": scored}
+    work = {"training": len(ids["pairs"]), "lora": len(ids["pairs"]), "logps": read, "scoring": scored}
     print(json.dumps({"work": work, "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else ""}))
 
 

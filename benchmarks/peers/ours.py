@@ -12,11 +12,12 @@ from mnpo.stages import logps, sample, score, train
 from mnpo.storage.records import LOGPS, SAMPLES, SCORES, read
 
 
-def training(directory: Path, dtype: str, tokens: int) -> Made:
-    """`tokens`: of a micro-batch, padding included."""
+def training(directory: Path, dtype: str, tokens: int, lora: dict[str, int] | None = None) -> Made:
+    """`tokens`: of a micro-batch, padding included. `lora`: adapters alone are trained."""
     model, pairs, reference = directory / "model", directory / "pairs.parquet", directory / "reference.parquet"
     rate = json.loads((directory / "ids.json").read_text())["learning_rate"]
     optimisation = {"batch_size": BATCH, "micro_batch_tokens": tokens, "learning_rate": rate, "dtype": dtype}
+    optimisation |= {"lora": lora} if lora else {}
     settings = train.Settings.model_validate(
         {
             "policy": "dpo.1", "start": "sft", "objective": {"name": "dpo", "beta": BETA},

@@ -47,7 +47,7 @@ class Made(NamedTuple):
 
 def do(directory: Path, part: str, side: str, dtype: str, batch: int, opponents: int, greedy: bool) -> Made:
     """Run a side of a part; `batch` in the side's own unit (`PARTS`)."""
-    from benchmarks.peers import theirs
+    from benchmarks.peers import LORA, theirs
 
     if side == "vllm":
         return theirs.vllm(directory, dtype, batch, greedy)
@@ -55,6 +55,7 @@ def do(directory: Path, part: str, side: str, dtype: str, batch: int, opponents:
     if side == "peer":
         return {
             "training": lambda: theirs.training(directory, dtype, batch),
+            "lora": lambda: theirs.training(directory, dtype, batch, LORA),
             "logps": lambda: theirs.log_probabilities(directory, dtype, batch, opponents),
             "sampling": lambda: theirs.sampling(directory, dtype, batch, greedy),
             "scoring": lambda: theirs.scoring(directory, dtype, batch),
@@ -63,6 +64,7 @@ def do(directory: Path, part: str, side: str, dtype: str, batch: int, opponents:
 
     return {
         "training": lambda: ours.training(directory, dtype, batch),
+        "lora": lambda: ours.training(directory, dtype, batch, LORA),
         "logps": lambda: ours.log_probabilities(directory, dtype, opponents),
         "sampling": lambda: ours.sampling(directory, dtype, batch, greedy),
         "scoring": lambda: ours.scoring(directory, dtype),
@@ -71,7 +73,7 @@ def do(directory: Path, part: str, side: str, dtype: str, batch: int, opponents:
 
 OURS = ("pandas", "pyarrow.dataset", "mnpo.learning.training", "mnpo.models.thinking", "mnpo.oracles.reward_models",
         "mnpo.samplers.transformers", "mnpo.storage.resume")  # fmt: skip
-PEERS = {"training": ("trl.trainer.dpo_trainer",)}
+PEERS = {"training": ("trl.trainer.dpo_trainer",), "lora": ("trl.trainer.dpo_trainer", "peft")}
 
 
 def _import_what_is_imported_late(directory: Path, part: str, side: str) -> None:

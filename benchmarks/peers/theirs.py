@@ -21,10 +21,11 @@ def _ids(directory: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def training(directory: Path, dtype: str, pairs: int) -> Made:
-    """`pairs`: of a micro-batch. Batches are ours, in our order."""
+def training(directory: Path, dtype: str, pairs: int, lora: dict[str, int] | None = None) -> Made:
+    """`pairs`: of a micro-batch. Batches are ours, in our order. `lora`: adapters alone are trained."""
     import torch
     from datasets import Dataset
+    from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
     from trl.trainer import dpo_trainer
 
@@ -61,11 +62,16 @@ def training(directory: Path, dtype: str, pairs: int) -> Made:
         disable_tqdm=True,
         seed=SEED,
     )
+    adapters = lora and LoraConfig(
+        r=lora["rank"], lora_alpha=lora["alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     rows = Dataset.from_list([ids["pairs"][i] for batch in ids["batches"] for i in batch])
     hashed = mock.patch.object(dpo_trainer, "hash_module", reference.around(dpo_trainer.hash_module))
     scored = mock.patch.object(Trainer, "_precompute_ref_logps", reference.around(Trainer._precompute_ref_logps))
     with hashed, scored, whole:
-        trainer = Trainer(str(reading), args=asked, train_dataset=rows, processing_class=_tokenizer(reading))
+        trainer = Trainer(
+            str(reading), args=asked, train_dataset=rows, processing_class=_tokenizer(reading), peft_config=adapters
+        )
         trainer.train()
         trainer.save_model()
     steps = [losses[i : i + BATCH // pairs] for i in range(0, len(losses), BATCH // pairs)]

@@ -26,6 +26,7 @@ from pydantic_core import ErrorDetails
 from mnpo.errors import BadInput
 
 REFERENCE = "sft"  # the policy that every run starts from
+UNNAMED = ""  # the tag of a kind of value that a message does not name
 DEMO = "demo"  # the endpoint of a judge that the stage starts itself
 DATASET = "dataset"  # whose responses, or whose preferences, came with the prompts
 
@@ -102,7 +103,7 @@ def validated(block: type[AnyBlock], content: Any, where: str) -> AnyBlock:
 
 
 def _explained(block: type[BaseModel], error: ErrorDetails) -> str:
-    path = ".".join(str(p) for p in error["loc"])
+    path = ".".join(str(p) for p in error["loc"] if p != UNNAMED)
     if error["type"] == "extra_forbidden":
         *parents, key = error["loc"]
         return f"{path}: unknown key{nearest(str(key), _fields(block, parents))}"

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from mnpo.config.blocks import Block, Name, Number, Parts, Positive, Share, nearest
+from mnpo.config.blocks import UNNAMED, Block, Name, Number, Parts, Positive, Share, nearest
 from mnpo.config.text import TextForm
 from mnpo.config.training import Batches, Clip, LastBatch, NullIsOff, Optimiser, Schedule
 
+NASH = "nash"
 Weights = Annotated[
-    list[Number],
+    Annotated[list[Number], Tag(UNNAMED)] | Annotated[Literal["nash"], Tag(NASH)],
+    Discriminator(lambda given: NASH if given == NASH else UNNAMED),
     WithJsonSchema(
         {
             "anyOf": [
                 {"type": "array", "items": {"type": "number"}},
                 {"type": "object", "additionalProperties": {"type": "number"}},
+                {"const": NASH},
             ]
         }
     ),
@@ -50,7 +53,10 @@ class Objective(Block):
     """Past policies that oppose, pi_t included (td-mnpo)."""
     weights: Weights | None = None
     """lambda of the opponents, scaled to one over those that exist: a list, of past policies in `order`, of players in
-    that of `players`; or player: weight. None: equal."""
+    that of `players`; or player: weight. None: equal. `nash`: the equilibrium of the game that the opponents play
+    against each other on the iteration's prompts, as the run's oracle decides it (ours; docs/method.md, eq. 24)."""
+    nash_tau: Positive | None = None
+    """Of `weights: nash`: how strongly the equilibrium is drawn to equal weights; None: not at all."""
     order: Literal["newest-first", "oldest-first"] | None = None
     """Of a list of weights of past policies; None is newest-first. The public code has had both (docs/ledger.md, point
     41)."""
@@ -65,6 +71,8 @@ class Objective(Block):
     def _weights_by_name(cls, content: Any) -> Any:
         """Players' weights in the players' order, whatever the order of their names."""
         named = content.get("weights") if isinstance(content, Mapping) else None
+        if isinstance(named, str) and named != NASH:
+            raise ValueError(f"weights: {named!r} is neither {NASH} nor a list of numbers{nearest(named, [NASH])}")
         if not isinstance(named, Mapping):
             return content
         players = content.get("players") or []
@@ -78,7 +86,7 @@ class Objective(Block):
 
     def member_settings(self) -> dict[str, Any]:
         """What of it `family.member` takes: all that does not say who opposes."""
-        return self.model_dump(exclude={"history", "weights", "order", "players", "updates"})
+        return self.model_dump(exclude={"history", "weights", "nash_tau", "order", "players", "updates"})
 
 
 class Protocol(Block):

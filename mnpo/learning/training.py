@@ -19,7 +19,7 @@ from mnpo.errors import Diverged
 from mnpo.learning import batches
 from mnpo.learning.distributed import Engine, engine
 from mnpo.learning.trackers import watched
-from mnpo.models.checkpoints import save, save_copy
+from mnpo.models.checkpoints import load_model, save, save_copy
 from mnpo.models.logprobs import ResponseLogprobs
 from mnpo.progress import say, track
 from mnpo.ranks import rank, ranks
@@ -220,27 +220,48 @@ def prepared(model: PreTrainedModel, optimisation: Optimisation) -> ResponseLogp
 
         lora = optimisation.lora
         inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear"), model)
+        _hold_frozen(model, optimisation)
     if optimisation.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return ResponseLogprobs(model)
 
 
+def _hold_frozen(model: PreTrainedModel, optimisation: Optimisation) -> None:
+    """Hold what adapters leave alone in the type that it is computed in: no float32 beside a copy in every pass.
+
+    FSDP and ZeRO want weights of one type; there they stay float32.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if optimisation.dtype != "float32" and optimisation.parallel == "ddp":
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.get_base_layer().to(getattr(torch, optimisation.dtype))
+
+
 def write(
-    trained: Trained, model: PreTrainedModel, tokenizer: Any, directory: Path, optimisation: Optimisation
+    trained: Trained, model: PreTrainedModel, tokenizer: Any, directory: Path, optimisation: Optimisation, start: Path
 ) -> None:
-    """Rank 0 writes the policy, which any tool can load, its copy where one is asked for, and its metrics."""
+    """Rank 0 writes the policy, which any tool can load, its copy where one is asked for, and its metrics.
+
+    `start` is what training started from: of it are the frozen weights beside adapters, whole.
+    """
     if rank() == 0:
-        lora = optimisation.lora
         weights = {name.removeprefix("model."): weight for name, weight in trained.weights.items()}
-        save(model, tokenizer, directory, weights if lora is None else _merged(weights, lora))
+        if optimisation.lora is not None:
+            weights = _merged(weights, optimisation.lora, start)
+        save(model, tokenizer, directory, weights)
         if optimisation.bfloat16_copy:
             save_copy(directory)
         write_metrics(trained.history, directory / METRICS)
 
 
-def _merged(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+def _merged(weights: dict[str, Tensor], lora: Lora, start: Path) -> dict[str, Tensor]:
     """The weights of the plain model: ``W + alpha / rank * B A`` where there is an adapter (LoRA, arXiv 2106.09685)."""
     plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
+    if any(weight.dtype != torch.float32 for weight in plain.values()):
+        whole = load_model(start).state_dict()
+        plain = {name: whole[name] if w.dtype != torch.float32 else w for name, w in plain.items()}
     for name, a in weights.items():
         if name.endswith(".lora_A.default.weight"):
             b = weights[name.replace(".lora_A.", ".lora_B.")]

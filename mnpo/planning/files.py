@@ -249,6 +249,23 @@ class Files:
         _, _, policy = oracle.partition(AGAINST)
         return [self.samples(policy, part, shard)] if policy else []
 
+    def game(self, policy: str) -> str:
+        """Who beats whom among those who oppose a policy's training, and their weights in the equilibrium."""
+        return f"{self.root}/games/{policy}.json"
+
+    def fit_game(self, fit: Fit) -> list[str]:
+        """That file, where a fit reads one."""
+        return [self.game(fit.policy)] if fit.games else []
+
+    def game_scores(self, fit: Fit) -> list[str]:
+        """What it is made of: game by game, part by part, how often the first's responses beat the second's."""
+        return [
+            file
+            for first, second in fit.games
+            for part in fit.parts
+            for file in self.score_shards(first, part, f"{fit.decides}{AGAINST}{second}")
+        ]
+
     def fit_pairs(self, fit: Fit) -> list[str]:
         """The pair files of a fit."""
         return [self.pairs(fit.sampler, part, fit.oracle) for part in fit.parts]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from mnpo.config.blocks import DATASET, REFERENCE, ConfigError, nearest, validated
 from mnpo.config.configuration import Config
 from mnpo.config.evaluation import Exploitability
-from mnpo.config.runs import PRESETS, Iteration, Objective, Protocol, Run
+from mnpo.config.runs import NASH, PRESETS, Iteration, Objective, Protocol, Run
 from mnpo.config.training import Training
 from mnpo.method import family
 
@@ -35,19 +36,27 @@ class Fit:
     oracle: str
     """DATASET: none, the data themselves prefer."""
     opponents: tuple[tuple[str, float], ...]
-    """(policy, lambda), newest first; lambda sums to one."""
+    """(policy, lambda), newest first; lambda sums to one. Equal where `decides` finds it."""
     objective: Objective
     training: Training
     protocol: Protocol
     """Where it follows the paper's formulas, where its public code."""
     exploits: str | None = None
     """The fixed policy that it is a step of a best response to; None: a step of a run."""
+    decides: str | None = None
+    """The oracle of the game between the opponents, whose equilibrium is lambda (eq. 24); None: lambda is given."""
 
     @property
     def scorers(self) -> list[str]:
         """Whose log-probabilities of the pairs it reads: the opponents, and the reference if it has a share."""
         reference = [REFERENCE] if self.objective.ratio else []
         return list(dict.fromkeys([*(name for name, _ in self.opponents), *reference]))
+
+    @property
+    def games(self) -> list[tuple[str, str]]:
+        """Who plays whom so that lambda is known: every two opponents once, whatever their order."""
+        names = sorted(name for name, _ in self.opponents) if self.decides else []
+        return list(combinations(names, 2))
 
 
 def replica(run: str, seed: int) -> str:
@@ -136,6 +145,7 @@ def _fit(
     except ValueError as error:
         raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
     _require_samples(config, objective, member, iteration, oracle, where)
+    together = _together(opponents, weights)
     return Fit(
         policy=policy,
         run=name,
@@ -144,11 +154,28 @@ def _fit(
         sampler=sampler,
         parts=tuple(iteration.parts),
         oracle=oracle,
-        opponents=_together(opponents, weights),
+        opponents=together,
         objective=objective,
         training=training,
         protocol=protocol,
+        decides=_decides(run, objective, protocol, len(together), where),
     )
+
+
+def _decides(run: Run, objective: Objective, protocol: Protocol, opponents: int, where: str) -> str | None:
+    """Whose preferences weigh the opponents against each other; None: the configuration does."""
+    if objective.weights != NASH:
+        if objective.nash_tau is not None:
+            raise ConfigError(f"{where}: nash_tau is read by weights: nash; leave it out")
+        return None
+    if objective.order is not None:
+        raise ConfigError(f"{where}: order is of a list of weights, and weights: nash is none; leave it out")
+    if run.oracle is None:
+        raise ConfigError(
+            f"{where}: weights: nash lets opponents play each other, and nothing says which response is better; name "
+            "the run's oracle"
+        )
+    return run.oracle if opponents > 1 and not protocol.uniform_weights else None
 
 
 def _oracle(config: Config, run: Run, iteration: Iteration, sampler: str, where: str) -> str:
@@ -234,6 +261,7 @@ def _require_readers(config: Config, name: str, objective: Objective, kind: str,
         "history": ["history"],
         "order": ["history"],
         "weights": ["history", "players", "external"],
+        "nash_tau": ["history", "players", "external"],
         "updates": ["players"],
     }
     for key, kinds in readers.items():
@@ -254,7 +282,7 @@ def _require_readers(config: Config, name: str, objective: Objective, kind: str,
 def weights_of(objective: Objective, opponents: int, protocol: Protocol, where: str) -> list[float]:
     """lambda over the opponents that exist, newest first; what was configured must fit the number of players."""
     given = objective.weights
-    if given is None or protocol.uniform_weights:
+    if given is None or isinstance(given, str) or protocol.uniform_weights:
         return family.normalised([1.0] * opponents, opponents, where)
     players = len(objective.players) if objective.players is not None else objective.history
     if len(given) not in (opponents, players):

@@ -19,7 +19,7 @@ from mnpo.planning.fits import Fit
 
 ORDER = (
     "download", "miniature", "prompts", "demonstrations", "sft", "reuse", "sample", "score", "pair", "prefer",
-    "logps", "train", "assess", "harness", "answer", "judge",
+    "logps", "weigh", "train", "assess", "harness", "answer", "judge",
 )  # fmt: skip
 """In which stages are shown; the tables come last."""
 
@@ -84,7 +84,7 @@ def _fit(fit: Fit) -> dict[str, Any]:
         "parts": list(fit.parts),
         "oracle": fit.oracle,
         "objective": fit.objective.name,
-        "opponents": dict(fit.opponents),
+        "opponents": {name: None if fit.games else weight for name, weight in fit.opponents},
         "reference_share": fit.objective.ratio or 0.0,
     }
 
@@ -110,6 +110,9 @@ def _policies(forecast: Forecast) -> str:
 def _opponents(fit: Fit) -> str:
     """Who opposes, each with its weight among all that do, the reference's share included."""
     share = fit.objective.ratio or 0.0
+    if fit.games:
+        names = ", ".join(name for name, _ in fit.opponents)
+        return f"{names}: {1 - share:.2g} by their game" + (f", sft {share:.2g}" if share else "")
     weights: Counter[str] = Counter()
     for name, weight in fit.opponents:
         weights[name] += weight * (1 - share)  # type: ignore[assignment]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnpo import oracles
 from mnpo.config.blocks import Block
@@ -45,10 +45,19 @@ class Settings(Block):
     models: dict[str, Model] = {}
     strip: Strip | None = None
     """What is taken off the responses (see Model); None: what their policy's template says."""
+    strip_against: Strip | Literal["template"] | None = None
+    """The same of the other policy's; None: as `strip` says."""
     functions: dict[str, str] = {}
     """A user's file -> the digest of its code, when the job was planned."""
     nltk: str | None = None
     """Where NLTK's data are, for constraints on sentences."""
+
+    @property
+    def strip_of_others(self) -> Strip | None:
+        """What is taken off the other policy's responses; None: what its template says."""
+        if self.strip_against is None:
+            return self.strip
+        return None if self.strip_against == "template" else self.strip_against
 
 
 def run(
@@ -82,7 +91,7 @@ def run(
     with resumable(output, "score", settings_text, inputs, modules=modules) as (made, session):
         groups = [group for _, group in rows.groupby("prompt_id", sort=False)]
         ids, ks = [str(g["prompt_id"].iloc[0]) for g in groups], [[int(k) for k in g["k"]] for g in groups]
-        others = dict.fromkeys(ids, []) if against is None else _others(against, ids, settings.strip)
+        others = dict.fromkeys(ids, []) if against is None else _others(against, ids, settings.strip_of_others)
         shown = [thinking.answers(g["response"], g["thinking"], settings.strip) for g in groups]
         questions = [
             Question(first["prompt"], first["truth"], [*own, *others[id]], id, first["context"])

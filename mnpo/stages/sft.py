@@ -170,7 +170,7 @@ def _fine_tune(
         events=events,
         heldout=heldout,
     )
-    write(trained, model, tokenizer, directory, sft)
+    write(trained, model, tokenizer, directory, sft, directory)
     facts = {"rows": len(rows), **({"texts": len(learnt.texts)} if len(learnt.texts) != len(rows) else {})}
     facts |= {"parameters": parameters, **summary(trained.history), **chat.counts}
     return facts | ({"heldout_rows": len(aside)} if heldout else {}) | least(trained.history, sft.keep == "best")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from mnpo.learning.training import Losses
     from mnpo.method.objectives import Outcome, Pair
     from mnpo.models.chat import Chat, Encoded
 
@@ -40,8 +42,8 @@ class Settings(Block):
     policy: str
     start: str
     objective: Objective
-    opponents: list[tuple[str, float]]
-    """(scorer, lambda)."""
+    opponents: list[tuple[str, float | None]]
+    """(scorer, lambda); None: it is in the file that `mnpo weigh` wrote."""
     scorers: list[str]
     """Whose log-probabilities are given, in the order of the files: for each scorer, one file a part."""
     training: Training
@@ -63,6 +65,7 @@ def run(
     output: Path,
     logps: Sequence[Path] = (),
     training: Path | None = None,
+    game: Path | None = None,
 ) -> None:
     """Optimise a policy on pairs, against the policies whose log-probabilities are given.
 
@@ -73,9 +76,11 @@ def run(
         logps: for each scorer in the settings, one file for each of `pairs`.
         training: where the training's metrics go too, with a manifest: they outlive a policy that is not kept.
             TensorBoard's events go beside it, into `tensorboard/`.
+        game: what `mnpo weigh` wrote, where the settings leave the opponents' weights to it.
 
     Raises:
-        BadInput: pairs without log-probabilities, or precomputed ones that disagree with what training computes.
+        BadInput: pairs without log-probabilities, or precomputed ones that disagree with what training computes;
+            opponents without a weight.
         Diverged: a loss that is not finite.
         Interrupted: a signal asked to stop; the same call goes on from there.
 
@@ -83,16 +88,31 @@ def run(
     """
     rows = read(PAIRS, *pairs)
     scored = _log_probabilities(settings, rows, pairs, logps)
+    opponents = _weights(settings, game)
     asked = settings.model_dump(exclude_none=True, exclude={"objective": {"history"}})
-    inputs = [start, *pairs, *logps]
+    inputs = [start, *pairs, *logps, *([game] if game else [])]
     with process_group(), resumable(output, "train", asked, inputs, directory=True) as (made, session):
         events = training and training.parent / "tensorboard" / training.stem
-        made.facts = _train(settings, rows, scored, start, made.path, session, events)
+        made.facts = _train(settings, opponents, rows, scored, start, made.path, session, events)
+        if game:
+            made.facts["weights"] = dict(opponents)
         if training is not None and rank() == 0:
             with artifact(training, "train", asked, inputs) as copy:
                 shutil.copyfile(made.path / METRICS, copy.path)
                 copy.facts = {**made.facts, **({"ranks": ranks()} if ranks() > 1 else {})}
                 copy.earlier = session.spent
+
+
+def _weights(settings: Settings, game: Path | None) -> list[tuple[str, float]]:
+    """The opponents' lambda: of the settings, or of the game between them."""
+    found = json.loads(game.read_text(encoding="utf-8"))["weights"] if game else {}
+    weights = []
+    for name, given in settings.opponents:
+        if (weight := found.get(name) if given is None else given) is None:
+            there = f"{game} has those of {', '.join(found)}" if game else "name a file by --game"
+            raise BadInput(f"{settings.policy}: no weight of the opponent {name}; {there}")
+        weights.append((name, weight))
+    return weights
 
 
 def _log_probabilities(
@@ -118,6 +138,7 @@ def _log_probabilities(
 
 def _train(
     settings: Settings,
+    opponents: Sequence[tuple[str, float]],
     rows: pd.DataFrame,
     scored: Mapping[str, pd.DataFrame],
     start: Path,
@@ -134,15 +155,20 @@ def _train(
     tokenizer, model = load_tokenizer(start), load_model(start, attention=settings.training.attention)
     parameters = model.num_parameters()
     chat = Chat(tokenizer, settings.text, settings.form)
-    pairs = _pairs(settings, rows, scored, chat, model.device)
+    pairs = _pairs(settings, opponents, rows, scored, chat, model.device)
     torch.manual_seed(settings.seed)
     module = prepared(model, settings.training)
-    _check_start(settings, pairs, module)
+    losses: Losses = pairs.losses
+    if _is_compared(settings, pairs):
+        if ranks() == 1 and session.begins and not _drops(model):
+            losses = _first_compared(settings, pairs)
+        else:
+            _compare_start(settings, pairs, module)
     model.train()
     trained = optimise(
         module,
         settings.training,
-        pairs.losses,
+        losses,
         pairs.lengths,
         steps_of(len(rows), settings.training),
         names=pairs.names,
@@ -151,7 +177,7 @@ def _train(
         session=session,
         events=events,
     )
-    write(trained, model, tokenizer, directory, settings.training)
+    write(trained, model, tokenizer, directory, settings.training, start)
     return {"rows": len(rows), "parameters": parameters, **summary(trained.history), **chat.counts}
 
 
@@ -213,7 +239,12 @@ class _Pairs:
 
 
 def _pairs(
-    settings: Settings, rows: pd.DataFrame, scored: Mapping[str, pd.DataFrame], chat: Chat, device: Any
+    settings: Settings,
+    opponents: Sequence[tuple[str, float]],
+    rows: pd.DataFrame,
+    scored: Mapping[str, pd.DataFrame],
+    chat: Chat,
+    device: Any,
 ) -> _Pairs:
     objective = family.member(**settings.objective.member_settings())
     by_mean = settings.length_normalised or objective.length_normalised
@@ -227,7 +258,7 @@ def _pairs(
     ]
     return _Pairs(
         objective=objective,
-        opponents=settings.opponents,
+        opponents=opponents,
         names=[f"pair {r['pair_id']}" for r in records],
         chosen=[chosen for chosen, _ in texts],
         rejected=[rejected for _, rejected in texts],
@@ -282,15 +313,33 @@ def _rows(pair: Pair, batch: list[int]) -> Pair:
     return Pair(pair.chosen[batch], pair.rejected[batch])
 
 
-def _check_start(settings: Settings, pairs: _Pairs, module: Any) -> None:
-    """Training's first forward pass and the `logps` stage must agree on the policy that training starts from.
-
-    Where it is the only opponent, and the reference if there is one, the margin is 0 at first, which alone gives the
-    loss, as ``(1 / (2 eta))^2`` or ``ln 2``; it may be off by what the tolerance of the log-probabilities does to it.
-    """
+def _is_compared(settings: Settings, pairs: _Pairs) -> bool:
+    """Whether the `logps` stage read the policy that training starts from, and as training reads it."""
     otherwise = settings.form != settings.opponent_form or settings.opponent_soft_cap is False
-    if settings.start not in pairs.fixed or otherwise:
-        return
+    return settings.start in pairs.fixed and not otherwise
+
+
+def _drops(model: Any) -> bool:
+    """Whether a forward pass in training is another than in evaluation."""
+    dropped = [m.p for m in model.modules() if type(m).__name__.startswith("Dropout")]
+    return any([*dropped, getattr(model.config, "attention_dropout", 0.0)])
+
+
+def _first_compared(settings: Settings, pairs: _Pairs) -> Losses:
+    """The losses of training, the first of which is compared: nothing has moved yet, and no pass is spent on it."""
+    left = iter([True])
+
+    def losses(module: Any, batch: list[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        loss, shown = pairs.losses(module, batch)
+        if next(left, False):
+            _compare(settings, pairs, batch, loss.detach(), {name: value.detach() for name, value in shown.items()})
+        return loss, shown
+
+    return losses
+
+
+def _compare_start(settings: Settings, pairs: _Pairs, module: Any) -> None:
+    """The same by a pass of its own: where training goes on, drops units, or deals a batch out over ranks."""
     import torch
 
     from mnpo.learning.batches import by_tokens
@@ -301,6 +350,17 @@ def _check_start(settings: Settings, pairs: _Pairs, module: Any) -> None:
     batch = [batch[i] for i in by_tokens([lengths[r] for r in batch], settings.training.micro_batch_tokens)[0]]
     with torch.no_grad(), precision(settings.training, module):
         loss, shown = pairs.losses(module, batch)
+    _compare(settings, pairs, batch, loss, shown)
+
+
+def _compare(settings: Settings, pairs: _Pairs, batch: list[int], loss: Tensor, shown: Mapping[str, Tensor]) -> None:
+    """Training's first forward pass and the `logps` stage must agree on the policy that training starts from.
+
+    Where it is the only opponent, and the reference if there is one, the margin is 0 at first, which alone gives the
+    loss, as ``(1 / (2 eta))^2`` or ``ln 2``; it may be off by what the tolerance of the log-probabilities does to it.
+    """
+    import torch
+
     before, tolerance = _rows(pairs.fixed[settings.start], batch), START_TOLERANCE[settings.training.dtype]
     tokens = [torch.ones_like(loss) if pairs.by_mean else shown[f"{side}_tokens"] for side in before._fields]
     ours = [shown[f"{side}_logp"] for side in before._fields]

@@ -170,6 +170,11 @@ class Session:
         self._writing = self._kept - started
         self.record()
 
+    @property
+    def begins(self) -> bool:
+        """Whether there is nothing to go on from."""
+        return not self._checkpoints()
+
     def latest(self) -> Path | None:
         """The newest whole checkpoint; one that was damaged is reported and removed. Each rank checks its own files."""
         while True:

@@ -167,6 +167,10 @@ def test_the_names_of_scores_are_no_reason_to_cut_the_prompts_again(planned: Pla
             asked({"name": "td-mnpo", "reward_scale": 1}, "demonstrations"),
             "objective td-mnpo reads scores of chosen and rejected; demonstrations have none",
         ),
+        (
+            asked({"name": "td-mnpo", "eta": 1, "weights": "nash"}),
+            "iteration 1: weights: nash lets opponents play each other, and nothing says which response is better",
+        ),
         (asked({"name": "spin"}), "spin prefers demonstrations to its own responses; set samples: demonstrations"),
         (asked(prompts={"source": "demo", "path": None}), "samples: dataset, and the demo's prompts come with neither"),
         (asked(prompts={"scores": ["a"]}), "prompts.scores: List should have at least 2 items"),

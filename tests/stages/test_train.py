@@ -246,6 +246,26 @@ def test_a_policy_trained_by_adapters_is_saved_as_peft_merges_it(
     assert len(changed) == len(layers) and all("_proj." in name for name in changed)
 
 
+def test_what_adapters_leave_alone_is_held_in_the_type_of_products_and_saved_whole(
+    settings: Make, trained: Callable[..., Path], chain: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast would round the same weights in the same way, in every pass: no bit of the policy is another."""
+    held: list[Any] = []
+    prepare = training.prepared
+    monkeypatch.setattr(training, "prepared", lambda *given: held.append(prepare(*given)) or held[-1])
+    asked = settings({"lora": {"rank": 4, "alpha": 12}, "dtype": "bfloat16"})
+    policy = trained(asked, "held")
+    types = {p.dtype for name, p in held[0].named_parameters() if ".base_layer." in name}
+    assert types == {torch.bfloat16}
+    assert {p.dtype for p in held[0].parameters() if p.requires_grad} == {torch.float32}
+    monkeypatch.setattr(training, "_hold_frozen", lambda *_: None)
+    assert weights(policy) == weights(trained(asked, "whole"))
+    saved = load_model(policy).state_dict()
+    assert all(w.dtype == torch.float32 for w in saved.values())
+    before = load_model(chain["policy"]).state_dict()
+    assert any(not torch.equal(saved[name], before[name]) for name in saved)
+
+
 def test_computing_activations_again_changes_no_bit(settings: Make, trained: Callable[..., Path]) -> None:
     once, again = (trained(settings({"gradient_checkpointing": g, "epochs": 1}), str(g)) for g in (False, True))
     assert same(once, again)
@@ -517,3 +537,36 @@ def test_a_command_that_is_killed_again_and_again_goes_on_each_time(
 
 def last_checkpoint(directory: Path) -> int:
     return max((int(p.name.split("-")[1]) for p in directory.glob(".work-out/checkpoint-*")), default=0)
+
+
+# ------------------------------------------------------------------------------------------ weights of opponents' game
+
+
+def test_weights_of_a_game_train_as_the_same_weights_given(
+    against_two: Callable[[int], Settings], trained: Callable[..., Path], chain: dict[str, Path], others: Path,
+    tmp_path: Path, manifest_of: Callable[[Path], Any],
+) -> None:  # fmt: skip
+    """What `mnpo weigh` found is what the loss uses, to the last bit, and what the manifest says."""
+    game, given, logps = tmp_path / "game.json", against_two(2), [chain["logps"], others]
+    game.write_text(json.dumps({"weights": {"other": 0.25, "sft": 0.75}}))
+    left = given.model_copy(update={"opponents": [(name, None) for name, _ in given.opponents]})
+    run(left, chain["policy"], [chain["pairs"]], tmp_path / "by-game", logps, game=game)
+    assert weights(tmp_path / "by-game") == weights(trained(given, "by-hand", logps))
+    assert manifest_of(tmp_path / "by-game")["weights"] == {"sft": 0.75, "other": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [(None, "no weight of the opponent sft; name a file by --game"), ({"other": 1.0}, "sft; .* has those of other")],
+)
+def test_an_opponent_without_a_weight_is_refused(
+    against_two: Callable[[int], Settings], chain: dict[str, Path], others: Path, tmp_path: Path,
+    found: dict[str, float] | None, said: str,
+) -> None:  # fmt: skip
+    given = against_two(1)
+    left = given.model_copy(update={"opponents": [(name, None) for name, _ in given.opponents]})
+    game = tmp_path / "game.json" if found else None
+    if game:
+        game.write_text(json.dumps({"weights": found}))
+    with pytest.raises(BadInput, match=said):
+        run(left, chain["policy"], [chain["pairs"]], tmp_path / "out", [chain["logps"], others], game=game)

@@ -30,11 +30,33 @@ rule sft:
         " --events {params.events:q}/{wildcards.policy:q} {params.heldout:q}"
 
 
+rule weigh:
+    input:
+        lambda w: PLAN.files.game_scores(PLAN.policies.fits[w.policy]),
+    output:
+        PLAN.files.game("{policy}"),
+    log:
+        f"{LOGS}/weigh/{{policy}}.log",
+    priority: 10
+    conda:
+        "../../envs/eval.yaml"
+    threads: PLAN.threads("pair")
+    resources:
+        **asked("pair"),
+    params:
+        settings=lambda w: PLAN.settings("weigh", policy=w.policy),
+        code=PLAN.code("weigh"),
+        scores=lambda w, input: [f"--scores={file}" for file in input],
+    shell:
+        "exec python -m mnpo --log {log:q} weigh --settings {params.settings:q} {params.scores:q} --output {output:q}"
+
+
 rule train:
     input:
         start=lambda w: PLAN.files.policy(PLAN.policies.fits[w.policy].start),
         pairs=lambda w: PLAN.files.fit_pairs(PLAN.policies.fits[w.policy]),
         logps=lambda w: PLAN.files.fit_logps(PLAN.policies.fits[w.policy]),
+        game=lambda w: PLAN.files.fit_game(PLAN.policies.fits[w.policy]),
     output:
         policy=directory(PLAN.files.policy("{policy}")),
         training=PLAN.files.training("{policy}"),
@@ -55,8 +77,9 @@ rule train:
         code=PLAN.code("train"),
         pairs=lambda w, input: [f"--pairs={file}" for file in input.pairs],
         logps=lambda w, input: [f"--logps={file}" for file in input.logps],
+        game=lambda w, input: [f"--game={file}" for file in input.game],
     shell:
-        "exec {params.launch:q} -m mnpo --log {log:q} train --settings {params.settings:q} --start {input.start:q} {params.pairs:q} {params.logps:q}"
+        "exec {params.launch:q} -m mnpo --log {log:q} train --settings {params.settings:q} --start {input.start:q} {params.pairs:q} {params.logps:q} {params.game:q}"
         " --output {output.policy:q} --training {output.training:q}"
 
 

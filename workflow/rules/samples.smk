@@ -24,7 +24,7 @@ rule reuse:
 
 rule sample:
     input:
-        policy=PLAN.files.policy("{policy}"),
+        policy=lambda w: PLAN.files.policy(w.policy),
         prompts=PLAN.files.prompts("{part}"),
     output:
         **drawn("{policy}", "{part}", "{shard}"),
@@ -42,6 +42,7 @@ rule sample:
         settings=lambda w: PLAN.settings("sample", policy=w.policy, part=w.part, shard=w.shard),
         code=PLAN.code("sample"),
         logps=lambda w, output: [f"--logps={output.logps}"] if "logps" in output.keys() else [],
+        external=lambda w: found(PLAN.files.policy(w.policy)),
     shell:
         "exec python -m mnpo --log {log:q} sample --settings {params.settings:q} --policy {input.policy:q} --prompts {input.prompts:q}"
         " --output {output.samples:q} {params.logps:q}"

@@ -20,7 +20,7 @@ rule score:
     resources:
         **asked("score"),
     params:
-        settings=lambda w: PLAN.settings("score", oracle=w.oracle),
+        settings=lambda w: PLAN.settings("score", oracle=w.oracle, policy=w.policy),
         code=lambda w: PLAN.code("score", [w.oracle]),
         against=lambda w, input: [f"--against={file}" for file in input.against],
         store=lambda w, resources: (

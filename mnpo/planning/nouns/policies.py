@@ -38,7 +38,7 @@ def _train_settings(plan: Plan, policy: str) -> dict[str, Any]:
         "policy": policy,
         "start": fit.start,
         "objective": chosen,
-        "opponents": list(fit.opponents),
+        "opponents": [(name, None if fit.games else weight) for name, weight in fit.opponents],
         "scorers": fit.scorers,
         "training": fit.training,
         "length_normalised": fit.protocol.length_normalised,
@@ -48,6 +48,18 @@ def _train_settings(plan: Plan, policy: str) -> dict[str, Any]:
         "text": plan.config.text,
         "seed": derive(plan.config.seed, "train", policy),
     }
+
+
+@reads("weigh")
+def _weigh_settings(plan: Plan, policy: str) -> dict[str, Any]:
+    fit = plan.policies.fits[policy]
+    tau = {} if fit.objective.nash_tau is None else {"tau": fit.objective.nash_tau}
+    return {
+        "policy": policy,
+        "oracle": fit.decides,
+        "opponents": [name for name, _ in fit.opponents],
+        "games": fit.games,
+    } | tau
 
 
 def heldout_of(plan: Plan, policy: str) -> list[str]:
@@ -74,10 +86,22 @@ def _policies_work(plan: Plan) -> list[Work]:
             "train",
             fit.policy,
             (plan.files.policy(fit.policy), plan.files.training(fit.policy)),
-            (plan.files.policy(fit.start), *plan.files.fit_pairs(fit), *plan.files.fit_logps(fit)),
+            (
+                plan.files.policy(fit.start),
+                *plan.files.fit_pairs(fit),
+                *plan.files.fit_logps(fit),
+                *plan.files.fit_game(fit),
+            ),
             policy=fit.policy,
             models=(base,),
         )
         for fit in plan.policies.fits.values()
     ]
-    return prepared + trained
+    weighed = [
+        Work(
+            "weigh", fit.policy, (plan.files.game(fit.policy),), tuple(plan.files.game_scores(fit)), oracle=fit.decides
+        )
+        for fit in plan.policies.fits.values()
+        if fit.games
+    ]
+    return prepared + weighed + trained

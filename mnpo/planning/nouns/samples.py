@@ -37,6 +37,7 @@ def _samples_work(plan: Plan) -> list[Work]:
         (fit.sampler, part) for fit in fits for part in fit.parts if (fit.sampler, fit.oracle) != (DATASET, DATASET)
     ]
     drawn += [(fit.exploits, part) for fit in fits if fit.exploits for part in fit.parts]
+    drawn += [(player, part) for fit in fits for players in fit.games for player in players for part in fit.parts]
     drawn += [(policy, HELDOUT) for policies in plan.policies.exploiters.values() for policy in policies]
     shards = plan.files.shards
     work = []
@@ -46,5 +47,6 @@ def _samples_work(plan: Plan) -> list[Work]:
             work.append(Work("reuse", part_name(part), outputs, (plan.files.responses, prompts), shards, part=part))
         else:
             inputs, what = (plan.files.policy(policy), prompts), f"{policy} {part_name(part)}"
-            work.append(Work("sample", what, outputs, inputs, shards, policy=policy, models=(base,), part=part))
+            models = (policy if policy in plan.config.models else base,)
+            work.append(Work("sample", what, outputs, inputs, shards, policy=policy, models=models, part=part))
     return work

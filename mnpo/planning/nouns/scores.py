@@ -7,22 +7,30 @@ from typing import TYPE_CHECKING, Any
 from mnpo.config.blocks import REFERENCE
 from mnpo.planning.files import HELDOUT, part_name
 from mnpo.planning.fits import AGAINST
-from mnpo.planning.registry import Work, reads, work
+from mnpo.planning.registry import Work, reads, unique, work
 
 if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
 
 
 @reads("score")
-def _score_settings(plan: Plan, oracle: str) -> dict[str, Any]:
-    named = {"oracle": oracle.partition(AGAINST)[0]}
-    return plan.oracles.settings([oracle]) | named | plan.policies.strip(REFERENCE)  # whose runs' policies are sampled
+def _score_settings(plan: Plan, oracle: str, policy: str = REFERENCE) -> dict[str, Any]:
+    name, _, other = oracle.partition(AGAINST)
+    own, theirs = (plan.policies.strip(p) for p in (policy, other or policy))
+    apart = {} if own == theirs else {"strip_against": theirs.get("strip", "template")}
+    return plan.oracles.settings([oracle]) | {"oracle": name} | own | apart
 
 
 @work
 def _scores_work(plan: Plan) -> list[Work]:
     decides, scored = plan.policies.exploited, list[tuple[str, int | str, str]](plan.policies.paired)
     scored += [(e, HELDOUT, f"{decides[p]}{AGAINST}{p}") for p, some in plan.policies.exploiters.items() for e in some]
+    scored += [
+        (first, part, f"{fit.decides}{AGAINST}{second}")
+        for fit in plan.policies.fits.values()
+        for first, second in fit.games
+        for part in fit.parts
+    ]
     shards = range(plan.files.shards)
     return [
         Work(
@@ -40,5 +48,5 @@ def _scores_work(plan: Plan) -> list[Work]:
             oracle=oracle,
             judge=oracle if plan.oracles.asks(oracle) else None,
         )
-        for policy, part, oracle in scored
+        for policy, part, oracle in unique(scored)
     ]
