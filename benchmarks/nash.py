@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -45,17 +46,17 @@ def _difference(results: Results, method: str, base: str) -> str:
 
 def found(results: Results) -> Iterator[dict[str, str]]:
     """The games that were played: win rates of the newest over the others, and the weights of all."""
+    games = [json.loads(file.read_text()) for file in sorted((results.root / "games").glob("*.json"))]
     for method, policies in results.methods.items():
-        games = [(p, results.root / f"games/{run}.{t}.json") for p in policies for run, _, n in [p.rpartition(".")]
-                 for t in range(1, int(n or 0) + 1)]  # fmt: skip
-        played: dict[int, list[dict[str, object]]] = {}
-        for _, file in games:
-            if file.is_file():
-                game = json.loads(file.read_text())
-                played.setdefault(int(game["policy"].rpartition(".")[2]), []).append(game)
+        runs = [policy.rpartition(".")[0] for policy in policies]
+        played: dict[int, list[dict[str, Any]]] = {}
+        for game in games:
+            run, _, t = game["policy"].rpartition(".")
+            if run in runs:
+                played.setdefault(int(t), []).append(game)
         for t, some in sorted(played.items()):
             wins = np.array([game["wins"] for game in some], dtype=float)
-            weights = [", ".join(f"{w:.2f}" for w in game["weights"].values()) for game in some]  # type: ignore[attr-defined]
+            weights = [", ".join(f"{w:.2f}" for w in game["weights"].values()) for game in some]
             yield {
                 "method": method,
                 "iteration": str(t),

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import smollm2
+from benchmarks import nash, smollm2, smollm2_public
 from examples.instructions import SIZES
 from mnpo.config.reading import load
-from mnpo.storage.records import JUDGED, SAMPLED, write
+from mnpo.storage.records import ANSWERS, ITEMS, JUDGED, SAMPLED, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,24 +61,29 @@ def test_the_page_fills_every_field_and_keeps_what_was_written_by_hand() -> None
     assert fields <= set(re.findall(r"(\w+)=", Path(smollm2.__file__).read_text(encoding="utf-8")))
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> smollm2.Results:
-    """As if the experiment had run: a policy's score under every oracle is its place in the configuration, SFT's is 0;
-    the last seed of TD-MNPO 2 is below SFT."""
-    found = smollm2.Results(load(ROOT / smollm2.CONFIG), tmp_path)
+def evaluated(found: smollm2.Results, **scores: float) -> None:
+    """As if every policy had been evaluated: its score under every oracle is its place in the configuration, SFT's is
+    0, or what is given."""
     policies = [policy for seeds in found.methods.values() for policy in seeds]
     for place, policy in enumerate(policies):
-        score = -1.0 if policy == "td-mnpo-2-s3.3" else float(place)
-        keys = [(f"p{p}", k, voter) for p in range(5) for k in range(2) for voter in smollm2.VOTERS]
+        keys = [(f"p{p}", k, voter) for p in range(5) for k in range(found.responses) for voter in found.voters]
         rows = [
             {"prompt_id": p, "family": "", "mode": SAMPLED, "k": k, "response": "r", "tokens": 1, "oracle": v}
-            | {"score": score}
+            | {"score": scores.get(policy, float(place))}
             for p, k, v in keys
         ]
-        (tmp_path / "evals" / policy).mkdir(parents=True)
-        write(JUDGED, rows, tmp_path / "evals" / policy / "heldout.parquet")
+        directory = found.root / "evals" / policy
+        directory.mkdir(parents=True)
+        write(JUDGED, rows, directory / "heldout.parquet")
         summary = {"tokens": {"sampled": 30 + place}, "kl_to_reference": place / 10, "prompts_with_a_cycle": 0}
-        (tmp_path / "evals" / policy / "heldout.json").write_text(json.dumps(summary))
+        (directory / "heldout.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> smollm2.Results:
+    """As if the experiment had run; the last seed of TD-MNPO 2 is below SFT."""
+    found = smollm2.Results(load(ROOT / smollm2.CONFIG), tmp_path)
+    evaluated(found, **{"td-mnpo-2-s3.3": -1.0})
     (tmp_path / "ifbench").mkdir()
     for method in smollm2.IFBENCH:
         table = pd.DataFrame({"all": [True, method != "SFT"], "met": [2, 0], "of": [2, 1]})
@@ -109,3 +114,39 @@ def test_the_page_of_a_whole_run(results: smollm2.Results) -> None:
     assert smollm2.circles(results) == 0  # places are an order
     assert [row["prompts, strict"][:5] for row in smollm2.ifbench_table(results)] == ["0.500"] + ["1.000"] * 4
     assert "12 minutes" in page and "0.100 [0.050, 0.200]" in page and "\n\nNo.\n\n" in page
+
+
+def test_public_benchmarks_stand_on_the_page_once_they_are_measured(results: smollm2.Results) -> None:
+    """Two items, one right; answers of one word and of three, and a second turn that does not count."""
+    assert "--public DIR" in next(smollm2.public_table(results))["policy"]
+    for method in smollm2.IFBENCH:
+        directory = smollm2_public.directory(results, results.methods[method][0])
+        directory.mkdir(parents=True)
+        for name in smollm2_public.SCORED:
+            items = [{"item_id": str(i), "value": i, "weight": 1, "response": "r", "tokens": 1} for i in (0, 1)]
+            write(ITEMS, items, directory / f"{name}.parquet")
+        for name in smollm2_public.ANSWERED:
+            said = [("1", 1, "one"), ("1", 2, "not this one"), ("2", 1, "here are three")]
+            rows = [{"item_id": i, "turn": t, "response": r} for i, t, r in said]
+            more = {"category": "", "prompt": "p", "tokens": 1, "finish": "stop"}
+            write(ANSWERS, [row | more for row in rows], directory / f"{name}.parquet")
+    rows = list(smollm2.public_table(results))
+    assert [row["policy"] for row in rows] == list(smollm2.IFBENCH)
+    assert rows[0]["gsm8k, 2 items"].startswith("0.500 [") and rows[0]["mt-bench, words"].startswith("2.000 [")
+
+
+def test_methods_that_weigh_by_games_are_compared_over_all_seeds(tmp_path: Path) -> None:
+    """Places in the configuration decide, seed by seed: TD-MNPO's three policies come after INPO's of the same seed."""
+    found = smollm2.Results(load(ROOT / nash.DEMO), tmp_path)
+    evaluated(found)
+    assert found.methods["TD Nash"] == ["td-nash.4", "td-nash.s2.4", "td-nash.s3.4"]
+    (tmp_path / "games").mkdir()
+    game = {"policy": "td-nash.s2.2", "wins": [[0.5, 0.6], [0.4, 0.5]], "weights": {"td-nash.s2.1": 1.0, "sft": 0.0}}
+    (tmp_path / "games/td-nash.s2.2.json").write_text(json.dumps(game))
+    rows = {row["method"]: row for row in nash.last(found, "INPO")}
+    assert rows["TD Nash"]["win over SFT"] == "1.000 [1.000, 1.000]" and rows["TD Nash"]["seeds"] == "3"
+    assert rows["INPO"]["win over INPO"] == "" and "win over SFT" not in rows["SFT"]
+    assert list(nash.found(found)) == [
+        {"method": "TD Nash", "iteration": "2", "the first opponent wins over the others": "0.600",
+         "weights, seed by seed": "1.00, 0.00"}
+    ]  # fmt: skip
