@@ -7,35 +7,58 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from benchmarks.measuring import ROOT, markdown, put_between
-from benchmarks.smollm2 import RESAMPLES, Results, results_of, snakemake, spread
+from benchmarks.smollm2 import RESAMPLES, Results, majority_wins, results_of, snakemake, spread
 from mnpo.seeds import derive
 from mnpo.statistics import paired
 
 PAGE = ROOT / "docs/nash.md"
 DEMO, REAL = "configs/nash.yaml", "configs/smollm2-nash.yaml"
 CONFIDENCE = 0.95
+PLAYERS = "HT"
 
 
 def last(results: Results, base: str) -> Iterator[dict[str, str]]:
-    """Each method's last policies, means over seeds, beside those of `base`."""
+    """The last policies of each run with one oracle, means over seeds, beside those of `base`."""
     for method, policies in results.methods.items():
-        told = [results.summaries[policy] for policy in policies]
-        row = {"method": method, "seeds": str(len(policies))}
-        if method != "SFT":
+        if method != "SFT" and not method.startswith(PLAYERS):
             rates = [results.wins(policy, "sft").mean() for policy in policies]
-            row |= {
+            divergence = [results.summaries[policy]["kl_to_reference"] for policy in policies]
+            yield {
+                "method": method,
+                "seeds": str(len(policies)),
                 "win over SFT": spread(results.mean_wins(method, "SFT")),
                 "seed by seed": ", ".join(f"{rate:.3f}" for rate in rates),
                 f"win over {base}": "" if method == base else spread(results.mean_wins(method, base)),
                 f"win over SFT, minus {base}'s": "" if method == base else _difference(results, method, base),
+                "KL to SFT": ", ".join(f"{nats:.2f}" for nats in divergence),
             }
-        yield row | {"KL to SFT": ", ".join(f"{summary['kl_to_reference']:.2f}" for summary in told)}
+
+
+def players(results: Results) -> Iterator[dict[str, str]]:
+    """Players whose opponents are weighed by the game beside those whose opponents count the same, by their own
+    oracle."""
+    for place, oracle in enumerate(results.voters):
+        equal, weighed = (results.methods[f"{kind} {oracle}"] for kind in (PLAYERS, f"{PLAYERS} Nash"))
+        yield {
+            "player": oracle,
+            "counting the same, over SFT": spread(_wins(results, place, equal, ["sft"])),
+            "by the game, over SFT": spread(_wins(results, place, weighed, ["sft"])),
+            "by the game, over counting the same": spread(_wins(results, place, weighed, equal)),
+        }
+
+
+def _wins(results: Results, place: int, mine: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
+    """By one of the voters, over all seeds of the one against all of the other, ``[prompts]``."""
+    one = [place]
+    pairs = product(mine, theirs)
+    return np.mean([majority_wins(results.scores[a][one], results.scores[b][one]) for a, b in pairs], axis=0)
 
 
 def _difference(results: Results, method: str, base: str) -> str:
@@ -46,7 +69,7 @@ def _difference(results: Results, method: str, base: str) -> str:
 
 def found(results: Results) -> Iterator[dict[str, str]]:
     """The games that were played: win rates of the newest over the others, and the weights of all."""
-    games = [json.loads(file.read_text()) for file in sorted((results.root / "games").glob("*.json"))]
+    games = [json.loads(file.read_text()) for file in sorted((results.root / "games").glob("*[0-9].json"))]
     for method, policies in results.methods.items():
         runs = [policy.rpartition(".")[0] for policy in policies]
         played: dict[int, list[dict[str, Any]]] = {}
@@ -73,7 +96,8 @@ def main() -> None:
     for config, title, base in ((DEMO, "The demo", "INPO"), (REAL, "The real model", "TD-MNPO")):
         snakemake(config, cores)
         results = results_of(config)
-        tables = "\n\n".join(markdown(list(rows)) for rows in (last(results, base), found(results)))
+        made = [last(results, base), *([players(results)] if config == DEMO else []), found(results)]
+        tables = "\n\n".join(markdown(list(rows)) for rows in made)
         put_between(PAGE, f"## {title}: the tables\n", "\n## ", tables)
 
 

@@ -143,9 +143,13 @@ def test_methods_that_weigh_by_games_are_compared_over_all_seeds(tmp_path: Path)
     (tmp_path / "games").mkdir()
     game = {"policy": "td-nash.s2.2", "wins": [[0.5, 0.6], [0.4, 0.5]], "weights": {"td-nash.s2.1": 1.0, "sft": 0.0}}
     (tmp_path / "games/td-nash.s2.2.json").write_text(json.dumps(game))
+    (tmp_path / "games/td-nash.s2.2.json.manifest.json").write_text("{}")
     rows = {row["method"]: row for row in nash.last(found, "INPO")}
     assert rows["TD Nash"]["win over SFT"] == "1.000 [1.000, 1.000]" and rows["TD Nash"]["seeds"] == "3"
-    assert rows["INPO"]["win over INPO"] == "" and "win over SFT" not in rows["SFT"]
+    assert rows["INPO"]["win over INPO"] == "" and "SFT" not in rows and "HT brevity" not in rows
+    by_oracle = {row["player"]: row for row in nash.players(found)}
+    # Of nine pairs the later seed wins, and of two of one seed the run that comes later: 3 + 3 of 9.
+    assert by_oracle["brevity"]["by the game, over counting the same"] == "0.667 [0.667, 0.667]"
     assert list(nash.found(found)) == [
         {"method": "TD Nash", "iteration": "2", "the first opponent wins over the others": "0.600",
          "weights, seed by seed": "1.00, 0.00"}
