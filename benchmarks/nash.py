@@ -51,6 +51,9 @@ def players(results: Results) -> Iterator[dict[str, str]]:
             "counting the same, over SFT": spread(_wins(results, place, equal, ["sft"])),
             "by the game, over SFT": spread(_wins(results, place, weighed, ["sft"])),
             "by the game, over counting the same": spread(_wins(results, place, weighed, equal)),
+            "the same, seed by seed": ", ".join(
+                f"{_wins(results, place, [a], [b]).mean():.3f}" for a, b in zip(weighed, equal, strict=True)
+            ),
         }
 
 
