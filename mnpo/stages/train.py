@@ -34,6 +34,7 @@ ENVIRONMENT = "train"
 METRICS = "metrics.jsonl"
 # Nats per token that log-probabilities computed twice may differ by: the logps stage's, in float32, and training's.
 START_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+FEWEST = 16  # tokens that a shorter response counts as there: the rounding of so few has not averaged out
 
 
 class Settings(Block):
@@ -362,15 +363,19 @@ def _compare(settings: Settings, pairs: _Pairs, batch: list[int], loss: Tensor, 
     import torch
 
     before, tolerance = _rows(pairs.fixed[settings.start], batch), START_TOLERANCE[settings.training.dtype]
-    tokens = [torch.ones_like(loss) if pairs.by_mean else shown[f"{side}_tokens"] for side in before._fields]
+    tokens = [shown[f"{side}_tokens"] for side in before._fields]
+    summed = [n if pairs.by_mean else torch.ones_like(n) for n in tokens]  # terms of a sum in what is compared
+    allowed = [tolerance * n.clamp(min=FEWEST) / terms for n, terms in zip(tokens, summed, strict=True)]
     ours = [shown[f"{side}_logp"] for side in before._fields]
-    apart = max(float(((a - b).abs() / n).max()) for a, b, n in zip(ours, before, tokens, strict=True))
+    apart = tolerance * max(
+        float(((a - b).abs() / most).max()) for a, b, most in zip(ours, before, allowed, strict=True)
+    )
     found, wrong = f"differ by {apart:.3f} nats a token between the logps stage and training", apart > tolerance
     if {scorer for scorer, _ in pairs.opponents} | ({REFERENCE} if pairs.objective.ratio else set()) == {
         settings.start
     }:
         first = float(loss.mean())
-        expected, off = _without_margin(pairs, batch, [tolerance * n for n in tokens])
+        expected, off = _without_margin(pairs, batch, allowed)
         found += f", and the first loss is {first:.4f} where it is its own opponent, which makes {expected:.4f}"
         wrong |= abs(first - expected) > off
     if wrong:

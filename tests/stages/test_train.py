@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from mnpo.models.checkpoints import load_model
 from mnpo.planning.plan import Plan
 from mnpo.stages import logps as logps_stage
 from mnpo.stages import sft as sft_stage
-from mnpo.stages.train import Settings, _Pairs, _without_margin, run
+from mnpo.stages.train import Settings, _compare, _Pairs, _without_margin, run
 from mnpo.storage.records import DEMONSTRATIONS, LOGPS, PAIRS, read, rows_of, write
 from tests.helpers import warm
 from tests.helpers.interrupting import Signalled
@@ -154,6 +155,32 @@ def test_the_first_loss_may_be_off_by_what_the_tolerance_does_to_the_margin(
     pairs = _Pairs(member, [("sft", 1.0)], [], [], [], False, {"sft": nothing}, rewards=nothing, wins=nothing)
     _, off = _without_margin(pairs, [0, 1], [torch.full((2,), 1e-3)] * 2)
     assert off == pytest.approx(2e-3 * slope, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "off", "dtype", "stops"),
+    [
+        (4, 0.43, "bfloat16", False),  # seen with SmolLM2: the rounding of four tokens
+        (4, 1.7, "bfloat16", True),  # 16 tokens may be .1 off each
+        (40, 3.9, "bfloat16", False),
+        (40, 4.1, "bfloat16", True),
+        (4, 0.015, "float32", False),
+        (4, 0.017, "float32", True),
+    ],
+)
+@pytest.mark.parametrize("by_mean", [False, True])
+def test_a_short_response_counts_as_sixteen_tokens_where_training_compares_its_start(
+    settings: Make, tokens: int, off: float, dtype: str, stops: bool, by_mean: bool
+) -> None:
+    asked = settings({"dtype": dtype}, opponents=[("other", 1.0)], scorers=["other", "sft"])
+    nothing, scale = Pair(torch.zeros(1), torch.zeros(1)), tokens if by_mean else 1
+    member = family.member(**asked.objective.member_settings())
+    pairs = _Pairs(member, [("other", 1.0)], [], [], [], by_mean, {"sft": nothing}, rewards=nothing, wins=nothing)
+    shown = {f"{side}_{what}": torch.zeros(1) for side in ("chosen", "rejected") for what in ("logp", "tokens")}
+    shown |= {"rejected_logp": torch.tensor([-off / scale]), "chosen_tokens": torch.tensor([20.0])}
+    shown["rejected_tokens"] = torch.tensor([float(tokens)])
+    with pytest.raises(BadInput, match="differ by") if stops else nullcontext():
+        _compare(asked, pairs, [0], torch.zeros(1), shown)
 
 
 def test_length_normalised_margins_are_of_means(
