@@ -54,7 +54,13 @@ def players(results: Results) -> Iterator[dict[str, str]]:
             "the same, seed by seed": ", ".join(
                 f"{_wins(results, place, [a], [b]).mean():.3f}" for a, b in zip(weighed, equal, strict=True)
             ),
+            "KL to SFT, the same / by the game": " / ".join(f"{_divergence(results, p):.2f}" for p in (equal, weighed)),
         }
+
+
+def _divergence(results: Results, policies: Sequence[str]) -> float:
+    """Nats a response, mean over seeds."""
+    return float(np.mean([results.summaries[policy]["kl_to_reference"] for policy in policies]))
 
 
 def _wins(results: Results, place: int, mine: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
