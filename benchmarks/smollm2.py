@@ -36,6 +36,7 @@ TRIED = ROOT / "benchmarks/smollm2_tuning.csv"
 VOTERS = ("constraints", "brevity", "fluency")
 COMPARED = ("INPO", "TD-MNPO 2")  # those with three seeds
 IFBENCH = ("SFT", "DPO", "INPO", "ONPO", "TD-MNPO 2")
+PUBLIC = ("SFT", "INPO", "TD-MNPO 2")
 RESAMPLES, CONFIDENCE = 2000, 0.95
 UNWRITTEN = "*To be written by hand after the run, from the tables below.*"
 
@@ -188,7 +189,7 @@ def ifbench_table(results: Results) -> Iterator[dict[str, str]]:
 
 def public_table(results: Results) -> Iterator[dict[str, str]]:
     """Benchmarks whose data are on no package index; a row where nobody gave them."""
-    policies = {method: results.methods[method][0] for method in IFBENCH}
+    policies = {method: results.methods[method][0] for method in PUBLIC}
     if all((public.directory(results, p) / f"{public.ANSWERED[-1]}.parquet").exists() for p in policies.values()):
         yield from public.table(results, policies, spread)
     else:
@@ -329,7 +330,7 @@ def main() -> None:
     results = results_of(config)
     minutes = run(results, config, given.cores, ["--limit", given.ifbench_limit] if given.ifbench_limit else [])
     if given.public:
-        public.measure(results, [results.methods[method][0] for method in IFBENCH], given.public, given.cores)
+        public.measure(results, [results.methods[method][0] for method in PUBLIC], given.public, given.cores)
     answer = written(given.page.read_text(encoding="utf-8")) if given.page.is_file() else UNWRITTEN
     tried = pd.read_csv(TRIED, dtype=str).to_dict("records")
     given.page.write_text(page(results, tried, answer, minutes), encoding="utf-8")

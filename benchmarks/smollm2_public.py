@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.smollm2 import Results
 
 NEW_TOKENS = 128
-LIMITS = {"gsm8k": 100, "humaneval": 164, "mt-bench": 80, "alpaca-eval": 100}
+LIMITS = {"gsm8k": 50, "humaneval": 50, "mt-bench": 80, "alpaca-eval": 100}
 SCORED = ("gsm8k", "humaneval")
 ANSWERED = ("mt-bench", "alpaca-eval")
 HOW = {"batch_size": 64, "dtype": "bfloat16"}

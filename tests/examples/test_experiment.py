@@ -119,7 +119,7 @@ def test_the_page_of_a_whole_run(results: smollm2.Results) -> None:
 def test_public_benchmarks_stand_on_the_page_once_they_are_measured(results: smollm2.Results) -> None:
     """Two items, one right; answers of one word and of three, and a second turn that does not count."""
     assert "--public DIR" in next(smollm2.public_table(results))["policy"]
-    for method in smollm2.IFBENCH:
+    for method in smollm2.PUBLIC:
         directory = smollm2_public.directory(results, results.methods[method][0])
         directory.mkdir(parents=True)
         for name in smollm2_public.SCORED:
@@ -131,7 +131,7 @@ def test_public_benchmarks_stand_on_the_page_once_they_are_measured(results: smo
             more = {"category": "", "prompt": "p", "tokens": 1, "finish": "stop"}
             write(ANSWERS, [row | more for row in rows], directory / f"{name}.parquet")
     rows = list(smollm2.public_table(results))
-    assert [row["policy"] for row in rows] == list(smollm2.IFBENCH)
+    assert [row["policy"] for row in rows] == list(smollm2.PUBLIC)
     assert rows[0]["gsm8k, 2 items"].startswith("0.500 [") and rows[0]["mt-bench, words"].startswith("2.000 [")
 
 
