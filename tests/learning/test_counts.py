@@ -76,7 +76,7 @@ def test_training_makes_logits_of_response_tokens_only_and_reads_a_prompt_once(
     rows = read(PAIRS, chain["pairs"])
     scored = train._log_probabilities(settings, rows, [chain["pairs"]], [chain["logps"]])
     chat = Chat(checkpoints.load_tokenizer(chain["policy"]), text)
-    data = train._pairs(settings, rows, scored, chat, model.device)
+    data = train._pairs(settings, settings.opponents, rows, scored, chat, model.device)
     batch = next(shuffled(data.lengths, 8, 0))
     with counted(model) as plain:
         baseline.fit(model, settings.training, data, islice([batch], 1), 1)

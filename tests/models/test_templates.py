@@ -106,7 +106,7 @@ def test_what_is_sampled_is_scored_and_trained_and_asked_by_the_harness(
     both = [expected, chat_of(name).encode(AGAIN, "one")]
     assert scored_under(policy, text, row, tmp_path) == both
     settings = train.Settings.model_validate(tiny.first_iteration(text, {}))
-    trained = train._pairs(settings, pd.DataFrame([row]), {}, chat_of(name), "cpu")
+    trained = train._pairs(settings, settings.opponents, pd.DataFrame([row]), {}, chat_of(name), "cpu")
     assert [*trained.chosen, *trained.rejected] == both
     harness = _Chatting()
     harness.chat, harness.conversing = chat_of(name), True
