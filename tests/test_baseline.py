@@ -84,7 +84,9 @@ def test_training(tmp_path: Path, chain: dict[str, Path], text: Text) -> None:
     model: Any = load_model(chain["policy"])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     scored = train._log_probabilities(settings, rows, pairs, logps)
-    data = train._pairs(settings, rows, scored, Chat(load_tokenizer(chain["policy"]), text), model.device)
+    data = train._pairs(
+        settings, settings.opponents, rows, scored, Chat(load_tokenizer(chain["policy"]), text), model.device
+    )
     order = islice(shuffled(data.lengths, 4, settings.seed), len(history))
     losses = baseline.fit(model, settings.training, data, order, len(history))
     assert len(losses) > STEPS and losses == pytest.approx([step["loss"] for step in history], rel=1e-4)

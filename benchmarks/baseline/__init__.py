@@ -134,7 +134,9 @@ def train(
     asked = settings.model_dump(exclude_none=True)
     with artifact(output, "train", asked, [start, *pairs, *logps], directory=True) as made:
         tokenizer, model = load_tokenizer(start), load_model(start)
-        data = train_stage._pairs(settings, rows, scored, Chat(tokenizer, settings.text, settings.form), model.device)
+        data = train_stage._pairs(
+            settings, settings.opponents, rows, scored, Chat(tokenizer, settings.text, settings.form), model.device
+        )
         size = min(settings.training.batch_size, len(rows))
         steps = math.ceil(len(rows) * settings.training.epochs / size)
         order = torch.cat(
