@@ -12,6 +12,7 @@ from typing import Any, get_args
 from mnpo.config.blocks import ConfigError, nearest
 from mnpo.config.configuration import Config
 from mnpo.config.evaluation import Target
+from mnpo.config.runs import NASH
 from mnpo.errors import BadInput
 from mnpo.planning import job_graph
 from mnpo.planning.costs.assumptions import TRAIN_BYTES, WEIGHT_BYTES
@@ -301,13 +302,16 @@ def _once_more(config: Config, run: str) -> Config:
 
 
 def _one_more_player(config: Config, run: str) -> Any:
-    """The run with one more past policy among its opponents, all with equal weights."""
+    """The run with one more past policy among its opponents: with equal weights, or weighed by their game as before."""
     ours = config.runs[run]
     if ours.objective.name != "td-mnpo":
         raise ConfigError(f"runs.{run}: {ours.objective.name} has no history; one more player is one of td-mnpo's")
-    objective = ours.objective.model_copy(update={"history": ours.objective.history + 1, "weights": None})
+    update: dict[str, Any] = {"history": ours.objective.history + 1}
+    if ours.objective.weights != NASH:
+        update |= {"weights": None, "nash_tau": None}
+    objective, replaced = ours.objective.model_copy(update=update), ("history", "weights", "nash_tau")
     iterations = [
-        i.model_copy(update={"objective": {k: v for k, v in i.objective.items() if k not in ("history", "weights")}})
+        i.model_copy(update={"objective": {k: v for k, v in i.objective.items() if k not in replaced}})
         for i in ours.iterations
     ]
     return ours.model_copy(update={"objective": objective, "iterations": iterations})

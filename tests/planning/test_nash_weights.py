@@ -12,7 +12,7 @@ import pytest
 from mnpo.config.blocks import ConfigError
 from mnpo.config.reading import read_yaml
 from mnpo.planning import job_graph
-from mnpo.planning.estimate import forecast
+from mnpo.planning.estimate import forecast, slopes
 from mnpo.planning.outline import describe
 from mnpo.planning.plan import Plan
 
@@ -115,3 +115,10 @@ def test_the_public_codes_slip_of_equal_weights_plays_no_games(planned: Planned)
 def test_what_does_not_fit_is_refused(planned: Planned, objective: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         planned(runs={"mine": a_run(objective=objective)}, tables=SFT_ONLY).policies.fits  # noqa: B018
+
+
+def test_one_more_player_of_a_game_costs_its_samples_its_games_and_its_log_probabilities(planned: Planned) -> None:
+    """The third opponent of iteration 3 is the reference, which plays the other two; iteration 2 has no third."""
+    run = a_run(objective=NASH | {"history": 2, "nash_tau": 0.1})
+    config = planned(runs={"mine": run}, tables=SFT_ONLY | {"targets": ["heldout"]}).config
+    assert slopes(config, "mine")["one more player"].jobs == {"sample": 1, "score": 2, "logps": 1}
