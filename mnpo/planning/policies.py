@@ -172,10 +172,13 @@ class Policies:
         """Whether a policy is a checkpoint, and not a model behind an endpoint."""
         return policy not in self.config.models or self.config.models[policy].api is None
 
+    def model_of(self, policy: str) -> str:
+        """The entry of `models` that a policy is or was trained from."""
+        return policy if policy in self.config.models else self.config.reference.model
+
     def strip(self, policy: str) -> dict[str, str]:
-        """The setting `strip` of the model that a policy is or was trained from, where it has one."""
-        model = policy if policy in self.config.models else self.config.reference.model
-        return self.config.models[model].model_dump(include={"strip"}, exclude_none=True)
+        """The setting `strip` of that model, where it has one."""
+        return self.config.models[self.model_of(policy)].model_dump(include={"strip"}, exclude_none=True)
 
     @property
     def paired(self) -> list[tuple[str, int, str]]:

@@ -97,7 +97,7 @@ def _evaluations_work(plan: Plan) -> list[Work]:
 
 def _benchmarks_of(plan: Plan, policy: str) -> list[Work]:
     """A policy on the public benchmarks: the harness, answers to judged ones, and each judgement of these."""
-    base = policy if policy in plan.config.models else plan.config.reference.model
+    base = plan.policies.model_of(policy)
     files = (plan.files.policy(policy),) if plan.policies.has_files(policy) else ()
     work = []
     if plan.measurements.harness and files:

@@ -23,7 +23,6 @@ def _logps_settings(plan: Plan, text: str) -> dict[str, Any]:
 
 @work
 def _logps_work(plan: Plan) -> list[Work]:
-    base = plan.config.reference.model
     scored = unique(
         (fit.sampler, part, fit.oracle, fit.protocol.reading(), scorer)
         for fit in plan.policies.fits.values()
@@ -37,7 +36,7 @@ def _logps_work(plan: Plan) -> list[Work]:
             (plan.files.logps(policy, part, oracle, text, scorer),),
             (plan.files.policy(scorer), plan.files.pairs(policy, part, oracle), *said),
             policy=scorer,
-            models=() if said else (scorer if scorer in plan.config.models else base,),
+            models=() if said else (plan.policies.model_of(scorer),),
             part=part,
             oracle=oracle,
         )

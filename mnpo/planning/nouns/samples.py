@@ -31,7 +31,6 @@ def _reuse_settings(plan: Plan, shard: str) -> dict[str, Any]:
 
 @work
 def _samples_work(plan: Plan) -> list[Work]:
-    base = plan.config.reference.model
     fits = plan.policies.fits.values()
     drawn: list[tuple[str, int | str]] = [
         (fit.sampler, part) for fit in fits for part in fit.parts if (fit.sampler, fit.oracle) != (DATASET, DATASET)
@@ -47,6 +46,6 @@ def _samples_work(plan: Plan) -> list[Work]:
             work.append(Work("reuse", part_name(part), outputs, (plan.files.responses, prompts), shards, part=part))
         else:
             inputs, what = (plan.files.policy(policy), prompts), f"{policy} {part_name(part)}"
-            models = (policy if policy in plan.config.models else base,)
+            models = (plan.policies.model_of(policy),)
             work.append(Work("sample", what, outputs, inputs, shards, policy=policy, models=models, part=part))
     return work
