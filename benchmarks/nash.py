@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import ROOT, markdown, put_between
-from benchmarks.smollm2 import RESAMPLES, Results, majority_wins, results_of, snakemake, spread
-from mnpo.seeds import derive
-from mnpo.statistics import paired
+from benchmarks.smollm2 import Results, compared, difference, majority_wins, results_of, snakemake, spread
 
 PAGE = ROOT / "docs/nash.md"
 DEMO, REAL = "configs/nash.yaml", "configs/smollm2-nash.yaml"
-CONFIDENCE = 0.95
 PLAYERS = "HT"
 
 
@@ -36,7 +33,7 @@ def last(results: Results, base: str) -> Iterator[dict[str, str]]:
                 "win over SFT": spread(results.mean_wins(method, "SFT")),
                 "seed by seed": ", ".join(f"{rate:.3f}" for rate in rates),
                 f"win over {base}": "" if method == base else spread(results.mean_wins(method, base)),
-                f"win over SFT, minus {base}'s": "" if method == base else _difference(results, method, base),
+                f"win over SFT, minus {base}'s": "" if method == base else _minus(results, method, base),
                 "KL to SFT": ", ".join(f"{nats:.2f}" for nats in divergence),
             }
 
@@ -70,10 +67,8 @@ def _wins(results: Results, place: int, mine: Sequence[str], theirs: Sequence[st
     return np.mean([majority_wins(results.scores[a][one], results.scores[b][one]) for a, b in pairs], axis=0)
 
 
-def _difference(results: Results, method: str, base: str) -> str:
-    mine, theirs = results.mean_wins(method, "SFT"), results.mean_wins(base, "SFT")
-    c = paired(mine, theirs, RESAMPLES, CONFIDENCE, derive(0, "nash"))
-    return f"{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]"
+def _minus(results: Results, method: str, base: str) -> str:
+    return difference(compared(results.mean_wins(method, "SFT"), results.mean_wins(base, "SFT")))
 
 
 def found(results: Results) -> Iterator[dict[str, str]]:

@@ -26,7 +26,7 @@ from mnpo.config.configuration import Config
 from mnpo.config.reading import load
 from mnpo.planning.fits import replica
 from mnpo.seeds import derive
-from mnpo.statistics import cyclic_triples, interval, paired
+from mnpo.statistics import Comparison, cyclic_triples, interval, paired
 from mnpo.storage.records import JUDGED, SAMPLED, read
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +117,16 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
+def compared(mine: np.ndarray, theirs: np.ndarray) -> Comparison:
+    """Two methods on the same items, with a bootstrap interval over these."""
+    return paired(mine, theirs, RESAMPLES, CONFIDENCE, derive(0, "smollm2"))
+
+
+def difference(c: Comparison) -> str:
+    """It with its interval."""
+    return f"{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]"
+
+
 # ---------------------------------------------------------------------------------------------------------- the tables
 def main_table(results: Results) -> Iterator[dict[str, str]]:
     """Each method, the mean of its seeds."""
@@ -137,13 +147,13 @@ def claim_table(results: Results) -> Iterator[dict[str, str]]:
     """Each method beside INPO: directly, and by the win rates over SFT, with each seed's own difference."""
     for method in COMPARED[1:]:
         mine, inpo = results.mean_wins(method, "SFT"), results.mean_wins("INPO", "SFT")
-        c = paired(mine, inpo, RESAMPLES, CONFIDENCE, derive(0, "smollm2"))
+        c = compared(mine, inpo)
         seeds = zip(results.methods[method], results.methods["INPO"], strict=True)
         each = [results.wins(a, "sft").mean() - results.wins(b, "sft").mean() for a, b in seeds]
         yield {
             "method": method,
             "wins over INPO": spread(results.mean_wins(method, "INPO")),
-            "win over SFT, minus INPO's": f"{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]",
+            "win over SFT, minus INPO's": difference(c),
             "verdict": c.verdict,
             "the same, seed by seed": ", ".join(f"{d:+.3f}" for d in each),
         }
@@ -177,12 +187,11 @@ def ifbench_table(results: Results) -> Iterator[dict[str, str]]:
     sft = tables["SFT"]["all"].to_numpy(dtype=float)
     for method, table in tables.items():
         kept = table["all"].to_numpy(dtype=float)
-        c = paired(kept, sft, RESAMPLES, CONFIDENCE, derive(0, "smollm2"))
         yield {
             "policy": method,
             "prompts, strict": spread(kept),
             "constraints, strict": f"{table['met'].sum() / table['of'].sum():.3f}",
-            "prompts, minus SFT's": "" if method == "SFT" else f"{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]",
+            "prompts, minus SFT's": "" if method == "SFT" else difference(compared(kept, sft)),
             "items": str(len(table)),
         }
 

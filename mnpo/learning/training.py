@@ -260,13 +260,13 @@ def _merged(weights: dict[str, Tensor], lora: Lora, start: Path) -> dict[str, Te
     """The weights of the plain model: ``W + alpha / rank * B A`` where there is an adapter (LoRA, arXiv 2106.09685)."""
     plain = {name.replace(".base_layer.", "."): w for name, w in weights.items() if ".lora_" not in name}
     if any(weight.dtype != torch.float32 for weight in plain.values()):
-        whole = load_model(start).state_dict()
+        whole = load_model(start, on_cpu=True).state_dict()
         plain = {name: whole[name] if w.dtype != torch.float32 else w for name, w in plain.items()}
     for name, a in weights.items():
         if name.endswith(".lora_A.default.weight"):
             b = weights[name.replace(".lora_A.", ".lora_B.")]
             merged = name.replace(".lora_A.default.", ".")
-            plain[merged] = plain[merged] + lora.alpha / lora.rank * (b @ a)
+            plain[merged] = plain[merged] + (lora.alpha / lora.rank * (b @ a)).to(plain[merged].device)
     return plain
 
 

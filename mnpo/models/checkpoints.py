@@ -44,6 +44,7 @@ def load_model(
     dtype: Literal["float32", "bfloat16"] = "float32",
     attention: str | None = None,
     soft_cap: bool = True,
+    on_cpu: bool = False,
 ) -> PreTrainedModel:
     """The model in `path`, in evaluation mode, on `device()`.
 
@@ -55,6 +56,7 @@ def load_model(
         attention: transformers' name of an implementation. None: what config.json says, else eager for a model that
             caps its attention logits, else what transformers prefers. flex_attention is for GPUs (docs/training.md).
         soft_cap: False leaves out the cap of the attention logits that config.json asks for.
+        on_cpu: for its weights alone, beside a model that a GPU holds.
 
     Raises:
         BadInput: no such directory, no weights in it, weights that do not fit the architecture, an attention that is
@@ -76,7 +78,9 @@ def load_model(
             directory,
             config=config,
             dtype=getattr(torch, dtype),
-            device_map=device() if torch.cuda.is_available() else None,  # weight by weight, past this machine's memory
+            device_map=device()
+            if torch.cuda.is_available() and not on_cpu
+            else None,  # weight by weight, past this machine's memory
             output_loading_info=True,
             local_files_only=True,
         )
