@@ -18,7 +18,9 @@ import torch
 from benchmarks import baseline
 from mnpo.config.sampling import Decoding, Sampling
 from mnpo.config.text import Text
+from mnpo.config.training import Training
 from mnpo.learning.batches import shuffled
+from mnpo.learning.training import precision
 from mnpo.models import checkpoints
 from mnpo.models.chat import Chat
 from mnpo.samplers import Request
@@ -173,6 +175,17 @@ def test_benchmarks_run_at_toy_size(root: Path, command: list[str], rows: int) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True])
+def test_no_copy_of_a_weight_outlives_its_product(kept: bool) -> None:
+    """A copy that autocast keeps shows: the weight is gone, and products of it are not. torch's own default keeps it."""
+    layer, ones = torch.nn.Linear(8, 4, bias=False), torch.ones(1, 8)
+    ours = precision(Training(dtype="bfloat16"), layer)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16) if kept else ours:
+        assert layer(ones).abs().sum() > 0
+        layer.weight.data.zero_()
+        assert bool(layer(ones).abs().sum() > 0) is kept
+
+
 def test_a_ranks_memory_is_counted_from_tensors_without_content(root: Path) -> None:
     """Beside what passes take, a rank of four has a quarter of weights, gradients and both moments, in float32."""
     start = "import json; from benchmarks.gpu import TOY; from benchmarks.memory import model, peak; "
