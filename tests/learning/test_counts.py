@@ -177,7 +177,7 @@ def test_benchmarks_run_at_toy_size(root: Path, command: list[str], rows: int) -
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True])
 def test_no_copy_of_a_weight_outlives_its_product(kept: bool) -> None:
-    """A copy that autocast keeps shows: the weight is gone, and products of it are not. torch's own default keeps it."""
+    """A copy that autocast keeps shows: the weight is gone, products of it are not. torch keeps it by default."""
     layer, ones = torch.nn.Linear(8, 4, bias=False), torch.ones(1, 8)
     ours = precision(Training(dtype="bfloat16"), layer)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16) if kept else ours:
