@@ -9,16 +9,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 
 from mnpo.storage.records import PAIRS, read, rows_of
-from tests.helpers.checkouts import Checkout
+from tests.helpers.own import configuration, jsonl, project
 
 pytestmark = pytest.mark.slow
-
-
-def jsonl(file: Path, rows: list[Any]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def said(*contents: str) -> list[dict[str, str]]:
@@ -30,28 +25,8 @@ def metrics(policy: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, random_policy: Path) -> dict[str, Any]:
-    """A configuration of nothing but a model, prompts and an evaluation, for runs to be added to."""
-    return {
-        "name": "small",
-        "prompts": {"source": "file", "path": "rows.jsonl", "parts": 1, "heldout": 2},
-        "models": {"base": {"path": str(random_policy)}},
-        "text": {"max_length": 80, "max_prompt_length": 48},
-        "reference": {"model": "base"},
-        "oracles": {"short": {"kind": "function", "file": "rewards.py", "function": "brevity"}},
-        "sampling": {"responses": 2, "max_new_tokens": 6},
-        "training": {"batch_size": 4, "learning_rate": 1e-3},
-        "evaluation": {"oracle": "short"},
-        "tables": {"targets": ["preferences"]},
-    }
-
-
-def project(path: Path, config: dict[str, Any], rows: list[Any]) -> Checkout:
-    checkout = Checkout.of_project(path, "own.yaml")
-    (path / "own.yaml").write_text(yaml.safe_dump(config))
-    (path / "rewards.py").write_text("def brevity(responses):\n    return [-len(text) for text in responses]\n")
-    jsonl(path / "rows.jsonl", rows)
-    return checkout
+def base(random_policy: Path) -> dict[str, Any]:
+    return configuration(random_policy)
 
 
 def test_offline_objectives_learn_from_chosen_and_rejected(tmp_path: Path, base: dict[str, Any]) -> None:

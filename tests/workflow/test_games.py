@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from mnpo.storage.records import SAMPLES, read
 from tests.helpers.checkouts import Checkout
+from tests.helpers.own import configuration, project
 
 pytestmark = pytest.mark.slow
 
@@ -21,27 +20,13 @@ TRAINED = "results/small/policies/mine.2"
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, random_policy: Path) -> Checkout:
     """A run of two iterations, the second against a policy and the reference, which play each other first."""
-    checkout = Checkout.of_project(tmp_path_factory.mktemp("games") / "checkout", "own.yaml")
     objective = {"name": "td-mnpo", "eta": 0.2, "history": 2, "weights": "nash", "nash_tau": 0.1}
-    config: dict[str, Any] = {
-        "name": "small",
-        "prompts": {"source": "file", "path": "rows.jsonl", "parts": 2, "heldout": 2},
-        "models": {"base": {"path": str(random_policy)}},
-        "text": {"max_length": 80, "max_prompt_length": 48},
-        "reference": {"model": "base"},
-        "oracles": {"short": {"kind": "function", "file": "rewards.py", "function": "brevity"}},
-        "sampling": {"responses": 3, "max_new_tokens": 8, "shards": 2, "prompts_a_job": 1},
-        "training": {"batch_size": 4, "learning_rate": 1e-3},
-        "runs": {"mine": {"objective": objective, "oracle": "short", "iterations": [{"parts": [1]}, {"parts": [2]}]}},
-        "evaluation": {"oracle": "short"},
-        "tables": {"targets": ["preferences"]},
-    }
-    (checkout.path / "own.yaml").write_text(yaml.safe_dump(config))
-    (checkout.path / "rewards.py").write_text(
-        "def brevity(responses):\n    return [-len(text) for text in responses]\n"
-    )
+    run = {"objective": objective, "oracle": "short", "iterations": [{"parts": [1]}, {"parts": [2]}]}
+    config = configuration(random_policy)
+    config["prompts"]["parts"] = 2
+    config["sampling"] = {"responses": 3, "max_new_tokens": 8, "shards": 2, "prompts_a_job": 1}
     rows = [{"prompt": f"Say {word} {n} times."} for word in ("cat", "dog", "cow") for n in range(6)]
-    (checkout.path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checkout = project(tmp_path_factory.mktemp("games") / "checkout", config | {"runs": {"mine": run}}, rows)
     checkout.made("--", TRAINED)
     return checkout
 
