@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 smollm2-experiment nash lint format bench bench-gpu peers lock check-envs envs schema rulegraph layers seeds slips regime slurm-profile clean
+.PHONY: help demo plan test test-fast test-slurm test-vllm test-evalscope rehearsal rehearsal-small smollm2 smollm2-experiment smollm2-regime nash lint format bench bench-gpu peers lock check-envs envs schema rulegraph layers seeds slips regime slurm-profile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ models/smollm2-135m: | $(VENV)/.demo
 
 smollm2-experiment: models/smollm2-135m models/nltk ## Compare all methods on that model, and write docs/smollm2.md (about an hour on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.smollm2 --ifbench-limit 100
+
+smollm2-regime: models/smollm2-135m ## Try with that model where past policies should help, and write docs/regime-smollm2.md's tables
+	OMP_NUM_THREADS=1 MNPO_WARM=1 $(BIN)/python -m benchmarks.regime --real
 
 nash: models/smollm2-135m models/nltk ## Let opponents be weighed by their own game, in the demo and on that model, and write docs/nash.md's tables
 	OMP_NUM_THREADS=1 MNPO_WARM=1 $(BIN)/python -m benchmarks.nash

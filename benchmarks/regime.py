@@ -1,8 +1,11 @@
-"""Past policies where preferences run in circles, in the demo: `make regime` runs configs/regime.yaml, and writes the
-tables of docs/regime-demo.md. `--predict` runs nothing but the reference, and prints what the exact game predicts.
+"""Past policies where preferences run in circles.
 
-The jobs are the workflow's own, one after another in this process, which imports once. What is made already is not made
-again: delete results/regime to start anew.
+`make regime` tries it in the demo (configs/regime.yaml) and writes the tables of docs/regime-demo.md; `make
+smollm2-regime` (`--real`) tries it with a real model (configs/smollm2-regime.yaml, docs/regime-smollm2.md).
+`--predict` makes nothing but the reference, and prints what the exact game predicts.
+
+The demo's jobs are the workflow's own, one after another in this process, which imports once. What is made already is
+not made again: delete results/regime to start anew. The real model's are the workflow's.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,8 @@ from scipy.stats import t as student
 
 from benchmarks.chain import due, in_process
 from benchmarks.measuring import ROOT, markdown, put_between
-from examples.circles import CIRCLE, LADDER, STYLES, preferences, style
+from benchmarks.smollm2 import snakemake
+from examples.circles import CIRCLE, LADDER, LENGTHS, STYLES, length, preferences, style
 from mnpo.config.blocks import REFERENCE
 from mnpo.config.reading import load
 from mnpo.method.games import Array
@@ -29,7 +34,19 @@ from mnpo.planning.plan import Plan
 from mnpo.seeds import derive
 from mnpo.storage.records import SAMPLES, SCORES, read
 
-CONFIG, PAGE = ROOT / "configs/regime.yaml", ROOT / "docs/regime-demo.md"
+
+@dataclass(frozen=True)
+class World:
+    """Where the game is tried: its configuration, its page, and what a response's style is."""
+
+    config: Path
+    page: Path
+    styles: tuple[str, ...]
+    seen: Callable[[str], str]
+
+
+DEMO = World(ROOT / "configs/regime.yaml", ROOT / "docs/regime-demo.md", STYLES, style)
+REAL = World(ROOT / "configs/smollm2-regime.yaml", ROOT / "docs/regime-smollm2.md", LENGTHS, length)
 GAMES = {"circle": np.array(preferences(CIRCLE)), "ladder": np.array(preferences(LADDER))}
 LATER = "later half"
 SIMULATED, RESAMPLES = 200, 500
@@ -86,11 +103,11 @@ def measures(preference: Array, shares: Array) -> dict[str, float]:
     }
 
 
-def of_policy(plan: Plan, policy: str, part: int | str) -> Array:
+def of_policy(plan: Plan, world: World, policy: str, part: int | str) -> Array:
     """[prompts, styles]: shares of the styles among a policy's sampled responses to each prompt of a part."""
     rows = read(SAMPLES, *(Path(file) for file in plan.files.sample_shards(policy, part)))
-    counts = pd.crosstab(rows["prompt_id"], rows["response"].map(style), normalize="index")
-    shares: Array = counts.reindex(columns=STYLES, fill_value=0.0).to_numpy()
+    counts = pd.crosstab(rows["prompt_id"], rows["response"].map(world.seen), normalize="index")
+    shares: Array = counts.reindex(columns=world.styles, fill_value=0.0).to_numpy()
     return shares
 
 
@@ -211,11 +228,11 @@ def _resampled(preference: Array, played: Played, game: str) -> Array:
     return np.array(found)
 
 
-def tables(plan: Plan) -> Iterator[pd.DataFrame]:
+def tables(plan: Plan, world: World) -> Iterator[pd.DataFrame]:
     """A table a game."""
     for game in GAMES:
         names = {run: of.label or run for run, of in plan.config.runs.items() if of.oracle == game}
-        yield table(names, game, {run: list(_played(plan, run)) for run in names})
+        yield table(names, game, {run: list(_played(plan, world, run)) for run in names})
 
 
 def exploited(plan: Plan) -> pd.DataFrame:
@@ -239,37 +256,49 @@ def _spread(values: Array) -> str:
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
-def _played(plan: Plan, run: str) -> Iterator[list[Array]]:
+def _played(plan: Plan, world: World, run: str) -> Iterator[list[Array]]:
     """For each seed, a run's policies after 1, 2, ... updates: on the prompts that the next update samples, which are
     new to them; the last on the held-out ones."""
     iterations = plan.config.runs[run].iterations
     parts = [*(i.parts[0] for i in iterations[1:]), HELDOUT]
     for seed in range(1, plan.config.seeds + 1):
         name = replica(run, seed)
-        yield [of_policy(plan, f"{name}.{t}", part) for t, part in enumerate(parts, 1)]
+        yield [of_policy(plan, world, f"{name}.{t}", part) for t, part in enumerate(parts, 1)]
+
+
+def predict(plan: Plan, world: World) -> None:
+    """Print the reference's shares, and what they lead to in the exact game."""
+    first = (
+        str(Path(plan.files.prompts(1)).parent),
+        plan.files.policy(REFERENCE),
+        *plan.files.sample_shards(REFERENCE, 1),
+    )
+    in_process((command for command in commands(plan) if command[-1] in first), "ours")
+    start = of_policy(plan, world, REFERENCE, 1).mean(0)
+    print(", ".join(f"{name} {share:.3f}" for name, share in zip(world.styles, start, strict=True)))
+    print(markdown(prediction(plan, start)))
 
 
 def main() -> None:
     """Run what is missing, and write the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", action="store_true", help="with a real model, not in the demo")
     parser.add_argument("--predict", action="store_true")
+    parser.add_argument("--cores", type=int, default=2, help="for the real model's jobs")
     options = parser.parse_args()
+    world = REAL if options.real else DEMO
     os.chdir(ROOT)
-    plan = Plan(load(CONFIG))
+    plan = Plan(load(world.config))
     if options.predict:
-        first = (
-            str(Path(plan.files.prompts(1)).parent),
-            plan.files.policy(REFERENCE),
-            *plan.files.sample_shards(REFERENCE, 1),
-        )
-        in_process((command for command in commands(plan) if command[-1] in first), "ours")
-        start = of_policy(plan, REFERENCE, 1).mean(0)
-        print(", ".join(f"{name} {share:.3f}" for name, share in zip(STYLES, start, strict=True)))
-        print(markdown(prediction(plan, start)))
+        predict(plan, world)
         return
-    in_process(commands(plan), "ours")
-    made = "\n\n".join(markdown(t) for t in [*tables(plan), exploited(plan)])
-    put_between(PAGE, TABLE, NOTES, made)
+    if options.real:
+        last = (policies[-1] for policies in plan.policies.replicas.values())
+        snakemake(str(world.config), options.cores, "all", *(_sampled(plan, policy)[0] for policy in last))
+    else:
+        in_process(commands(plan), "ours")
+    made = [*tables(plan, world), *([exploited(plan)] if plan.policies.exploiters else [])]
+    put_between(world.page, TABLE, NOTES, "\n\n".join(map(markdown, made)))
 
 
 if __name__ == "__main__":
