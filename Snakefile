@@ -94,6 +94,11 @@ onstart:
         )
     except BadInput as error:
         raise WorkflowError(str(error))
+    # With its usual limit of 100 jobs a second, Snakemake looks for jobs again a second after each look, beside the looks
+    # that ending jobs cause: dozens a second in a long run, and each costs. Without a limit it looks when a job has ended.
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
     # Where it is asked for, jobs of this machine and this Python are forked from a process that has their libraries
     # (docs/environments.md#without-a-start-up).
     if server.asked() and here and workflow.local_exec and not workflow.touch:
