@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mnpo.errors import BadInput
@@ -49,7 +51,9 @@ def nash_of_few(wins: Array) -> Array:
 
 
 def regularised_equilibrium(preference: Array, reference: Array, tau: float, tolerance: float = 1e-12) -> Array:
-    """[actions] log-probabilities of the one policy with `pi ∝ pi_ref * exp(P(y > pi) / tau)`: 2407.00617, section 3.
+    """Log-probabilities of the one policy with `pi ∝ pi_ref * exp(P(y > pi) / tau)`: 2407.00617, section 3.
+
+    Of one game, preference [actions, actions] and reference [actions] -> [actions], or of several, [..., actions].
 
     Newton's method with halved steps. The Jacobian `I - P (diag(pi) - pi pi^T) / tau` is never singular: up to
     constants P is skew and the covariance positive, so its eigenvalues are 1 + i * something.
@@ -58,24 +62,39 @@ def regularised_equilibrium(preference: Array, reference: Array, tau: float, tol
         raise BadInput(f"tau is {tau}: the regularised equilibrium needs tau > 0; for tau = 0 use nash()")
 
     def residual(logits: Array) -> Array:
-        error = logits - reference - preference @ np.exp(log_softmax(logits)) / tau
-        return error - float(error.mean())  # a constant in the logits is no error
+        error: Array = logits - reference - advantage(preference, np.exp(log_softmax(logits))) / tau
+        centred: Array = error - error.mean(-1, keepdims=True)  # a constant in the logits is no error
+        return centred
 
     logits = np.array(reference)
-    error = residual(logits)
+    error: Array = residual(logits)
+    enough = tolerance * max(1, 1 / tau)
     for _ in range(1000):
-        if abs(error).max() <= tolerance * max(1, 1 / tau):
+        if abs(error).max() <= enough:
             return log_softmax(logits)
         policy = np.exp(log_softmax(logits))
-        jacobian = np.eye(len(policy)) - (preference - 0.5) @ (np.diag(policy) - np.outer(policy, policy)) / tau
-        step, scale = np.linalg.solve(jacobian, error), 1.0
-        while scale > 1e-12 and np.linalg.norm(residual(logits - scale * step)) >= np.linalg.norm(error):
-            scale /= 2
-        logits = logits - scale * step
-        error = residual(logits)
+        covariance: Array = policy[..., None] * (np.eye(policy.shape[-1]) - policy[..., None, :])
+        jacobian = np.eye(policy.shape[-1]) - (preference - 0.5) @ covariance / tau
+        step = np.asarray(np.linalg.solve(jacobian, error[..., None])[..., 0], float)
+        logits, error = _nearer(residual, logits, step, error, enough)
     raise RuntimeError(
         f"the regularised equilibrium was not reached: optimality error {abs(error).max():.3g} at tau {tau}"
     )
+
+
+def _nearer(
+    residual: Callable[[Array], Array], logits: Array, step: Array, error: Array, enough: float
+) -> tuple[Array, Array]:
+    """Logits after a step, which is halved in each game until its error is less, or was enough, and their error."""
+    size, scale = np.linalg.norm(error, axis=-1, keepdims=True), np.ones((*error.shape[:-1], 1))
+    there = abs(error).max(-1, keepdims=True) <= enough
+    while True:
+        tried = logits - scale * step
+        found = residual(tried)
+        far = (np.linalg.norm(found, axis=-1, keepdims=True) >= size) & (scale > 1e-12) & ~there
+        if not far.any():
+            return tried, found
+        scale = np.where(far, scale / 2, scale)
 
 
 def player_gap(

@@ -53,6 +53,7 @@ class Settings:
     weights: tuple[float, ...] | None = None  # over the history, newest first, or the other players in their order
     comparisons: str = "policy"
     seen: Seen = np.exp
+    nash_tau: float = 0.0  # of the game between past policies that weighs them
 
     @property
     def over_history(self) -> tuple[float, ...]:
@@ -114,7 +115,7 @@ def _optimistic(game: Game, settings: Settings) -> Iterates:
 
 def _td_mnpo(preference: Array, past: Array, game: Game, settings: Settings, nash: bool = False) -> Array:
     rate = settings.learning_rate
-    weights = nash_weights(preference, past) if nash else settings.over_history
+    weights = nash_weights(preference, past, settings.nash_tau) if nash else settings.over_history
     return td_mnpo(
         preference, past, weights, game.reference, rate, rate * game.tau, settings.comparisons, settings.seen
     )
@@ -148,9 +149,10 @@ def play(
     weights: Sequence[float] | None = None,
     comparisons: str = "policy",
     record: Sequence[int] | Array | None = None,
+    nash_tau: float = 0.0,
 ) -> Trace:
     """Start at the reference, update `steps` times, measure the gaps at the `record` steps (None: log-spaced)."""
-    settings = Settings(learning_rate, None if weights is None else tuple(weights), comparisons)
+    settings = Settings(learning_rate, None if weights is None else tuple(weights), comparisons, nash_tau=nash_tau)
     iterates = ALGORITHMS[choose(algorithm, ALGORITHMS, "algorithm")]
     _check_play(game, algorithm, steps, settings)
     record = log_spaced(steps) if record is None else np.unique(np.asarray(record, int))
@@ -212,6 +214,8 @@ def _check_play(game: Game, algorithm: str, steps: int, settings: Settings) -> N
     _check_weights(game, algorithm, settings.weights)
     if settings.comparisons == "opponents" and algorithm not in ("td-mnpo", *HETEROGENEOUS):
         raise BadInput(f"{algorithm} has one way to compare: leave comparisons at 'policy', or use td-mnpo or ht-mnpo")
+    if settings.nash_tau < 0 or (settings.nash_tau > 0 and algorithm != "td-mnpo-nash"):
+        raise BadInput(f"nash_tau {settings.nash_tau}: give one that is not negative, to td-mnpo-nash alone")
     if (algorithm in HETEROGENEOUS) != (game.players > 1):
         raise BadInput(
             f"{algorithm} on a game of {game.players} matrices: ht-mnpo needs several, the others play on one"

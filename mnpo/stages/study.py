@@ -40,6 +40,7 @@ class Contestant(NamedTuple):
     algorithm: str
     weights: tuple[float, ...] | None = None
     asks: int = 1
+    nash_tau: float = 0.0
 
 
 BASELINE = Contestant("INPO", "inpo")
@@ -49,6 +50,7 @@ CONTESTANTS = (
     Contestant("TD .25/.75", "td-mnpo", (0.25, 0.75)),
     Contestant("TD thirds", "td-mnpo", (1 / 3, 1 / 3, 1 / 3)),
     Contestant("TD Nash", "td-mnpo-nash", (1.0, 1.0, 1.0)),
+    Contestant("TD Nash .1", "td-mnpo-nash", (1.0, 1.0, 1.0), nash_tau=0.1),
     Contestant("TD optimistic", "td-mnpo-optimistic", (2 / 3, 1 / 3)),
     Contestant("ONPO", "onpo"),
     Contestant("EGPO (asks twice)", "egpo", asks=2),
@@ -212,7 +214,7 @@ def played(
     game = Game("study", played_on, np.tile(default_reference(actions), (count, 1)), tau)
     asked = ORACLES.get(oracle, ORACLES["exact"])
     seen = asked(contestant, derive(seed, "study", oracle, contestant.label, f"{rate:g}"))
-    settings = Settings(rate, contestant.weights, seen=seen)
+    settings = Settings(rate, contestant.weights, seen=seen, nash_tau=contestant.nash_tau)
     policies = islice(ALGORITHMS[contestant.algorithm](game, settings), 1, max(HORIZONS) + 1)
     last = [np.exp(logs).mean(0) for t, logs in enumerate(policies, 1) if t in HORIZONS]
     own = [duality_gap(mean, policy, tau, game.reference) for policy in last]

@@ -78,6 +78,14 @@ def test_regularised_equilibrium_goes_from_reference_to_nash() -> None:
     np.testing.assert_allclose(np.exp(weak), equilibria.nash(preference), atol=0.02)
 
 
+def test_regularised_equilibria_of_several_games_are_those_of_each() -> None:
+    preferences = np.stack([games.random_preference(4, seed) for seed in range(20)])
+    references = np.log(np.random.default_rng(0).dirichlet(np.ones(4), 20))
+    found = equilibria.regularised_equilibrium(preferences, references, 0.01)
+    alone = [equilibria.regularised_equilibrium(p, r, 0.01) for p, r in zip(preferences, references, strict=True)]
+    np.testing.assert_allclose(found, alone, atol=1e-9)
+
+
 @given(st.integers(0, 10_000), st.integers(2, 3))
 def test_the_closed_form_for_few_policies_is_a_nash_policy(seed: int, n: int) -> None:
     """Its worst outcome is 1/2, as linear programming's is."""

@@ -176,6 +176,18 @@ def test_what_the_oracle_sees_takes_the_policys_place_in_the_advantage_alone() -
     assert_policy(updates.inpo(RPS, HALF, UNIFORM, RATE, 0.0, rock), 2, 4, 1 / 4)
 
 
+def test_regularised_nash_weights_of_two_are_a_logistic_function_of_the_win() -> None:
+    """Whatever the other's share, the first gains w - 1/2 on the second: logit(weight) = (w - 1/2) / tau."""
+    wins = np.array([0.5, 0.6, 0.9])
+    games = np.array([[[0.5, w], [1 - w, 0.5]] for w in wins])
+    with np.errstate(divide="ignore"):
+        pure = np.log(np.repeat(np.eye(2)[:, None], 3, axis=1))  # [policies, games, actions]
+    first, second = updates.nash_weights(games, pure, 0.1)
+    np.testing.assert_allclose(first, 1 / (1 + np.exp(-(wins - 0.5) / 0.1)), atol=1e-12)
+    np.testing.assert_allclose(first + second, 1)
+    np.testing.assert_allclose(updates.nash_weights(games, pure[:1], 0.1), 1)
+
+
 def test_nash_weights_by_hand() -> None:
     """Policies that are almost rock, paper, scissors play rps: a third each. Of paper and rock, paper is all; of two
     equals, the newest."""

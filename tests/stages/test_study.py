@@ -49,7 +49,8 @@ def test_gaps_are_those_of_one_game_played_alone(contestant: study.Contestant) -
     own, plain = study.played(contestant, "exact", preferences, 0.1, 2.0, 0)
     for g in range(3):
         game = Game("one", preferences[:, g], default_reference(study.ACTIONS), 0.1)
-        trace = play(game, contestant.algorithm, 100, 2.0, contestant.weights, record=study.HORIZONS)
+        how = {"record": study.HORIZONS, "nash_tau": contestant.nash_tau}
+        trace = play(game, contestant.algorithm, 100, 2.0, contestant.weights, **how)
         np.testing.assert_allclose(own[:, g], trace.gap_last[:, 0], atol=1e-12)
         np.testing.assert_allclose(plain[:, g], trace.plain_gap_last[:, 0], atol=1e-12)
 
