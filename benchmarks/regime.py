@@ -2,7 +2,8 @@
 
 `make regime` tries it in the demo (configs/regime.yaml) and writes the tables of docs/regime-demo.md; `make
 smollm2-regime` (`--real`) tries it with a real model (configs/smollm2-regime.yaml, docs/regime-smollm2.md).
-`--predict` makes nothing but the reference, and prints what the exact game predicts.
+`--predict` makes nothing but the reference, and prints what the exact game predicts. `--tune` says how far one update
+of the real model goes (configs/smollm2-regime-tuning.yaml).
 
 The demo's jobs are the workflow's own, one after another in this process, which imports once. What is made already is
 not made again: delete results/regime to start anew. The real model's are the workflow's.
@@ -32,7 +33,7 @@ from mnpo.planning.files import HELDOUT
 from mnpo.planning.fits import AGAINST, replica
 from mnpo.planning.plan import Plan
 from mnpo.seeds import derive
-from mnpo.storage.records import SAMPLES, SCORES, read
+from mnpo.storage.records import JUDGED, PAIRS, SAMPLED, SAMPLES, SCORES, read
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class World:
 
 DEMO = World(ROOT / "configs/regime.yaml", ROOT / "docs/regime-demo.md", STYLES, style)
 REAL = World(ROOT / "configs/smollm2-regime.yaml", ROOT / "docs/regime-smollm2.md", LENGTHS, length)
+TUNING = ROOT / "configs/smollm2-regime-tuning.yaml"
 GAMES = {"circle": np.array(preferences(CIRCLE)), "ladder": np.array(preferences(LADDER))}
 LATER = "later half"
 SIMULATED, RESAMPLES = 200, 500
@@ -266,6 +268,39 @@ def _played(plan: Plan, world: World, run: str) -> Iterator[list[Array]]:
         yield [of_policy(plan, world, f"{name}.{t}", part) for t, part in enumerate(parts, 1)]
 
 
+# --------------------------------------------------------------------------------------------------- the learning rate
+
+
+def tuning(plan: Plan, world: World) -> pd.DataFrame:
+    """One update of each run beside the exact minimiser on the run's own pairs: log-odds of the styles against the
+    first, less the reference's, on held-out prompts."""
+    before = np.log(_heldout(plan, world, REFERENCE))
+    eta = next(iter(plan.config.runs.values())).objective.eta or math.nan
+    found = {"exact minimiser": minimiser(_paired(plan, world), before, eta)}
+    for run in plan.config.runs:
+        found[run] = np.log(_heldout(plan, world, f"{run}.1"))
+    moved = {name: after - before - (after - before)[0] for name, after in found.items()}
+    odds = pd.DataFrame(moved, index=world.styles).T.iloc[:, 1:].map("{:+.2f}".format)
+    return odds.rename_axis("run").reset_index()
+
+
+def _heldout(plan: Plan, world: World, policy: str) -> Array:
+    """[styles]: shares among the sampled responses to held-out prompts."""
+    rows = read(JUDGED, Path(plan.files.evaluation_items(policy, HELDOUT)))
+    rows = rows[(rows["mode"] == SAMPLED) & (rows["oracle"] == rows["oracle"].iloc[0])]
+    shares: Array = rows["response"].map(world.seen).value_counts(normalize=True)[list(world.styles)].to_numpy()
+    return shares
+
+
+def _paired(plan: Plan, world: World) -> Array:
+    """[styles, styles]: how often the row's is chosen over the column's in the reference's pairs."""
+    rows = read(PAIRS, *(Path(plan.files.pairs(*of)) for of in plan.policies.paired))
+    counts = pd.crosstab(rows["chosen"].map(world.seen), rows["rejected"].map(world.seen))
+    names = list(world.styles)
+    table: Array = counts.reindex(index=names, columns=names, fill_value=0).to_numpy(float)
+    return table
+
+
 def predict(plan: Plan, world: World) -> None:
     """Print the reference's shares, and what they lead to in the exact game."""
     first = (
@@ -284,10 +319,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", action="store_true", help="with a real model, not in the demo")
     parser.add_argument("--predict", action="store_true")
+    parser.add_argument("--tune", action="store_true", help="with a real model: try learning rates, and print them")
     parser.add_argument("--cores", type=int, default=2, help="for the real model's jobs")
     options = parser.parse_args()
     world = REAL if options.real else DEMO
     os.chdir(ROOT)
+    if options.tune:
+        snakemake(str(TUNING), options.cores)
+        print(markdown(tuning(Plan(load(TUNING)), REAL)))
+        return
     plan = Plan(load(world.config))
     if options.predict:
         predict(plan, world)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import regime
@@ -12,13 +13,15 @@ from mnpo.config.reading import load
 from mnpo.method.games import Game
 from mnpo.method.play import play
 from mnpo.planning.plan import Plan
+from mnpo.storage.records import JUDGED, PAIRS, SAMPLED, write
 
+ROOT = Path(__file__).parents[1]
 THIRDS = np.full(3, 1 / 3)
 
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return Plan(load(Path(__file__).parents[1] / "configs/regime.yaml"))
+    return Plan(load(ROOT / "configs/regime.yaml"))
 
 
 def test_every_update_has_prompts_of_its_own_and_runs_differ_in_who_opposes_alone(plan: Plan) -> None:
@@ -119,3 +122,51 @@ def test_the_table_tells_a_difference_from_noise() -> None:
     assert (base["apart"], other["apart"]) == ("", "**yes**")
     noisy = {**played, "td-mnpo": [seed(0.5), seed(1.0), seed(0.9)]}
     assert regime.table({"inpo": "INPO", "td-mnpo": "TD-MNPO"}, "circle", noisy)["apart"].tolist() == ["", "no"]
+
+
+def test_the_real_models_runs_differ_in_who_opposes_alone() -> None:
+    plan = Plan(load(regime.REAL.config))
+    runs = plan.config.runs
+    assert all(run.objective.eta == 0.5 and run.objective.ratio == 0.03 for run in runs.values())
+    assert {name: len(run.iterations) for name, run in runs.items()} == {
+        "inpo": 8,
+        "td-mnpo": 8,
+        "inpo-ladder": 3,
+        "td-mnpo-ladder": 3,
+    }
+    assert [i.parts for i in runs["td-mnpo"].iterations] == [[t] for t in range(1, 9)]
+    tuned = Plan(load(regime.TUNING)).config
+    assert tuned.prompts.path != plan.config.prompts.path  # nothing was chosen on what is reported
+    chosen = plan.config.training
+    assert (chosen.learning_rate, chosen.epochs) == (3e-5, 2)
+
+
+def test_an_update_beside_the_exact_minimiser_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Medium is chosen over long three times of four: by the loss its log-odds rise by (3 - 1) / 4 / (2 eta)."""
+    plan = Plan(load(regime.TUNING))
+    monkeypatch.chdir(tmp_path)
+    words = {"long": "When", "medium": "The", "short": "I"}
+
+    def judged(policy: str, shares: dict[str, int]) -> None:
+        said = [word for word, count in shares.items() for _ in range(count)]
+        rows = {"prompt_id": [f"p{i}" for i in range(len(said))], "response": [words[word] for word in said]}
+        file = Path(plan.files.evaluation_items(policy, "heldout"))
+        file.parent.mkdir(parents=True)
+        constant = {"family": "", "mode": SAMPLED, "k": 0, "tokens": 1, "oracle": "circle", "score": 0.0}
+        write(JUDGED, pd.DataFrame(rows | constant), file)
+
+    judged("sft", {"long": 4, "medium": 2, "short": 2})
+    for run in plan.config.runs:
+        judged(f"{run}.1", {"long": 2, "medium": 4, "short": 2})
+    sides = [("medium", "long")] * 3 + [("long", "medium"), ("short", "medium"), ("medium", "short")]
+    scores = dict.fromkeys(("chosen_score", "rejected_score", "chosen_win", "rejected_win"), 0.5)
+    pairs = [
+        {"pair_id": str(i), "prompt_id": str(i), "prompt": "?", "chosen": words[a], "rejected": words[b]} | scores
+        for i, (a, b) in enumerate(sides)
+    ]
+    file = Path(plan.files.pairs("sft", 1, "circle"))
+    file.parent.mkdir(parents=True)
+    write(PAIRS, pd.DataFrame(pairs), file)
+    exact, *others = regime.tuning(plan, regime.REAL).to_dict("records")
+    assert (exact["medium"], exact["short"]) == ("+0.50", "+0.50")  # medium and short are chosen as often
+    assert {(row["medium"], row["short"]) for row in others} == {("+1.39", "+0.69")}  # log 4, log 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import weakref
@@ -28,6 +29,18 @@ def test_without_vllm_the_message_names_the_environment_that_has_it(sft_policy: 
     asked = Sampling(sampler="vllm", max_new_tokens=4)
     with pytest.raises(BadInput, match=r"No module named 'vllm'.*envs/infer\.txt.*sampling\.sampler: transformers"):
         draw(sft_policy, [Request([2, 3], 0)], asked, [1], 60, "test")
+
+
+def test_flashinfers_sampler_is_not_compiled_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.32 builds it while it warms up, which needs nvcc on the node."""
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM"):
+        monkeypatch.setenv(name, "")  # they are put back
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    vllm.before_import()
+    assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER")
+    vllm.before_import()
+    assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
 
 
 class Started(Exception):
