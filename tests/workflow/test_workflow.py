@@ -327,6 +327,16 @@ def test_two_configurations_at_once_are_refused(run: Checkout) -> None:
     assert "one --configfile at a time" in result.stdout + result.stderr
 
 
+def test_snakemake_looks_for_jobs_when_one_has_ended_and_not_once_a_second(tmp_path: Path) -> None:
+    """By itself it would look again a second after each look: of twelve short jobs, one after another, about 80 times."""
+    project = Checkout.of_project(tmp_path / "project", "configs/demo.yaml")
+    found = project.snakemake("--cores", "1", "--verbose", "--until", "miniature")
+    said = found.stdout + found.stderr
+    jobs = said.count("(Rule: miniature)")
+    assert found.returncode == 0 and jobs >= 10, said[-2000:]
+    assert jobs <= said.count("Resources before job selection") <= 2 * jobs
+
+
 def test_a_mistake_in_the_configuration_is_one_message(checkout: Checkout) -> None:
     checkout.edit(CONFIG, "history: 2", "histroy: 2")
     result = checkout.snakemake("--dry-run")
