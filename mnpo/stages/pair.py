@@ -50,10 +50,11 @@ def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], out
     merged["answer"] = answers(merged["response"], merged["thinking"], settings.strip)
     with artifact(output, "pair", settings.model_dump(), [*samples, *scores]) as made:
         counts: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-        pairs = []
-        for _, group in merged.groupby("prompt_id", sort=False):
-            pairs += pairs_of(rows_of(group), settings.pairing, counts)
-        prompts = int(merged["prompt_id"].nunique())
+        responses: dict[str, list[Row]] = {}
+        for row in rows_of(merged):
+            responses.setdefault(row["prompt_id"], []).append(row)
+        pairs = [pair for of in responses.values() for pair in pairs_of(of, settings.pairing, counts)]
+        prompts = len(responses)
         if not pairs:
             raise BadInput(f"{samples[0]}: no pair can be made of {prompts} prompts ({dict(counts)})")
         write(PAIRS, pairs, made.path)

@@ -31,6 +31,7 @@ SAMPLES = 5  # K of the paper
 TUNING = 100  # games that choose learning rates and weights; none of them is reported
 DIFFERENT = (0.25, 0.5, 1.0)  # shares of three oracles' log-odds that are each one's own
 RESAMPLES, CONFIDENCE = 2000, 0.95
+ROUNDING = 1e-9  # of gaps: a difference below it is none
 
 
 class Contestant(NamedTuple):
@@ -227,8 +228,8 @@ def played(
 def plot(table: Sequence[dict[str, Any]]) -> Figure:
     """Three maps, oracle and tau down, steps and cyclic share across: gaps over INPO's.
 
-    Blue: a smaller gap than INPO's, red: a larger one; a star where the interval of the difference leaves out zero.
-    Whose gap is shown was chosen on the tuning games.
+    Blue: a smaller gap than INPO's, red: a larger one; a star where the interval of the difference leaves out zero and
+    whatever is rounding. Whose gap is shown was chosen on the tuning games.
     """
     from matplotlib.figure import Figure
     from pandas import DataFrame
@@ -254,7 +255,7 @@ def _map(axis: Any, chosen: Any, named: bool) -> None:
     for cell in chosen.itertuples():
         i, j = rows.index((cell.oracle, cell.tau)), columns.index((cell.steps, cell.cyclic))
         shown[i, j] = np.log2(max(cell.ratio, 1e-3))
-        apart = "*" if cell.less_low > 0 or cell.less_high < 0 else ""
+        apart = "*" if cell.less_low > ROUNDING or cell.less_high < -ROUNDING else ""
         name = cell.algorithm.split(" (")[0].replace(" ", "\n", 1) + "\n" if named else ""
         axis.text(j, i, f"{name}{cell.ratio:.2g}{apart}", ha="center", va="center", fontsize=8)
     axis.imshow(shown, cmap="RdBu_r", vmin=-3, vmax=3, aspect="auto", alpha=0.6)
