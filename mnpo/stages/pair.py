@@ -51,8 +51,8 @@ def run(settings: Settings, samples: Sequence[Path], scores: Sequence[Path], out
     with artifact(output, "pair", settings.model_dump(), [*samples, *scores]) as made:
         counts: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         responses: dict[str, list[Row]] = {}
-        for row in rows_of(merged):
-            responses.setdefault(row["prompt_id"], []).append(row)
+        for response in rows_of(merged):
+            responses.setdefault(response["prompt_id"], []).append(response)
         pairs = [pair for of in responses.values() for pair in pairs_of(of, settings.pairing, counts)]
         prompts = len(responses)
         if not pairs:
