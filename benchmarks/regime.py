@@ -28,6 +28,7 @@ from benchmarks.smollm2 import snakemake
 from examples.circles import CIRCLE, LADDER, LENGTHS, STYLES, length, preferences, style
 from mnpo.config.blocks import REFERENCE
 from mnpo.config.reading import load
+from mnpo.config.runs import Run
 from mnpo.method.games import Array
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.fits import AGAINST, replica
@@ -136,11 +137,19 @@ def minimiser(counts: Array, anchor: Array, eta: float) -> Array:
     return logits - np.logaddexp.reduce(logits)
 
 
+def anchor(run: Run, past: Sequence[Array], reference: Array) -> Array:
+    """Log-policy that the loss measures from (eq. 15): opponents by their weights, newest first, and the reference."""
+    used = np.array((run.objective.weights or [1.0])[: len(past)])
+    opponents = (used / used.sum()) @ np.stack(past[: len(used)])
+    ratio = run.objective.ratio or 0.0
+    log: Array = ratio * reference + (1 - ratio) * opponents
+    return log
+
+
 def simulated(plan: Plan, run: str, start: Array, random: np.random.Generator) -> Array:
     """[updates, styles]: a run of the plan on the game of styles, with as many prompts, every loss minimised."""
     of = plan.config.runs[run]
-    eta, ratio = of.objective.eta or math.nan, of.objective.ratio or 0.0
-    weights = of.objective.weights or [1.0]
+    eta = of.objective.eta or math.nan
     preference, reference = GAMES[of.oracle or ""], np.log(start)
     past = bases = [reference]
     for _ in of.iterations:
@@ -150,10 +159,8 @@ def simulated(plan: Plan, run: str, start: Array, random: np.random.Generator) -
         if of.objective.name == "onpo":
             bases = [minimiser(pairs, bases[0], eta)]
             past = [minimiser(pairs, bases[0], eta), *past]
-            continue
-        used = np.array(weights[: len(past)])
-        opponents = (used / used.sum()) @ np.stack(past[: len(used)])
-        past = [minimiser(pairs, ratio * reference + (1 - ratio) * opponents, eta), *past]
+        else:
+            past = [minimiser(pairs, anchor(of, past, reference), eta), *past]
     return np.exp(np.stack(past[-2::-1]))
 
 
@@ -268,6 +275,35 @@ def _played(plan: Plan, world: World, run: str) -> Iterator[list[Array]]:
         yield [of_policy(plan, world, f"{name}.{t}", part) for t, part in enumerate(parts, 1)]
 
 
+def followed(plan: Plan, world: World) -> pd.DataFrame:
+    """How far updates go: a row a run, the slope of the log-odds' changes over those of the exact minimiser on the same
+    pairs, from the same policies, through the origin. 1: as far; less: smaller steps. Means over seeds."""
+    rows = []
+    for run, of in plan.config.runs.items():
+        if of.objective.name == "onpo":
+            continue
+        slopes = []
+        for seed, updates in enumerate(_played(plan, world, run), 1):
+            names = [REFERENCE, *(f"{replica(run, seed)}.{t}" for t in range(1, len(updates)))]
+            parts = [iteration.parts[0] for iteration in of.iterations]
+            shares = [of_policy(plan, world, REFERENCE, parts[0]), *updates]
+            logs = [np.log(np.maximum(share.mean(0), 1e-3)) for share in shares]
+            moved, exact = np.zeros((2, len(updates), len(world.styles)))
+            for t, (name, part) in enumerate(zip(names, parts, strict=True)):
+                pairs = _counts(world, plan.files.pairs(name, part, of.oracle or ""))
+                aim = minimiser(pairs, anchor(of, logs[t::-1], logs[0]), of.objective.eta or math.nan)
+                moved[t], exact[t] = _odds(logs[t + 1] - logs[t]), _odds(aim - logs[t])
+            slopes.append((moved * exact).sum() / (exact**2).sum())
+        rows.append({"run": of.label, "its steps over the exact minimiser's": _spread(np.array(slopes))})
+    return pd.DataFrame(rows)
+
+
+def _odds(logs: Array) -> Array:
+    """Log-odds against the first style."""
+    against: Array = logs - logs[0]
+    return against
+
+
 # --------------------------------------------------------------------------------------------------- the learning rate
 
 
@@ -276,10 +312,11 @@ def tuning(plan: Plan, world: World) -> pd.DataFrame:
     first, less the reference's, on held-out prompts."""
     before = np.log(_heldout(plan, world, REFERENCE))
     eta = next(iter(plan.config.runs.values())).objective.eta or math.nan
-    found = {"exact minimiser": minimiser(_paired(plan, world), before, eta)}
+    pairs = _counts(world, *(plan.files.pairs(*of) for of in plan.policies.paired))
+    found = {"exact minimiser": minimiser(pairs, before, eta)}
     for run in plan.config.runs:
         found[run] = np.log(_heldout(plan, world, f"{run}.1"))
-    moved = {name: after - before - (after - before)[0] for name, after in found.items()}
+    moved = {name: _odds(after - before) for name, after in found.items()}
     odds = pd.DataFrame(moved, index=world.styles).T.iloc[:, 1:].map("{:+.2f}".format)
     return odds.rename_axis("run").reset_index()
 
@@ -292,9 +329,9 @@ def _heldout(plan: Plan, world: World, policy: str) -> Array:
     return shares
 
 
-def _paired(plan: Plan, world: World) -> Array:
-    """[styles, styles]: how often the row's is chosen over the column's in the reference's pairs."""
-    rows = read(PAIRS, *(Path(plan.files.pairs(*of)) for of in plan.policies.paired))
+def _counts(world: World, *files: str) -> Array:
+    """[styles, styles]: how often the row's is chosen over the column's in files of pairs."""
+    rows = read(PAIRS, *map(Path, files))
     counts = pd.crosstab(rows["chosen"].map(world.seen), rows["rejected"].map(world.seen))
     names = list(world.styles)
     table: Array = counts.reindex(index=names, columns=names, fill_value=0).to_numpy(float)
@@ -337,7 +374,7 @@ def main() -> None:
         snakemake(str(world.config), options.cores, "all", *(_sampled(plan, policy)[0] for policy in last))
     else:
         in_process(commands(plan), "ours")
-    made = [*tables(plan, world), *([exploited(plan)] if plan.policies.exploiters else [])]
+    made = [*tables(plan, world), exploited(plan) if plan.policies.exploiters else followed(plan, world)]
     put_between(world.page, TABLE, NOTES, "\n\n".join(map(markdown, made)))
 
 

@@ -12,6 +12,7 @@ from benchmarks import regime
 from mnpo.config.reading import load
 from mnpo.method.games import Game
 from mnpo.method.play import play
+from mnpo.planning.fits import replica
 from mnpo.planning.plan import Plan
 from mnpo.storage.records import JUDGED, PAIRS, SAMPLED, write
 
@@ -170,3 +171,27 @@ def test_an_update_beside_the_exact_minimiser_by_hand(tmp_path: Path, monkeypatc
     exact, *others = regime.tuning(plan, regime.REAL).to_dict("records")
     assert (exact["medium"], exact["short"]) == ("+0.50", "+0.50")  # medium and short are chosen as often
     assert {(row["medium"], row["short"]) for row in others} == {("+1.39", "+0.69")}  # log 4, log 2
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_steps_that_go_a_share_of_the_way_are_found(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policies that go `share` of the way to the exact minimiser from wherever they are, with pairs of their own."""
+    plan = Plan(load(regime.REAL.config))
+    random, start = np.random.default_rng(0), np.log(np.array([0.5, 0.3, 0.2]))
+    pairs: dict[str, np.ndarray] = {}
+    policies: dict[str, np.ndarray] = {}
+    for name, of in plan.config.runs.items():
+        for seed in range(1, plan.config.seeds + 1):
+            past, run = [start], replica(name, seed)
+            for t, iteration in enumerate(of.iterations, 1):
+                sampled = f"{run}.{t - 1}" if t > 1 else "sft"
+                file = plan.files.pairs(sampled, iteration.parts[0], of.oracle or "")
+                pairs.setdefault(file, random.integers(1, 20, (3, 3)).astype(float))
+                aim = regime.minimiser(pairs[file], regime.anchor(of, past, start), of.objective.eta or 0)
+                log = past[0] + share * (aim - past[0])
+                past = [log - np.logaddexp.reduce(log), *past]
+                policies[f"{run}.{t}"] = np.maximum(np.exp(past[0]), 1e-3)[None]
+    monkeypatch.setattr(regime, "_counts", lambda world, file: pairs[file])
+    monkeypatch.setattr(regime, "of_policy", lambda plan, world, p, part: policies.get(p, np.exp(start)[None]))
+    found = regime.followed(plan, regime.REAL)
+    assert found.iloc[:, 1].str.startswith(f"{share:.2f}").all() and len(found) == 4

@@ -328,7 +328,7 @@ def test_two_configurations_at_once_are_refused(run: Checkout) -> None:
 
 
 def test_snakemake_looks_for_jobs_when_one_has_ended_and_not_once_a_second(tmp_path: Path) -> None:
-    """By itself it would look again a second after each look: of twelve short jobs, one after another, about 80 times."""
+    """By itself it looks again a second after each look: at twelve short jobs, one after another, about 80 times."""
     project = Checkout.of_project(tmp_path / "project", "configs/demo.yaml")
     found = project.snakemake("--cores", "1", "--verbose", "--until", "miniature")
     said = found.stdout + found.stderr
