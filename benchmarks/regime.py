@@ -146,8 +146,11 @@ def anchor(run: Run, past: Sequence[Array], reference: Array) -> Array:
     return log
 
 
-def simulated(plan: Plan, run: str, start: Array, random: np.random.Generator) -> Array:
-    """[updates, styles]: a run of the plan on the game of styles, with as many prompts, every loss minimised."""
+def simulated(plan: Plan, run: str, start: Array, random: np.random.Generator, share: float = 1) -> Array:
+    """[updates, styles]: a run of the plan on the game of styles, with as many prompts.
+
+    Every update goes `share` of the way to the least loss, ONPO's all of it.
+    """
     of = plan.config.runs[run]
     eta = of.objective.eta or math.nan
     preference, reference = GAMES[of.oracle or ""], np.log(start)
@@ -160,17 +163,19 @@ def simulated(plan: Plan, run: str, start: Array, random: np.random.Generator) -
             bases = [minimiser(pairs, bases[0], eta)]
             past = [minimiser(pairs, bases[0], eta), *past]
         else:
-            past = [minimiser(pairs, anchor(of, past, reference), eta), *past]
+            aim = minimiser(pairs, anchor(of, past, reference), eta)
+            log = past[0] + share * (aim - past[0])
+            past = [log - np.logaddexp.reduce(log), *past]
     return np.exp(np.stack(past[-2::-1]))
 
 
-def prediction(plan: Plan, start: Array) -> pd.DataFrame:
+def prediction(plan: Plan, start: Array, share: float = 1) -> pd.DataFrame:
     """Means over simulations, and between which values 95% of means over as many seeds as the plan has fall."""
     rows = []
     for run, of in plan.config.runs.items():
         random = np.random.default_rng(derive(0, "regime", run))
         found = pd.DataFrame(
-            [measures(GAMES[of.oracle or ""], simulated(plan, run, start, random)) for _ in range(SIMULATED)]
+            [measures(GAMES[of.oracle or ""], simulated(plan, run, start, random, share)) for _ in range(SIMULATED)]
         )
         few = [found.iloc[random.choice(len(found), plan.config.seeds)].mean() for _ in range(RESAMPLES)]
         low, high = np.quantile(np.stack(few), [0.025, 0.975], axis=0)
@@ -338,7 +343,7 @@ def _counts(world: World, *files: str) -> Array:
     return table
 
 
-def predict(plan: Plan, world: World) -> None:
+def predict(plan: Plan, world: World, share: float) -> None:
     """Print the reference's shares, and what they lead to in the exact game."""
     first = (
         str(Path(plan.files.prompts(1)).parent),
@@ -348,7 +353,7 @@ def predict(plan: Plan, world: World) -> None:
     in_process((command for command in commands(plan) if command[-1] in first), "ours")
     start = of_policy(plan, world, REFERENCE, 1).mean(0)
     print(", ".join(f"{name} {share:.3f}" for name, share in zip(world.styles, start, strict=True)))
-    print(markdown(prediction(plan, start)))
+    print(markdown(prediction(plan, start, share)))
 
 
 def main() -> None:
@@ -356,6 +361,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", action="store_true", help="with a real model, not in the demo")
     parser.add_argument("--predict", action="store_true")
+    parser.add_argument(
+        "--share", type=float, default=1, help="of the way to the least loss that a predicted update goes"
+    )
     parser.add_argument("--tune", action="store_true", help="with a real model: try learning rates, and print them")
     parser.add_argument("--cores", type=int, default=2, help="for the real model's jobs")
     options = parser.parse_args()
@@ -367,7 +375,7 @@ def main() -> None:
         return
     plan = Plan(load(world.config))
     if options.predict:
-        predict(plan, world)
+        predict(plan, world, options.share)
         return
     if options.real:
         last = (policies[-1] for policies in plan.policies.replicas.values())
