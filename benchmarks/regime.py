@@ -52,6 +52,7 @@ REAL = World(ROOT / "configs/smollm2-regime.yaml", ROOT / "docs/regime-smollm2.m
 TUNING = ROOT / "configs/smollm2-regime-tuning.yaml"
 GAMES = {"circle": np.array(preferences(CIRCLE)), "ladder": np.array(preferences(LADDER))}
 LATER = "later half"
+LEAST = 1e-3  # share of a style that was not seen
 SIMULATED, RESAMPLES = 200, 500
 TABLE, NOTES = "## The table\n", "\n## What it shows"
 
@@ -281,25 +282,33 @@ def _played(plan: Plan, world: World, run: str) -> Iterator[list[Array]]:
 
 
 def followed(plan: Plan, world: World) -> pd.DataFrame:
-    """How far updates go: a row a run, the slope of the log-odds' changes over those of the exact minimiser on the same
-    pairs, from the same policies, through the origin. 1: as far; less: smaller steps. Means over seeds."""
+    """A row a run: its updates beside those of the exact minimiser on the same pairs, from the same policies.
+
+    Both are changes of log-odds. Their lengths' ratio and the cosine between them, over all updates; means over seeds.
+    Policies are known from samples, whose noise makes lengths larger and cosines smaller.
+    """
     rows = []
     for run, of in plan.config.runs.items():
         if of.objective.name == "onpo":
             continue
-        slopes = []
+        lengths, cosines = [], []
         for seed, updates in enumerate(_played(plan, world, run), 1):
             names = [REFERENCE, *(f"{replica(run, seed)}.{t}" for t in range(1, len(updates)))]
             parts = [iteration.parts[0] for iteration in of.iterations]
             shares = [of_policy(plan, world, REFERENCE, parts[0]), *updates]
-            logs = [np.log(np.maximum(share.mean(0), 1e-3)) for share in shares]
+            logs = [np.log(np.maximum(share.mean(0), LEAST)) for share in shares]
             moved, exact = np.zeros((2, len(updates), len(world.styles)))
             for t, (name, part) in enumerate(zip(names, parts, strict=True)):
                 pairs = _counts(world, plan.files.pairs(name, part, of.oracle or ""))
                 aim = minimiser(pairs, anchor(of, logs[t::-1], logs[0]), of.objective.eta or math.nan)
                 moved[t], exact[t] = _odds(logs[t + 1] - logs[t]), _odds(aim - logs[t])
-            slopes.append((moved * exact).sum() / (exact**2).sum())
-        rows.append({"run": of.label, "its steps over the exact minimiser's": _spread(np.array(slopes))})
+            lengths.append(np.linalg.norm(moved) / np.linalg.norm(exact))
+            cosines.append((moved * exact).sum() / np.linalg.norm(moved) / np.linalg.norm(exact))
+        told = {
+            "length over the exact's": _spread(np.array(lengths)),
+            "cosine to the exact": _spread(np.array(cosines)),
+        }
+        rows.append({"run": of.label} | told)
     return pd.DataFrame(rows)
 
 
@@ -330,8 +339,9 @@ def _heldout(plan: Plan, world: World, policy: str) -> Array:
     """[styles]: shares among the sampled responses to held-out prompts."""
     rows = read(JUDGED, Path(plan.files.evaluation_items(policy, HELDOUT)))
     rows = rows[(rows["mode"] == SAMPLED) & (rows["oracle"] == rows["oracle"].iloc[0])]
-    shares: Array = rows["response"].map(world.seen).value_counts(normalize=True)[list(world.styles)].to_numpy()
-    return shares
+    counts = rows["response"].map(world.seen).value_counts(normalize=True)
+    shares: Array = counts.reindex(world.styles, fill_value=0.0).to_numpy()
+    return np.maximum(shares, LEAST)
 
 
 def _counts(world: World, *files: str) -> Array:
@@ -367,6 +377,8 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="with a real model: try learning rates, and print them")
     parser.add_argument("--cores", type=int, default=2, help="for the real model's jobs")
     options = parser.parse_args()
+    if options.share != 1 and not options.predict:
+        parser.error("--share is of a prediction: give --predict")
     world = REAL if options.real else DEMO
     os.chdir(ROOT)
     if options.tune:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mnpo.method.games import Game
 from mnpo.method.play import play
 from mnpo.planning.fits import replica
 from mnpo.planning.plan import Plan
-from mnpo.storage.records import JUDGED, PAIRS, SAMPLED, write
+from mnpo.storage.records import JUDGED, PAIRS, SAMPLED, read_rows, write
 
 ROOT = Path(__file__).parents[1]
 THIRDS = np.full(3, 1 / 3)
@@ -136,10 +137,18 @@ def test_the_real_models_runs_differ_in_who_opposes_alone() -> None:
         "td-mnpo-ladder": 3,
     }
     assert [i.parts for i in runs["td-mnpo"].iterations] == [[t] for t in range(1, 9)]
-    tuned = Plan(load(regime.TUNING)).config
-    assert tuned.prompts.path != plan.config.prompts.path  # nothing was chosen on what is reported
     chosen = plan.config.training
     assert (chosen.learning_rate, chosen.epochs) == (3e-5, 2)
+
+
+def test_nothing_was_chosen_on_what_is_reported() -> None:
+    tuning, reported = Plan(load(regime.TUNING)), Plan(load(regime.REAL.config))
+    tuned, told = ({row["prompt"] for row in read_rows(p.config.prompts.path or "")} for p in (tuning, reported))
+    assert (len(tuned), len(told)) == (430, 860) and not tuned & told
+    epochs = [
+        json.loads(tuning.settings("train", policy=f"{run}.1"))["training"]["epochs"] for run in tuning.config.runs
+    ]
+    assert epochs == [1, 1, 1, 2, 2]
 
 
 def test_an_update_beside_the_exact_minimiser_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +204,4 @@ def test_steps_that_go_a_share_of_the_way_are_found(share: float, monkeypatch: p
     monkeypatch.setattr(regime, "of_policy", lambda plan, world, p, part: policies.get(p, np.exp(start)[None]))
     found = regime.followed(plan, regime.REAL)
     assert found.iloc[:, 1].str.startswith(f"{share:.2f}").all() and len(found) == 4
+    assert found.iloc[:, 2].str.startswith("1.000").all()

@@ -214,7 +214,7 @@ def _check_play(game: Game, algorithm: str, steps: int, settings: Settings) -> N
     _check_weights(game, algorithm, settings.weights)
     if settings.comparisons == "opponents" and algorithm not in ("td-mnpo", *HETEROGENEOUS):
         raise BadInput(f"{algorithm} has one way to compare: leave comparisons at 'policy', or use td-mnpo or ht-mnpo")
-    if settings.nash_tau < 0 or (settings.nash_tau > 0 and algorithm != "td-mnpo-nash"):
+    if not settings.nash_tau >= 0 or (settings.nash_tau > 0 and algorithm != "td-mnpo-nash"):
         raise BadInput(f"nash_tau {settings.nash_tau}: give one that is not negative, to td-mnpo-nash alone")
     if (algorithm in HETEROGENEOUS) != (game.players > 1):
         raise BadInput(

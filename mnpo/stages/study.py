@@ -3,7 +3,7 @@ a learning rate chosen on other games."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,12 +15,13 @@ from mnpo.errors import BadInput
 from mnpo.method.equilibria import duality_gap
 from mnpo.method.games import Array, Game, default_reference, logistic, partly_cyclic
 from mnpo.method.play import ALGORITHMS, Settings
-from mnpo.progress import track
+from mnpo.progress import say, track
 from mnpo.seeds import derive
 from mnpo.stages.game import write_figures, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 ACTIONS = 10
 CYCLIC = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -133,6 +134,7 @@ def run(*, table: Path, figures: Sequence[Path] = (), games: int = 200, seed: in
     settings = {"games": games, "seed": seed, "tuning": TUNING, "actions": ACTIONS}
     write_table(rows, table, "study", settings)
     write_figures(lambda: plot(rows), figures, "study", settings)
+    say(sides(rows).to_string())
     return rows
 
 
@@ -225,6 +227,24 @@ def played(
 # --------------------------------------------------------------------------------------------------------------- output
 
 
+def sides(table: Sequence[dict[str, Any]]) -> DataFrame:
+    """For each algorithm and oracle: in how many kinds of games it is ahead of INPO, in how many behind."""
+    from pandas import DataFrame
+
+    rows = [{**row, "ahead": _apart(row) > 0, "behind": _apart(row) < 0} for row in table]
+    for row in rows:
+        row["oracle"] = str(row["oracle"]).split()[0]  # three oracles: whatever is each one's own
+    counts = DataFrame(rows).pivot_table(
+        index="algorithm", columns="oracle", values=["ahead", "behind"], aggfunc="sum", sort=False
+    )
+    return counts.swaplevel(axis=1).sort_index(axis=1).convert_dtypes()
+
+
+def _apart(row: Mapping[str, Any]) -> int:
+    """1: closer than INPO, -1: further, by an interval that leaves out zero and whatever is rounding; else 0."""
+    return int(row["less_low"] > ROUNDING) - int(row["less_high"] < -ROUNDING)
+
+
 def plot(table: Sequence[dict[str, Any]]) -> Figure:
     """Three maps, oracle and tau down, steps and cyclic share across: gaps over INPO's.
 
@@ -255,7 +275,7 @@ def _map(axis: Any, chosen: Any, named: bool) -> None:
     for cell in chosen.itertuples():
         i, j = rows.index((cell.oracle, cell.tau)), columns.index((cell.steps, cell.cyclic))
         shown[i, j] = np.log2(max(cell.ratio, 1e-3))
-        apart = "*" if cell.less_low > ROUNDING or cell.less_high < -ROUNDING else ""
+        apart = "*" if _apart(cell._asdict()) else ""
         name = cell.algorithm.split(" (")[0].replace(" ", "\n", 1) + "\n" if named else ""
         axis.text(j, i, f"{name}{cell.ratio:.2g}{apart}", ha="center", va="center", fontsize=8)
     axis.imshow(shown, cmap="RdBu_r", vmin=-3, vmax=3, aspect="auto", alpha=0.6)

@@ -85,3 +85,21 @@ def test_three_oracles_that_share_all_but_a_part(tmp_path: Path) -> None:
     assert abs(np.corrcoef(odds)[0, 1]) < 0.05
     with pytest.raises(BadInput, match="games 1"):
         study.run(table=tmp_path / "study.csv", games=1)
+
+
+def test_ahead_and_behind_leave_out_what_is_rounding() -> None:
+    intervals = {"closer": (0.1, 0.2), "further": (-0.2, -0.1), "either": (-0.1, 0.1), "arrived": (1e-17, 1e-12)}
+    rows = [
+        {"algorithm": "TD", "oracle": oracle, "less_low": low, "less_high": high}
+        for oracle in ("exact", "three 0.25", "three 1")
+        for low, high in intervals.values()
+    ]
+    rows.append({"algorithm": "ONPO", "oracle": "exact", "less_low": 0.1, "less_high": 0.3})
+    found = study.sides(rows)
+    assert found.loc["TD"].to_dict() == {
+        ("exact", "ahead"): 1,
+        ("exact", "behind"): 1,
+        ("three", "ahead"): 2,
+        ("three", "behind"): 2,
+    }
+    assert found.loc["ONPO", ("exact", "ahead")] == 1 and pd.isna(found.loc["ONPO", ("three", "ahead")])
