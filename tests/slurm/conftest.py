@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,10 @@ def run_into_limits(checkout: Checkout) -> str:
     os.kill(pid, signal.SIGSTOP)  # until SLURM kills it
     training = held(checkout)
     until(lambda: pending(training, signal.SIGTERM) or not alive(training), "SLURM's signal", 600)
-    assert alive(training), f"ended without SLURM's signal:\n{workflow.said[-3000:]}{checkout.cluster.run('squeue')}"
-    os.kill(training, signal.SIGCONT)
+    # The signal ends its parents, too. Where they end first, the kernel wakes what they leave stopped (SIGHUP, SIGCONT),
+    # and nobody sees the signal wait.
+    with suppress(ProcessLookupError):
+        os.kill(training, signal.SIGCONT)
     until(lambda: [comment for _, comment in checkout.jobs("PENDING") if "train" in comment], "its place in the queue")
     return workflow.succeeded()
 
