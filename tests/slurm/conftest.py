@@ -74,8 +74,8 @@ def run_into_limits(checkout: Checkout) -> str:
     os.kill(pid, signal.SIGSTOP)  # until SLURM kills it
     training = held(checkout)
     until(lambda: pending(training, signal.SIGTERM) or not alive(training), "SLURM's signal", 600)
-    # The signal ends its parents, too. Where they end first, the kernel wakes what they leave stopped (SIGHUP, SIGCONT),
-    # and nobody sees the signal wait.
+    # The signal ends its parents, too. Where they end first, the kernel wakes what they leave stopped (SIGCONT), and
+    # nobody sees the signal wait.
     with suppress(ProcessLookupError):
         os.kill(training, signal.SIGCONT)
     until(lambda: [comment for _, comment in checkout.jobs("PENDING") if "train" in comment], "its place in the queue")
