@@ -69,6 +69,7 @@ localrules:
     rehearsal,
     plot,
     theory,
+    study,
     report,
     score_asking,
 

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
 
 app = typer.Typer()
-ENVIRONMENTS = {"costs": "eval", "theory": "eval", "judge-evalscope": "evalscope", "harness-vllm": "infer"}
+ENVIRONMENTS = {
+    "costs": "eval",
+    "theory": "eval",
+    "study": "eval",
+    "judge-evalscope": "evalscope",
+    "harness-vllm": "infer",
+}
 """Command -> which environment of envs/ it runs in, where it has one of its own."""
 
 Config = Annotated[Path, typer.Option(help="A configuration file.")]

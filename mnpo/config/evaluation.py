@@ -110,7 +110,7 @@ class Evaluation(Block):
 Table = Literal["table2", "table3", "table4", "table5", "table6", "table7", "table8"]
 Target = Literal[
     Table, "policies", "heldout", "players", "exploitability", "preferences", "benchmarks", "figures", "costs",
-    "theory", "rehearsal", "examples",
+    "theory", "study", "rehearsal", "examples",
 ]  # fmt: skip
 DECIDED: tuple[Target, ...] = ("heldout", "players", "figures", "examples")
 """Those that `evaluation.oracle` decides."""

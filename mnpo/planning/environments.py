@@ -26,7 +26,7 @@ STAGES = ("typer", "pydantic", "yaml", "pandas", "pyarrow")  # imported by every
 MODELS = ("torch", "transformers", "tokenizers", "safetensors")
 COMPUTING = ("sft", "sample", "score", "logps", "train", "assess", "harness", "answer")
 PRINTING = ("tabulate", "compare", "players", "benchmarks", "costs", "preferences", "exploitability", "plot", "theory",
-            "rehearsal", "examples")  # fmt: skip
+            "study", "rehearsal", "examples")  # fmt: skip
 BENCHMARKS = {  # what lm-eval's tasks import beside it
     "ifeval": ("langdetect", "nltk", "immutabledict"),
     "minerva": ("math_verify", "sympy", "antlr4"),

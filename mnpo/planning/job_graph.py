@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mnpo.planning.registry import WORK, Work
+from mnpo.planning.targets import EXACT
 
 if TYPE_CHECKING:
     from mnpo.planning.plan import Plan
@@ -51,7 +52,7 @@ def files(plan: Plan, targets: Iterable[str]) -> list[str]:
 
 def priced(plan: Plan) -> list[str]:
     """Everything that the other targets rest on and that has a manifest saying what it cost; not what is printed."""
-    targets = [t for t in plan.config.tables.targets if t not in (*OF_MANIFESTS, "theory")]
+    targets = [t for t in plan.config.tables.targets if t not in (*OF_MANIFESTS, *EXACT)]
     made = [w for w in _upstream(files(plan, targets), _measured(plan)) if w.stage not in UNPRICED]
     return [o for w in made for o in (w.outputs if w.stage != "train" else [plan.files.training(w.policy or "")])]
 

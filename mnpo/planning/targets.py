@@ -17,6 +17,7 @@ TABLES = ("main", "families", "wins")  # of held-out prompts
 TABLE_ENDINGS = ("csv", "md", "html")
 PAPER_TABLE_ENDINGS = ("csv", "md", "tex", "html")
 PAPER_PARTS = ("significance", "gaps")  # which differences are more than noise: ours, and the published
+EXACT = ("theory", "study")  # of exact games: they need no policy
 FIGURES = ("win_rate", "length", "families", "oracles", "training", "win_matrix")
 
 
@@ -106,7 +107,7 @@ class Targets:
             return self.comparison(name)
         if name == "policies":
             return self.trained
-        if name == "theory":
+        if name in EXACT:
             return [f"{self.files.table(name)}.csv", *(f"{self.files.figure(name)}.{e}" for e in ("svg", "png"))]
         if name == "figures":
             return [f"{self.files.figure(f)}.{ending}" for f in FIGURES for ending in ("svg", "png")]

@@ -49,6 +49,7 @@ def test_a_target_that_is_swallowed_as_a_configuration(
     [
         ("--configfile", DEMO, "--", "theory"),
         ("theory", "--configfile", DEMO),
+        ("study", "--configfile", DEMO),
         (f"--configfile={DEMO}", "theory"),
         ("--profile", "profiles/demo", "theory"),
     ],

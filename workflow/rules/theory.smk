@@ -1,4 +1,5 @@
-# theory: which algorithms converge in exact games, in which iterate; needs no policy
+# theory: which algorithms converge in exact games, in which iterate. study: where opponents help, a map of random exact games.
+# They need no policy.
 
 
 rule theory:
@@ -27,3 +28,31 @@ rule theory:
         code=PLAN.code("game"),
     shell:
         "exec python -m mnpo --log {log:q} theory --table {output.table:q} --figure {output.svg:q} --figure {output.png:q}"
+
+
+rule study:
+    output:
+        table=report(
+            PLAN.files.table("study") + ".csv",
+            caption="../report/study_table.rst",
+            category="Theory",
+            labels={"what": "map, table"},
+        ),
+        svg=report(
+            PLAN.files.figure("study") + ".svg",
+            caption="../report/study.rst",
+            category="Theory",
+            labels={"what": "map, figure"},
+        ),
+        png=PLAN.files.figure("study") + ".png",
+    log:
+        f"{LOGS}/study.log",
+    conda:
+        "../../envs/eval.yaml"
+    threads: PLAN.threads("tabulate")
+    resources:
+        **asked("tabulate"),
+    params:
+        code=PLAN.code("study"),
+    shell:
+        "exec python -m mnpo --log {log:q} study --table {output.table:q} --figure {output.svg:q} --figure {output.png:q}"

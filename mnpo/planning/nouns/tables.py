@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mnpo.config.blocks import REFERENCE
 from mnpo.planning.files import HELDOUT
 from mnpo.planning.registry import Work, reads, work
-from mnpo.planning.targets import FIGURES
+from mnpo.planning.targets import EXACT, FIGURES
 from mnpo.seeds import derive
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _tables_work(plan: Plan) -> list[Work]:
         Work("preferences", "preferences", tuple(plan.targets.of("preferences")), tuple(_preference_files(plan))),
         Work("benchmarks", "benchmarks", tuple(plan.targets.of("benchmarks")), tuple(plan.measurements.evaluations)),
         Work("plot", "figures", tuple(plan.targets.of("figures")), tuple(plan.targets.heldout), len(FIGURES)),
-        Work("theory", "theory", tuple(plan.targets.of("theory")), ()),
+        *(Work(name, name, tuple(plan.targets.of(name)), ()) for name in EXACT),
     ]
 
 
