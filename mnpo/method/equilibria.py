@@ -97,6 +97,18 @@ def _nearer(
         scale = np.where(far, scale / 2, scale)
 
 
+def among(wins: Array, tau: float | None = None) -> Array:
+    """[..., n] weights, sum one: what a player would play who may only play the n policies (eq. 24). Ours.
+
+    `wins` [..., n, n] as in eq. 14. Without `tau` one that loses to nobody has all the weight, of several the first:
+    of one game, or of several with n <= 3. With it, the equilibrium that is regularised towards equal weights.
+    """
+    n = wins.shape[-1]
+    if tau:
+        return np.exp(regularised_equilibrium(wins, np.full(wins.shape[:-1], -np.log(n)), tau))
+    return nash(wins) if n > 3 and wins.ndim == 2 else nash_of_few(wins)
+
+
 def player_gap(
     preference: Array, policy: Array, opposed: Array, tau: float = 0.0, reference: Array | None = None
 ) -> Array:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mnpo.method.equilibria import nash_of_few, regularised_equilibrium
+from mnpo.method.equilibria import among
 from mnpo.method.games import Array, Weights, advantage, choose, log_softmax, normalised
 
 Seen = Callable[[Array], Array]
@@ -94,15 +94,11 @@ def _of_history(weights: Weights | None, history: Array) -> Array:
 def nash_weights(preference: Array, history: Array, tau: float = 0.0) -> Array:
     """[n-1, ...]: the Nash policy of the game in which the past policies play each other, newest first.
 
-    At most three; of two or more that nobody beats, the newest. With tau the equilibrium that is regularised towards
-    equal weights, of any number. Ours (eq. 24): the paper fixes the weights by hand.
+    At most three of them, or any number with tau (`equilibria.among`). The paper fixes the weights by hand.
     """
     past = np.moveaxis(np.exp(history), 0, -2)
     wins = past @ preference @ np.swapaxes(past, -1, -2)
-    if tau > 0:
-        equal = np.full(wins.shape[:-1], -np.log(len(history)))
-        return np.moveaxis(np.exp(regularised_equilibrium(wins, equal, tau)), -1, 0)
-    return np.moveaxis(nash_of_few(wins), -1, 0)
+    return np.moveaxis(among(wins, tau), -1, 0)
 
 
 def optimistic_td_mnpo(

@@ -6,13 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mnpo.config.blocks import Block, Positive
 from mnpo.errors import BadInput
-from mnpo.method.equilibria import nash, nash_of_few, regularised_equilibrium
+from mnpo.method.equilibria import among
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.records import SCORES, read
 
@@ -62,7 +61,7 @@ def run(settings: Settings, output: Path, scores: Sequence[Path] = ()) -> None:
         wins[i, j] = per_prompt.mean()
         wins[j, i] = 1 - wins[i, j]
         errors[i, j] = errors[j, i] = per_prompt.std(ddof=1) / math.sqrt(prompts) if prompts > 1 else 0.0
-    weights = dict(zip(settings.opponents, equilibrium(wins, settings.tau).tolist(), strict=True))
+    weights = dict(zip(settings.opponents, among(wins, settings.tau).tolist(), strict=True))
     found = {
         "policy": settings.policy,
         "oracle": settings.oracle,
@@ -75,13 +74,3 @@ def run(settings: Settings, output: Path, scores: Sequence[Path] = ()) -> None:
     with artifact(output, "weigh", settings.model_dump(exclude_none=True), scores) as made:
         made.path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         made.facts = {"prompts": prompts, "weights": weights}
-
-
-def equilibrium(wins: Any, tau: float | None) -> Any:
-    """[opponents] weights, sum one: what a player would play who may only play them (eq. 24). `wins` as in eq. 14.
-
-    Without `tau` one that loses to nobody has all the weight: of several the newest.
-    """
-    if tau is None:
-        return nash_of_few(wins) if len(wins) <= 3 else nash(wins)
-    return np.exp(regularised_equilibrium(wins, np.full(len(wins), -math.log(len(wins))), tau))

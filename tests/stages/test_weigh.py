@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mnpo.errors import BadInput
-from mnpo.stages.weigh import Settings, equilibrium, run
+from mnpo.method.equilibria import among
+from mnpo.stages.weigh import Settings, run
 from mnpo.storage.records import SCORES, write
 
 Wins = dict[str, list[float]]
@@ -79,7 +80,7 @@ def test_the_regularised_mixture_of_four_is_its_own_best_reply() -> None:
     """lambda_i is proportional to exp((W lambda)_i / tau)."""
     upper = np.triu(np.random.default_rng(3).uniform(-0.4, 0.4, (4, 4)), 1)
     wins = 0.5 + upper - upper.T
-    mixture = equilibrium(wins, 0.2)
+    mixture = among(wins, 0.2)
     reply = np.exp(wins @ mixture / 0.2)
     assert mixture == pytest.approx(reply / reply.sum()) and mixture.min() > 0
 
@@ -87,7 +88,7 @@ def test_the_regularised_mixture_of_four_is_its_own_best_reply() -> None:
 def test_four_without_regularisation_lose_to_nobody() -> None:
     upper = np.triu(np.random.default_rng(3).uniform(-0.4, 0.4, (4, 4)), 1)
     wins = 0.5 + upper - upper.T
-    assert (equilibrium(wins, None) @ wins).min() >= 0.5 - 1e-9
+    assert (among(wins, None) @ wins).min() >= 0.5 - 1e-9
 
 
 def test_a_number_of_files_that_is_no_multiple_of_the_games_is_refused(weighed: Weighed) -> None:
