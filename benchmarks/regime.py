@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -293,23 +294,34 @@ def followed(plan: Plan, world: World) -> pd.DataFrame:
             continue
         lengths, cosines = [], []
         for seed, updates in enumerate(_played(plan, world, run), 1):
-            names = [REFERENCE, *(f"{replica(run, seed)}.{t}" for t in range(1, len(updates)))]
-            parts = [iteration.parts[0] for iteration in of.iterations]
-            shares = [of_policy(plan, world, REFERENCE, parts[0]), *updates]
-            logs = [np.log(np.maximum(share.mean(0), LEAST)) for share in shares]
-            moved, exact = np.zeros((2, len(updates), len(world.styles)))
-            for t, (name, part) in enumerate(zip(names, parts, strict=True)):
-                pairs = _counts(world, plan.files.pairs(name, part, of.oracle or ""))
-                aim = minimiser(pairs, anchor(of, logs[t::-1], logs[0]), of.objective.eta or math.nan)
-                moved[t], exact[t] = _odds(logs[t + 1] - logs[t]), _odds(aim - logs[t])
-            lengths.append(np.linalg.norm(moved) / np.linalg.norm(exact))
-            cosines.append((moved * exact).sum() / np.linalg.norm(moved) / np.linalg.norm(exact))
+            moved, exact = _updates(plan, world, replica(run, seed), of, updates)
+            size, exact_size = np.linalg.norm(moved), np.linalg.norm(exact)
+            lengths.append(size / exact_size)
+            cosines.append((moved * exact).sum() / (size * exact_size))
         told = {
             "length over the exact's": _spread(np.array(lengths)),
             "cosine to the exact": _spread(np.array(cosines)),
         }
         rows.append({"run": of.label} | told)
     return pd.DataFrame(rows)
+
+
+def _updates(plan: Plan, world: World, name: str, of: Run, played: Sequence[Array]) -> tuple[Array, Array]:
+    """[updates, styles]: changes of log-odds, the network's and the exact minimiser's, of a run with one seed."""
+    parts = [iteration.parts[0] for iteration in of.iterations]
+    sampled = [REFERENCE, *(f"{name}.{t}" for t in range(1, len(played)))]
+    shares = [of_policy(plan, world, REFERENCE, parts[0]), *played]
+    logs = [np.log(np.maximum(share.mean(0), LEAST)) for share in shares]
+    aims = [
+        minimiser(
+            _counts(world, plan.files.pairs(policy, part, of.oracle or "")),
+            anchor(of, logs[t::-1], logs[0]),
+            of.objective.eta or math.nan,
+        )
+        for t, (policy, part) in enumerate(zip(sampled, parts, strict=True))
+    ]
+    moved = np.stack([_odds(after - before) for before, after in pairwise(logs)])
+    return moved, np.stack([_odds(aim - before) for before, aim in zip(logs, aims, strict=False)])
 
 
 def _odds(logs: Array) -> Array:
@@ -362,7 +374,7 @@ def predict(plan: Plan, world: World, share: float) -> None:
     )
     in_process((command for command in commands(plan) if command[-1] in first), "ours")
     start = of_policy(plan, world, REFERENCE, 1).mean(0)
-    print(", ".join(f"{name} {share:.3f}" for name, share in zip(world.styles, start, strict=True)))
+    print(", ".join(f"{name} {value:.3f}" for name, value in zip(world.styles, start, strict=True)))
     print(markdown(prediction(plan, start, share)))
 
 

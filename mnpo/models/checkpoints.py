@@ -78,9 +78,8 @@ def load_model(
             directory,
             config=config,
             dtype=getattr(torch, dtype),
-            device_map=device()
-            if torch.cuda.is_available() and not on_cpu
-            else None,  # weight by weight, past this machine's memory
+            # weight by weight, past this machine's memory
+            device_map=device() if torch.cuda.is_available() and not on_cpu else None,
             output_loading_info=True,
             local_files_only=True,
         )
