@@ -174,7 +174,6 @@ def test_benchmarks_run_at_toy_size(root: Path, command: list[str], rows: int) -
     assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) == rows + 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True])
 def test_no_copy_of_a_weight_outlives_its_product(kept: bool) -> None:
     """A copy that autocast keeps shows: the weight is gone, products of it are not. torch keeps it by default."""
@@ -186,6 +185,7 @@ def test_no_copy_of_a_weight_outlives_its_product(kept: bool) -> None:
         assert bool(layer(ones).abs().sum() > 0) is kept
 
 
+@pytest.mark.slow
 def test_a_ranks_memory_is_counted_from_tensors_without_content(root: Path) -> None:
     """Beside what passes take, a rank of four has a quarter of weights, gradients and both moments, in float32."""
     start = "import json; from benchmarks.gpu import TOY; from benchmarks.memory import model, peak; "
