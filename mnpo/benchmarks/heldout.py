@@ -80,10 +80,10 @@ def evaluate(
     from mnpo.models.checkpoints import load_model, load_tokenizer
 
     chat, model = Chat(load_tokenizer(policy), settings.text), load_model(policy, dtype=settings.dtype)
-    rows = _respond(
-        settings, chat, model, prompts, GREEDY, Decoding(**settings.decoding.model_dump() | {"temperature": 0}), 1
-    )
-    rows += _respond(settings, chat, model, prompts, SAMPLED, settings.decoding, settings.responses)
+    read = {p["prompt_id"]: chat.prompt(turns(p["prompt"], p["context"]), p["prompt_id"]) for p in prompts}
+    greedy = Decoding(**settings.decoding.model_dump() | {"temperature": 0})
+    rows = _respond(settings, chat, model, prompts, read, GREEDY, greedy, 1)
+    rows += _respond(settings, chat, model, prompts, read, SAMPLED, settings.decoding, settings.responses)
     panel = _Panel(settings, prompts, rows, _opponents(settings, rows, opposing), kept)
     judged = panel.judge()
     summary = {
@@ -103,12 +103,13 @@ def evaluate(
         "empty_responses": sum(not r["response"].strip() for r in rows),
         "cut_responses": sum(r["finish"] == "length" for r in rows),
         "prompts_with_a_cycle": panel.cycles,
-        "kl_to_reference": _kl(settings, chat, model, reference, prompts),
+        "kl_to_reference": _kl(settings, chat, model, reference, prompts, read),
     }
     facts = {
         "rows": len(judged),
         "tokens": sum(r["tokens"] + r["thinking"] for r in rows),
         "parameters": model.num_parameters(),
+        **chat.counted,
         **({"oracles": told} if (told := panel.facts()) else {}),
     }
     return summary, judged, facts
@@ -126,24 +127,22 @@ def _respond(
     settings: Settings,
     chat: Any,
     model: Any,
-    prompts: Sequence[Mapping[str, Any]],
+    prompts: Rows,
+    read: Mapping[str, list[int]],
     mode: str,
     decoding: Decoding,
     count: int,
 ) -> list[dict[str, Any]]:
-    """`count` responses to each prompt. Seeds name the prompt, not the policy: all policies see the same numbers."""
+    """`count` responses to each prompt, whose token ids are in `read`.
+
+    Seeds name the prompt, not the policy: all policies see the same numbers.
+    """
     from mnpo.models.thinking import Reader
     from mnpo.samplers import Request
     from mnpo.samplers.transformers import draw
 
     tasks = [(prompt, k) for prompt in prompts for k in range(count)]
-    requests = [
-        Request(
-            chat.prompt(turns(p["prompt"], p["context"]), p["prompt_id"]),
-            derive(settings.seed, mode, p["prompt_id"], k),
-        )
-        for p, k in tasks
-    ]
+    requests = [Request(read[p["prompt_id"]], derive(settings.seed, mode, p["prompt_id"], k)) for p, k in tasks]
     what, reader = f"assess {settings.policy}, {mode}", Reader(chat, settings.strip)
     drawn = draw(model, requests, decoding, chat.stop_ids, settings.batch_size, what)
     return [
@@ -267,14 +266,16 @@ class _Panel:
         return Question(fact["prompt"], fact["truth"], responses, fact["prompt_id"], fact["context"])
 
 
-def _kl(settings: Settings, chat: Any, model: Any, reference: Path, prompts: Sequence[Mapping[str, Any]]) -> float:
+def _kl(
+    settings: Settings, chat: Any, model: Any, reference: Path, prompts: Rows, read: Mapping[str, list[int]]
+) -> float:
     """KL(pi || pi_ref) per response, nats: mean log pi(y) - log pi_ref(y) over y from pi (docs/method.md, eq. 13)."""
     from mnpo.models.chat import Encoded
     from mnpo.models.checkpoints import load_model
     from mnpo.models.logprobs import score_texts
 
     plain = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=settings.decoding.max_new_tokens)
-    rows = _respond(settings, chat, model, prompts, "kl", plain, 1)
+    rows = _respond(settings, chat, model, prompts, read, "kl", plain, 1)
     texts = [Encoded(row["request"].prompt, row["drawn"].tokens) for row in rows]
     progress = counter(f"assess {settings.policy}, kl", "texts")
     models = (model, load_model(reference, dtype=settings.dtype))

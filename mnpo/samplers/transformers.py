@@ -21,7 +21,7 @@ from mnpo.storage.journal import Journal
 
 WAVE = 4
 """How many times a batch's rows are drawn whole or not at all: those who come join those who are left."""
-LIKELIEST = (256, 4096)
+LIKELIEST = (32, 256, 4096)
 """Tokens that are looked at first, and next."""
 
 

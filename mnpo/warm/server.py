@@ -16,10 +16,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +41,7 @@ LIBRARIES = {
     "tabulate": ("tabulate",),
     "alpaca_eval": ("datasets", "openai", "sklearn.linear_model"),  # of alpaca_eval itself logging does not recover
     "torch": ("torch", "safetensors.torch"),
+    "tensorboard": ("torch.utils.tensorboard",),
     "transformers": (
         "transformers.generation.utils",
         "transformers.models.auto.modeling_auto",
@@ -49,10 +52,12 @@ LIBRARIES = {
     "lm_eval": ("datasets", "sklearn.metrics"),
 }
 """Package that a job needs -> what is imported for it, in this order: nothing that leaves traces in other libraries."""
-CODE = ("mnpo.config.reading", "mnpo.storage.records", "mnpo.storage.resume")  # that import none of these themselves
+CODE = ("mnpo.config.reading", "mnpo.storage.records", "mnpo.storage.resume")  # that import no model's libraries
 SHELVED = {"torch": (), "transformers": ("torch",)}
 """Package whose version a manifest names where it is imported -> which others it imports."""
 PR_SET_PDEATHSIG = 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT = 1 << 30  # bytes
 
 
 def asked() -> bool:
@@ -68,9 +73,12 @@ def start(threads: Iterable[int], packages: Iterable[str]) -> None:
         packages: that the jobs import.
     """
     os.environ[DIRECTORY] = directory = tempfile.mkdtemp(prefix="mnpo-warm-")
+    wanted = {*packages}
+    if "torch" in wanted and find_spec("tensorboard"):  # a training shows itself there where it can
+        wanted.add("tensorboard")
     for number in sorted(set(threads)):
         process = subprocess.Popen(
-            ["python", "-m", "mnpo", SERVE, f"{directory}/{number}", *sorted(set(packages))],
+            ["python", "-m", "mnpo", SERVE, f"{directory}/{number}", *sorted(wanted)],
             env=os.environ | dict.fromkeys(THREADS, str(number)),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -101,15 +109,30 @@ def _load(packages: Iterable[str]) -> set[str]:
     from mnpo.cli.stages import STAGES, before_libraries
 
     before_libraries()
+    stages = (f"mnpo.stages.{name}" for name in STAGES)
     chosen = (modules for package, modules in LIBRARIES.items() if package in packages)
-    for module in (*CODE, *chain.from_iterable(chosen)):
+    for module in (*CODE, *stages, *chain.from_iterable(chosen)):
         import_module(module)
     if not _gpus_left_alone():
         sys.exit("a library has begun to use a GPU, and a fork could not")
     Shelf(SHELVED)
-    gc.collect()
-    gc.freeze()  # the memory that forks share is left as it is
+    _spare_memory()
     return {name for name in FAMILIES if name not in STAGES or STAGES[name].offline}
+
+
+def _spare_memory() -> None:
+    """A fork copies each page that it writes to: the memory that forks share is left as it is.
+
+    And a fork keeps the memory that it frees: to give it back and fetch it again, a page at a time, costs a training
+    of a small model a tenth of its time.
+    """
+    for clean in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        clean.atexit = False  # at the end of this process there is nothing to do, and at that of a fork
+    gc.collect()
+    gc.freeze()
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
+        mallopt(M_MMAP_THRESHOLD, KEPT)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def _gpus_left_alone() -> bool:

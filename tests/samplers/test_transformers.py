@@ -139,7 +139,7 @@ def inverse(logits: np.ndarray, decoding: Decoding, uniform: float) -> int:
 def test_a_choice_is_the_same_whether_or_not_the_likeliest_tokens_decide_it(
     scale: float, top_p: float, dtype: torch.dtype
 ) -> None:
-    """Of 1000 tokens, where 256 are looked at first; in bfloat16 many are equally likely."""
+    """Of 1000 tokens, where 32 are looked at first, and 256 next; in bfloat16 many are equally likely."""
     generator = torch.Generator().manual_seed(0)
     logits = (scale * torch.randn(200, 1000, generator=generator)).to(dtype)
     uniform = torch.rand(200, generator=generator, dtype=torch.float64)

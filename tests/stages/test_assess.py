@@ -15,6 +15,8 @@ from mnpo.config.text import Text
 from mnpo.demo.judge import serve
 from mnpo.demo.world import RULES
 from mnpo.errors import BadInput
+from mnpo.models.chat import Chat
+from mnpo.models.checkpoints import load_tokenizer
 from mnpo.stages.assess import run
 from mnpo.storage.records import JUDGED, PROMPTS, read, write
 from tests.helpers.templated import THINKING, saying, thinking_policy
@@ -108,6 +110,23 @@ def test_both_outputs_have_manifests(evaluated: Path, manifest_of: Callable[[Pat
     for path in (evaluated, evaluated.with_suffix(".parquet")):
         facts = manifest_of(path)
         assert facts["stage"] == "assess" and facts["rows"] == 140 and len(facts["inputs"]) == 2  # one policy twice
+        assert "prompts_cut" not in facts
+
+
+def test_prompts_that_are_cut_are_counted_once_each(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    sft_policy: Path,
+    prompts_directory: Path,
+    manifest_of: Callable[[Path], Any],
+) -> None:
+    tokenizer, text = load_tokenizer(sft_policy), settings["text"]
+    prompts = read(PROMPTS, prompts_directory / "heldout.parquet")
+    lengths = sorted(len(Chat(tokenizer, Text(**text)).prompt(prompt)) for prompt in prompts["prompt"])
+    assert lengths[2] > lengths[1]
+    short = settings | {"text": text | {"max_prompt_length": lengths[2] - 1}}
+    run(short, sft_policy, sft_policy, prompts_directory / "heldout.parquet", tmp_path / "heldout.json")
+    assert manifest_of(tmp_path / "heldout.json")["prompts_cut"] == sum(length >= lengths[2] for length in lengths)
 
 
 def test_settings_that_the_benchmark_does_not_know_are_refused(

@@ -273,6 +273,31 @@ def test_the_warm_process_has_one_thread_and_serves_no_command_that_needs_the_in
     assert {"train", "costs", "judge"} <= set(served.split()) and not {"download", "pin"} & set(served.split())
 
 
+SPARED = """\
+import resource, sys, tempfile, weakref
+from mnpo.cli.stages import STAGES
+from mnpo.warm import server
+
+class Kept: pass
+kept = Kept()
+finalizer = weakref.finalize(kept, print, "ended")
+server._load(())
+assert {f"mnpo.stages.{name}" for name in STAGES} <= sys.modules.keys()
+assert not {"torch", "transformers", "scipy", "lm_eval", "alpaca_eval", "vllm", "evalscope"} & sys.modules.keys()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+size, before = 64 << 20, faults()
+for _ in range(10):
+    bytes(size)
+print(round((faults() - before) / (size / resource.getpagesize())), finalizer.alive)
+"""
+
+
+def test_a_fork_finds_all_stages_loaded_keeps_what_it_frees_and_ends_nothing_of_others() -> None:
+    done = subprocess.run([sys.executable, "-c", SPARED], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1 True\n", "")  # so much memory was fetched once, and not ten times
+
+
 TRACES = """\
 import logging, os, signal, sys
 from mnpo.cli.stages import before_libraries
