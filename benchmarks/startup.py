@@ -1,11 +1,13 @@
-"""Cold start of the stages: what importing costs a job, by `python -X importtime`; and jobs forked from a warm process.
+"""Start-up of the stages: what a job imports (`python -X importtime`), and what a fork of a warm process costs instead.
 
-python -m benchmarks.startup
+python -m benchmarks.startup                               # the demo's policy
+python -m benchmarks.startup --model models/smollm2-135m   # after `make smollm2`
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -16,7 +18,8 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.chain import configured, due
-from benchmarks.measuring import ROOT, environment, run, told
+from benchmarks.measuring import ROOT, environment, run, spread, told
+from mnpo.config.configuration import Config
 from mnpo.planning.plan import Plan
 from mnpo.warm import client, server
 
@@ -37,22 +40,20 @@ def imported(command: list[str], directory: Path) -> Counter[str]:
     return seconds
 
 
-def seconds(command: list[str], directory: Path, sockets: str) -> float:
+def seconds(command: list[str], directory: Path, sockets: str, how: str = "") -> float:
     """Of a whole command, by itself or by the warm process that has its socket there."""
-    threads = dict.fromkeys(server.THREADS, "1") | {client.DIRECTORY: sockets}
+    own = dict.fromkeys(server.THREADS, "1") | {client.DIRECTORY: sockets, server.ASKED: how}
     began = time.monotonic()
     subprocess.run(
         ["python", "-m", "mnpo", "--log", "log", *command],
-        cwd=directory, env=environment(1) | threads, capture_output=True, check=True,
+        cwd=directory, env=environment(1) | own, capture_output=True, check=True,
     )  # fmt: skip
     return time.monotonic() - began
 
 
-def warm(directory: Path) -> str:
+def warm(how: str) -> str:
     """Where the socket of a process is that has all libraries loaded."""
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    os.environ["PYTHONPATH"] = str(ROOT)
-    os.chdir(directory)
+    os.environ[server.ASKED] = how
     server.start({1}, server.LIBRARIES)
     sockets = os.environ[client.DIRECTORY]
     while not Path(sockets, "1").exists():
@@ -60,21 +61,47 @@ def warm(directory: Path) -> str:
     return sockets
 
 
+def planned(directory: Path, model: Path | None) -> Plan:
+    """A small chain of the demo's policy, or of a model as it is."""
+    if model is None:
+        return Plan(configured(directory, 6))
+    content = json.loads(configured(directory, 6).model_dump_json(exclude_none=True, exclude_unset=True))
+    content["models"]["tiny"] = {"path": str(model.resolve()), "parameters": 0.135}
+    content["reference"] = {"model": "tiny"}
+    content["text"] = {"max_length": 160, "max_prompt_length": 112}
+    return Plan(Config.model_validate(content))
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a checkpoint directory in place of the demo's policy")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
     with told("Start-up"), tempfile.TemporaryDirectory() as top:
         run(["-m", "benchmarks.chain", "--reward-model", top])
-        sockets = warm(Path(top))
-        print("| stage | seconds | forked | of imports | packages |\n|---|---|---|---|---|", flush=True)
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.chdir(top)
+        sides = {"": "", "1": warm("1"), server.MODELS: warm(server.MODELS)}
+        print(
+            "| stage | seconds | forked | its policy held | of imports | packages |\n|---|---|---|---|---|---|",
+            flush=True,
+        )
         seen: set[str] = set()
-        for stage, _, command in due(Plan(configured(Path(top), 6)), "ours"):
+        for stage, _, command in due(planned(Path(top), options.model), "ours"):
             if stage in seen:
                 continue
             seen.add(stage)
             imports = imported(command, Path(top))
-            alone, forked = (seconds(command, Path(top), where) for where in ("", sockets))
+            for _ in range(2):  # the first says how its policy is loaded, and the second has it held
+                seconds(command, Path(top), sides[server.MODELS], server.MODELS)
+            taken: dict[str, list[float]] = {how: [] for how in sides}
+            for _ in range(options.repeats):
+                for how, sockets in sides.items():
+                    taken[how].append(seconds(command, Path(top), sockets, how))
             heavy = ", ".join(f"{package} {s:.2f}" for package, s in imports.most_common(8) if s >= HEAVY)
-            print(f"| {stage} | {alone:.1f} | {forked:.1f} | {sum(imports.values()):.1f} | {heavy} |", flush=True)
+            cells = [stage, *(spread(some) for some in taken.values()), f"{sum(imports.values()):.1f}", heavy]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

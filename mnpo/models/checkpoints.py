@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from mnpo.config.text import Reading
 from mnpo.errors import BadInput
@@ -37,6 +38,23 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+class Asked(NamedTuple):
+    """The arguments of `load_model`."""
+
+    path: str
+    kind: Literal["causal", "classifier"] = "causal"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str | None = None
+    soft_cap: bool = True
+    on_cpu: bool = False
+
+
+HELD: dict[Asked, PreTrainedModel] = {}
+"""Models that were loaded before this process was forked, each for the first who asks (mnpo/warm/held.py)."""
+WHEN_LOADED: list[Callable[[Asked], None]] = []
+"""Who is told what was asked for."""
+
+
 @loading()
 def load_model(
     path: str | Path,
@@ -62,10 +80,18 @@ def load_model(
         BadInput: no such directory, no weights in it, weights that do not fit the architecture, an attention that is
             not installed, that this device does not have, or that would leave out the model's soft-capping.
     """
+    asked = Asked(str(path), kind, dtype, attention, soft_cap, on_cpu)
+    for tell in WHEN_LOADED:
+        tell(asked)
+    return HELD.pop(asked) if asked in HELD else _load(asked)
+
+
+def _load(asked: Asked) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
+    path, kind, dtype, attention, soft_cap, on_cpu = asked
     logging.disable_progress_bar()
     directory = checkpoint(readable(path, dtype))
     loader = {"causal": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}[kind]

@@ -10,16 +10,13 @@ import ctypes
 import gc
 import json
 import os
-import selectors
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -28,9 +25,12 @@ from typing import IO, Any
 
 from mnpo.planning import environments
 from mnpo.warm.client import DIRECTORY, NO, PATIENCE, SERVE, YES, surroundings
+from mnpo.warm.forks import Forks, exactly
+from mnpo.warm.held import Holders
 from mnpo.warm.shelf import Shelf
 
 ASKED = "MNPO_WARM"  # in the environment and not in the settings, for it changes no result; profiles/demo sets it
+MODELS = "models"
 THREADS = ("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
            "NUMEXPR_NUM_THREADS")  # fmt: skip
 """Variables that Snakemake sets to the number of a job's threads."""
@@ -55,13 +55,12 @@ LIBRARIES = {
 CODE = ("mnpo.config.reading", "mnpo.storage.records", "mnpo.storage.resume")  # that import no model's libraries
 SHELVED = {"torch": (), "transformers": ("torch",)}
 """Package whose version a manifest names where it is imported -> which others it imports."""
-PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 1 << 30  # bytes
 
 
 def asked() -> bool:
-    """Whether commands are to be forked: MNPO_WARM=1, and one environment for all stages."""
+    """Whether commands are to be forked: MNPO_WARM=1 or MNPO_WARM=models, and one environment for all stages."""
     return os.environ.get(ASKED, "0") not in ("", "0") and environments.VARIABLE not in os.environ
 
 
@@ -100,7 +99,7 @@ def serve(path: str, *packages: str) -> list[str]:
     """
     here = surroundings()
     commands = _load(packages)
-    return _Server(path, here, commands).run()
+    return _Server(path, here, commands, "torch" in packages and _models_asked()).run()
 
 
 def _load(packages: Iterable[str]) -> set[str]:
@@ -137,152 +136,81 @@ def _spare_memory() -> None:
 
 def _gpus_left_alone() -> bool:
     """Whether a fork of this process could still use CUDA."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return True
+    return "torch" not in sys.modules or not _a_fork_says(lambda torch: torch.cuda._is_in_bad_fork())
+
+
+def _models_asked() -> bool:
+    """Whether policies are held too: MNPO_WARM=models, and no GPU that they would be loaded to."""
+    return os.environ.get(ASKED) == MODELS and not _a_fork_says(lambda torch: torch.cuda.is_available())
+
+
+def _a_fork_says(of: Callable[[Any], bool]) -> bool:
+    """What torch says of this process, which is not to begin with a GPU by asking."""
     if not (pid := os.fork()):
-        os._exit(torch.cuda._is_in_bad_fork())
-    return os.waitpid(pid, 0)[1] == 0
+        os._exit(of(import_module("torch")))
+    return os.waitpid(pid, 0)[1] != 0
 
 
-@dataclass(eq=False)
-class _Job:
-    """A command at work."""
-
-    pid: int
-    ended: int
-    """A descriptor that says so."""
-    client: socket.socket
-
-
-class _Server:
+class _Server(Forks):
     """One socket, its commands at work, and whoever started all this."""
 
-    def __init__(self, path: str, here: dict[str, Any], commands: set[str]) -> None:
+    def __init__(self, path: str, here: dict[str, Any], commands: set[str], hold: bool) -> None:
+        super().__init__()
         self._path, self._here, self._commands = Path(path), json.loads(json.dumps(here)), commands
-        self._jobs: set[_Job] = set()
-        self._open = True
-        self._libc = ctypes.CDLL(None)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen(128)
-        self._selector = selectors.DefaultSelector()
-        self._watch(0, self._stop)
-        self._watch(self._listener.fileno(), self._accept)
+        self._holders = Holders(self) if hold else None
+        self.watch(0, self._stop)
+        self.watch(self._listener.fileno(), self._accept)
 
-    def run(self) -> list[str]:
-        """Serve to the end; returns in forks."""
-        while self._jobs or self._open:
-            for key, _ in self._selector.select():
-                if (words := key.data()) is not None:
-                    return words  # type: ignore[no-any-return]
+    def waits(self) -> bool:
+        return self._holders is not None and self._holders.any_left
+
+    def leave(self) -> None:
         with suppress(OSError):
             self._path.parent.rmdir()
-        os._exit(0)
 
-    def _watch(self, descriptor: int, do: Callable[[], list[str] | None]) -> None:
-        self._selector.register(descriptor, selectors.EVENT_READ, do)
+    def let_go(self) -> None:
+        self._listener.close()
+        if self._holders:
+            self._holders.let_go()
 
     def _accept(self) -> list[str] | None:
-        """Fork for a command, or refuse it."""
+        """Fork for a command, let a holder of its policy do so, or refuse it."""
         client, _ = self._listener.accept()
         streams: list[int] = []
         try:
             client.settimeout(PATIENCE)
             size, streams, _, _ = socket.recv_fds(client, 8, 3)
-            there, environment, words = json.loads(_exactly(client, int.from_bytes(size)))
+            there, environment, words = json.loads(exactly(client, int.from_bytes(size)))
             logged = len(words) > 2 and words[0] == "--log"  # as every command of a rule
             welcome = there == self._here and logged and words[2] in self._commands
             client.sendall(YES if welcome else NO)
         except (OSError, ValueError):
             welcome = False
-        if welcome and self._fork(client, streams):
-            _become(streams, environment)
-            return words  # type: ignore[no-any-return]
-        for stream in streams:
-            os.close(stream)
         if not welcome:
             client.close()
-        return None
-
-    def _fork(self, client: socket.socket, streams: list[int]) -> bool:
-        """Whether this is the fork, with the client's streams and nothing of the server's."""
-        server = os.getpid()
-        if pid := os.fork():
-            job = _Job(pid, os.pidfd_open(pid), client)
-            self._jobs.add(job)
-            self._watch(job.ended, lambda: self._reap(job))
-            self._watch(client.fileno(), lambda: self._pass_on(job))
-            return False
-        self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != server:
-            os._exit(1)
-        self._selector.close()
-        self._listener.close()
-        client.close()
-        for job in self._jobs:
-            os.close(job.ended)
-            job.client.close()
-        return True
-
-    def _pass_on(self, job: _Job) -> None:
-        """The signals that a client got; its own end is that of its command."""
-        if job not in self._jobs:
-            return
-        try:
-            signals = job.client.recv(64)
-        except OSError:
-            signals = b""
-        for number in signals or [signal.SIGKILL]:
-            os.kill(job.pid, signal.SIGSTOP if number == signal.SIGTSTP else number)
-        if not signals:
-            self._selector.unregister(job.client.fileno())
-            job.client.close()
-
-    def _reap(self, job: _Job) -> None:
-        """Say how a command ended."""
-        self._jobs.discard(job)
-        status = os.waitpid(job.pid, 0)[1]
-        self._selector.unregister(job.ended)
-        os.close(job.ended)
-        if job.client.fileno() >= 0:
-            self._selector.unregister(job.client.fileno())
-            with suppress(OSError):
-                job.client.sendall(status.to_bytes(4))
-            job.client.close()
+            for stream in streams:
+                os.close(stream)
+            return None
+        if self._holders:
+            passed, of_fork = self._holders.pass_on(client, streams, environment, words)
+            if passed:
+                return of_fork
+        if not self.begin(client, streams, environment):
+            return None
+        if self._holders:
+            self._holders.listen(words)
+        return words  # type: ignore[no-any-return]
 
     def _stop(self) -> None:
         """Whoever started this has ended: no more commands, and those at work are told to stop."""
-        self._open = False
-        self._selector.unregister(0)
-        self._selector.unregister(self._listener.fileno())
+        self.open = False
+        self.unwatch(0)
+        self.unwatch(self._listener.fileno())
         self._listener.close()
         self._path.unlink(missing_ok=True)
-        for job in self._jobs:
-            for number in (signal.SIGTERM, signal.SIGCONT):
-                os.kill(job.pid, number)
-
-
-def _become(streams: list[int], environment: Mapping[str, str]) -> None:
-    """Make a fork what a new process would be."""
-    os.setsid()
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
-    os.environ.clear()
-    os.environ.update(environment)
-    tempfile.tempdir = None
-    for text in (sys.stdout, sys.stderr):
-        text.reconfigure(line_buffering=text is sys.stderr or text.isatty())  # type: ignore[union-attr]
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()
-
-
-def _exactly(client: socket.socket, size: int) -> bytes:
-    """So many bytes."""
-    received = bytearray()
-    while len(received) < size:
-        if not (more := client.recv(size - len(received))):
-            raise OSError("the client is gone")
-        received += more
-    return bytes(received)
+        self.stop_jobs()
+        if self._holders:
+            self._holders.stop()
