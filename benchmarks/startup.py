@@ -66,7 +66,7 @@ def planned(directory: Path, model: Path | None) -> Plan:
     if model is None:
         return Plan(configured(directory, 6))
     content = json.loads(configured(directory, 6).model_dump_json(exclude_none=True, exclude_unset=True))
-    content["models"]["tiny"] = {"path": str(model.resolve()), "parameters": 0.135}
+    content["models"]["tiny"] = {"path": str(model), "parameters": 0.135}
     content["reference"] = {"model": "tiny"}
     content["text"] = {"max_length": 160, "max_prompt_length": 112}
     return Plan(Config.model_validate(content))
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a checkpoint directory in place of the demo's policy")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+    model = options.model and options.model.resolve()
     with told("Start-up"), tempfile.TemporaryDirectory() as top:
         run(["-m", "benchmarks.chain", "--reward-model", top])
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -88,7 +89,7 @@ def main() -> None:
             flush=True,
         )
         seen: set[str] = set()
-        for stage, _, command in due(planned(Path(top), options.model), "ours"):
+        for stage, _, command in due(planned(Path(top), model), "ours"):
             if stage in seen:
                 continue
             seen.add(stage)

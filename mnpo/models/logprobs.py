@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mnpo.models.head import project
-from mnpo.models.packing import Batch, Encoded, batches, hidden_states, lay_out, share_width, shared_rows
+from mnpo.models.packing import Batch, Encoded, batches, hidden_states, lay_out, share_width, shared_rows, together
 
 if TYPE_CHECKING:
     from mnpo.storage.journal import Journal
@@ -147,11 +147,12 @@ def score_texts(
 ) -> ScoredTexts:
     """Score any number of texts without gradients, longest first, in batches of at most ``max_tokens`` padded tokens.
 
-    A text longer than ``max_tokens`` is a batch of its own. The longest go first, so that running out of memory happens
-    at the start. ``progress(done, total)`` is called with counts of texts after every batch. The model is put in
-    evaluation mode and back. It must be whole: of a sharded one every pass is a collective, and how many there are
-    follows from the texts. ``journal`` keeps every batch that is finished, and has those of an earlier session.
-    Errors as in ``response_logprobs``; Interrupted when a signal asked the journal's session to stop.
+    A longer text is a batch of its own; on a CPU batches may be smaller (``packing.together``). The longest go first,
+    so that running out of memory happens at the start. ``progress(done, total)`` is called with counts of texts
+    after every batch. The model is put in evaluation mode and back. It must be whole: of a sharded one every pass is a
+    collective, and how many there are follows from the texts. ``journal`` keeps every batch that is finished, and has
+    those of an earlier session. Errors as in ``response_logprobs``; Interrupted when a signal asked the journal's
+    session to stop.
     """
     if not texts:
         raise ValueError("no texts to score")
@@ -161,7 +162,7 @@ def score_texts(
     was_training = model.training
     model.eval()
     try:
-        for chosen in batches(rows, max_tokens):
+        for chosen in batches(rows, together(model, max_tokens)):
             batch = lay_out(texts, chosen, pad_id, model.device)
             do = partial(_sums, model, batch, chunk_tokens)
             members = sorted(batch.members)

@@ -18,6 +18,10 @@ TAKE_MASKS = ("eager", "sdpa", "flex_attention")
 """Attention implementations that obey a mask of ours."""
 PASS = 256
 """What a pass through a model costs beside its tokens, in tokens: a GPU reads the weights meanwhile."""
+CACHE = 16 * 2**20
+"""Bytes of a layer's widest activations that a CPU's cache is expected to hold."""
+CPU_TOKENS = 1024
+"""Padded tokens of a batch where it would not hold them (benchmarks/README.md)."""
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Row, head, the place of a token that asks, and of one that is read -> whether it may: what torch calls a mask_mod."""
@@ -198,6 +202,15 @@ def _as_attention_takes_it(rule: Rule, model: Any, config: Any, batch: Batch) ->
         return allowed
     lowest = torch.finfo(model.dtype).min
     return torch.zeros(allowed.shape, dtype=model.dtype, device=device).masked_fill_(~allowed, lowest)
+
+
+def together(model: Any, max_tokens: int) -> int:
+    """Padded tokens of a batch without gradients: on a CPU fewer, where the activations of so many leave its cache."""
+    config = model.config.get_text_config()
+    width = getattr(config, "intermediate_size", None)
+    widest = width if isinstance(width, int) else 4 * config.hidden_size
+    cached = max_tokens * widest * model.dtype.itemsize <= CACHE
+    return max_tokens if cached or model.device.type != "cpu" else min(max_tokens, CPU_TOKENS)
 
 
 def batches(rows: list[Row], max_tokens: int) -> Iterator[list[Row]]:

@@ -126,7 +126,9 @@ def _numbers(batch: _Batch, what: str) -> list[list[float]]:
 
 
 def _whole(opened: Whole, texts: Sequence[Ids]) -> Iterator[_Batch]:
-    for part in by_tokens([len(text) for text in texts], SCORING_TOKENS):
+    from mnpo.models.packing import together
+
+    for part in by_tokens([len(text) for text in texts], together(opened.model, SCORING_TOKENS)):
         some = [texts[i] for i in part]
         lengths = [len(text) for text in some]
         yield _Batch(some, sum(lengths), max(lengths) * len(some), partial(_of_texts, opened, some, lengths))
@@ -162,12 +164,12 @@ def _split(groups: Sequence[Sequence[Sequence[int]]]) -> dict[Ids, _Text]:
 
 
 def _shared(opened: Shared, groups: Sequence[Sequence[Ids]]) -> Iterator[_Batch]:
-    from mnpo.models.packing import batches, share_width, shared_rows
+    from mnpo.models.packing import batches, share_width, shared_rows, together
 
     texts = _split(groups)
     split, whole = list(texts.values()), list(texts)
     rows = shared_rows(split, share_width(opened.model.config), SCORING_TOKENS)
-    for part in batches(rows, SCORING_TOKENS):
+    for part in batches(rows, together(opened.model, SCORING_TOKENS)):
         some = [whole[i] for row in part for i in row.members]
         do = partial(_of_states, opened, split, part, [opened.places(text) for text in some])
         yield _Batch(some, sum(row.length for row in part), len(part) * part[0].length, do)

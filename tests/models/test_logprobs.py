@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 from mnpo.models import head as head_module
 from mnpo.models.head import token_logprobs
 from mnpo.models.logprobs import ResponseLogprobs, response_logprobs, score_texts
-from mnpo.models.packing import PASS, Row, batches, share_width, shared_rows
+from mnpo.models.packing import PASS, Row, batches, share_width, shared_rows, together
 
 VOCAB = 97
 TOLERANCE = 1e-5  # the one that the module states: nats per token, float32 models
@@ -416,6 +416,24 @@ def test_padding_and_sharing_are_counted_by_hand() -> None:
     assert (scored.computed, scored.needed, scored.separate) == (2 * 7 + 4, 17, 20)
     assert scored.padding == pytest.approx(1 / 18)
     assert scored.shared == pytest.approx(3 / 20)
+
+
+def test_batches_without_gradients_are_small_where_a_cpus_cache_would_not_hold_them() -> None:
+    """16,384 tokens times 256 numbers of 4 bytes are 16 MiB, which it holds. Prompts stay shared."""
+
+    def model(width: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+        config = transformers.LlamaConfig(
+            vocab_size=99, hidden_size=16, intermediate_size=width, num_hidden_layers=1, num_attention_heads=2
+        )
+        with torch.device(device):
+            return transformers.LlamaForCausalLM(config).to(dtype)
+
+    assert together(model(256), 16384) == together(model(512, dtype=torch.bfloat16), 16384) == 16384
+    assert together(model(257), 16384) == 1024 and together(model(257), 600) == 600
+    assert together(model(257, "meta"), 16384) == 16384
+    texts = [Text(tokens(700, 1), tokens(300, 2 + i)) for i in range(4)]
+    scored = score_texts(model(257), texts, max_tokens=16384)
+    assert scored.computed == 700 + 4 * 299 and scored.separate == 4 * 999
 
 
 @settings(deadline=None)
