@@ -56,11 +56,12 @@ PARTS = [
          {FLOAT: 0.1, HALF: 0.5}, 3.0),
     Part("sampling", "sampling, K = 5", "vLLM", "tokens/s", (128, 64), (128, 64, 32), {FLOAT: 0.1, HALF: 0.5},
          side="vllm"),
-    Part("scoring", "scoring", "transformers", "tokens/s", (16, 8, 32), (0,), {FLOAT: 1e-4, HALF: 0.05}, 2.0),
+    Part("scoring", "scoring", "transformers", "tokens/s", (16, 8, 32), (0,), {FLOAT: 1e-4, HALF: 0.1}, 2.0),
     Part("harness", "a task of lm-eval", "lm-eval", "s", (16, 8, 32), (16, 8, 32), {FLOAT: 1e-6, HALF: 0.2}),
 ]  # fmt: skip
 """Batch sizes are: TRL, pairs of a micro-batch; our training, tokens of one; transformers, texts, or prompts of
-sampling; our sampling and vLLM, rows; the harnesses, texts. 0: the stage chooses."""
+sampling; our sampling and vLLM, rows; the harnesses, texts. 0: the stage chooses. In bfloat16 either side's scores are
+up to 0.09 of the largest from those in float32, ours no further than the peer's."""
 
 
 @dataclass
