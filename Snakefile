@@ -93,6 +93,7 @@ onstart:
             partial(submission.require_accepted, workflow.scheduler, jobs),
             *([partial(preflight.require_functions, PLAN, named)] if here else []),
         )
+        warm = server.asked()
     except BadInput as error:
         raise WorkflowError(str(error))
     # With its usual limit of 100 jobs a second, Snakemake looks for jobs again a second after each look, beside the looks
@@ -102,7 +103,7 @@ onstart:
         workflow.scheduler.job_rate_limiter = None
     # Where it is asked for, jobs of this machine and this Python are forked from a process that has their libraries
     # (docs/environments.md#without-a-start-up).
-    if server.asked() and here and workflow.local_exec and not workflow.touch:
+    if warm and here and workflow.local_exec and not workflow.touch:
         if packages := environments.packages(PLAN, named, FAMILIES):
             server.start({job.threads for job in jobs}, packages)
 

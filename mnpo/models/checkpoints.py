@@ -51,7 +51,7 @@ class Asked(NamedTuple):
 
 HELD: dict[Asked, PreTrainedModel] = {}
 """Models that were loaded before this process was forked, each for the first who asks (mnpo/warm/held.py)."""
-WHEN_LOADED: list[Callable[[Asked], None]] = []
+WHEN_ASKED: list[Callable[[Asked], None]] = []
 """Who is told what was asked for."""
 
 
@@ -81,7 +81,7 @@ def load_model(
             not installed, that this device does not have, or that would leave out the model's soft-capping.
     """
     asked = Asked(str(path), kind, dtype, attention, soft_cap, on_cpu)
-    for tell in WHEN_LOADED:
+    for tell in [*WHEN_ASKED]:
         tell(asked)
     return HELD.pop(asked) if asked in HELD else _load(asked)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import selectors
 import signal
 import socket
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,15 +85,20 @@ class Forks:
         return 0
 
     def begin(self, client: socket.socket, streams: list[int], environment: Mapping[str, str]) -> bool:
-        """Fork for a client's command. Whether this is the fork."""
-        if not (pid := self.fork()):
+        """Fork for a client's command. Whether this is the fork; where there can be none, the client's call fails."""
+        try:
+            pid = self.fork()
+        except OSError:
             client.close()
-            become(streams, environment)
-            return True
-        job = Job(pid, os.pidfd_open(pid), client)
-        self._jobs.add(job)
-        self.watch(job.ended, lambda: self._reap(job))
-        self.watch(client.fileno(), lambda: self._pass_on(job))
+        else:
+            if not pid:
+                client.close()
+                become(streams, environment)
+                return True
+            job = Job(pid, os.pidfd_open(pid), client)
+            self._jobs.add(job)
+            self.watch(job.ended, lambda: self._reap(job))
+            self.watch(client.fileno(), lambda: self._pass_on(job))
         for stream in streams:
             os.close(stream)
         return False
@@ -127,6 +134,17 @@ class Forks:
             with suppress(OSError):
                 job.client.sendall(status.to_bytes(4))
             job.client.close()
+
+
+def settle() -> None:
+    """Before this process is forked: a fork copies each page that it writes to, so it leaves alone what is here now.
+
+    It does not look for garbage in it, and at its end it does nothing for it: that is for nobody to do.
+    """
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    gc.collect()
+    gc.freeze()
 
 
 def become(streams: list[int], environment: Mapping[str, str]) -> None:

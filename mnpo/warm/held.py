@@ -6,7 +6,6 @@ command finds the policy that it names loaded so. What it gets is its own: a for
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import socket
@@ -15,15 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mnpo.models import checkpoints
 from mnpo.models.checkpoints import Asked
-from mnpo.warm.forks import Forks, Words, exactly
+from mnpo.warm.forks import Forks, Words, settle
 
 MOST = 2
 """Policies that are held at a time: those that were asked for last."""
 NAMED_BY = ("--policy", "--start")
+REQUEST, NO_MORE, STOP = b"r", b"n", b"s"
+"""What a holder is told: to run a command; that no more will come; that those at work are to stop."""
 
 
 def policy_of(words: Sequence[str]) -> str | None:
@@ -36,12 +37,12 @@ class _Key(NamedTuple):
     """A policy, how it is loaded, and its files as they are."""
 
     asked: Asked
-    files: tuple[tuple[str, int, int], ...]
+    files: tuple[tuple[str, int, int, int], ...]
 
     @classmethod
     def of(cls, asked: Asked) -> _Key:
         found = (file for file in sorted(Path(asked.path).rglob("*")) if file.is_file())
-        return cls(asked, tuple((str(file), s.st_size, s.st_mtime_ns) for file in found for s in [file.stat()]))
+        return cls(asked, tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f in found for s in [f.stat()]))
 
 
 @dataclass(eq=False)
@@ -72,40 +73,32 @@ class Holders:
         """Whether some have not ended."""
         return bool(self._all)
 
-    def pass_on(
+    def serve(
         self, client: socket.socket, streams: list[int], environment: Mapping[str, str], words: Words
     ) -> tuple[bool, Words | None]:
         """Whether a holder runs a client's command; in a fork, its words."""
-        policy, how = policy_of(words), self._how.get(words[2])
-        if policy is None or how is None or not Path(policy).is_dir():
+        if (key := self._key(words)) is None:
             return False, None
-        key = _Key.of(how._replace(path=policy))
-        if not (holder := self._held.pop(key, None)):
-            ours, theirs = socket.socketpair()
-            if not (pid := self._server.fork()):
-                client.close()
-                for descriptor in streams:
-                    os.close(descriptor)
-                ours.close()
-                return True, _Serving(theirs, key.asked, self._tell).run()
-            theirs.close()
-            holder = _Holder(os.pidfd_open(pid), ours)
-            self._all.add(holder)
-            self._server.watch(holder.ended, lambda: self._reap(pid, holder))
-        self._held[key] = holder
-        while len(self._held) > MOST:
-            self._held.pop(next(iter(self._held))).channel.close()
-        request = json.dumps([dict(environment), words]).encode()
+        channel = None
         try:
-            socket.send_fds(holder.channel, [len(request).to_bytes(8)], [client.fileno(), *streams])
-            holder.channel.sendall(request)
-        except OSError:  # it is gone
-            self._held.pop(key).channel.close()
+            # A file takes a request of any size, so this process does not wait for a holder that is loading.
+            with open(os.memfd_create("request"), "w", encoding="utf-8") as request:
+                json.dump([dict(environment), words], request)
+                request.flush()
+                if key not in self._held:
+                    channel = self._begin(key)
+                if channel is None:
+                    holder = self._held[key] = self._held.pop(key)
+                    while len(self._held) > MOST:
+                        _say(self._held.pop(next(iter(self._held))), NO_MORE)
+                    socket.send_fds(holder.channel, [REQUEST], [request.fileno(), client.fileno(), *streams])
+        except OSError:  # too many files or processes, or the holder is gone
+            self._held.pop(key, None)
             return False, None
         client.close()
         for descriptor in streams:
             os.close(descriptor)
-        return True, None
+        return True, _Serving(channel, key.asked, self._tell).run() if channel else None
 
     def listen(self, words: Words) -> None:
         """In a fork for a command: say how it loads its policy."""
@@ -113,9 +106,8 @@ class Holders:
 
     def stop(self) -> None:
         """No more commands, and those at work are told to stop."""
-        for holder in self._held.values():
-            holder.channel.sendall((0).to_bytes(8))
-            holder.channel.close()
+        for holder in self._all:
+            _say(holder, STOP)
         self._held.clear()
 
     def let_go(self) -> None:
@@ -124,6 +116,27 @@ class Holders:
         for holder in self._all:
             os.close(holder.ended)
             holder.channel.close()
+
+    def _key(self, words: Words) -> _Key | None:
+        policy, how = policy_of(words), self._how.get(words[2])
+        if policy is None or how is None:
+            return None
+        try:
+            return _Key.of(how._replace(path=policy)) if Path(policy).is_dir() else None
+        except OSError:  # it is being written, or removed
+            return None
+
+    def _begin(self, key: _Key) -> socket.socket | None:
+        """Fork a holder; in the fork, where its requests come from. The first is the one that it was forked for."""
+        ours, theirs = socket.socketpair()
+        if not (pid := self._server.fork()):
+            ours.close()
+            return theirs
+        theirs.close()
+        holder = self._held[key] = _Holder(os.pidfd_open(pid), ours)
+        self._all.add(holder)
+        self._server.watch(holder.ended, lambda: self._reap(pid, holder))
+        return None
 
     def _learn(self) -> None:
         for line in os.read(self._told, 1 << 16).splitlines():
@@ -139,15 +152,21 @@ class Holders:
         os.waitpid(pid, 0)
 
 
+def _say(holder: _Holder, word: bytes) -> None:
+    with suppress(OSError):
+        holder.channel.sendall(word)
+
+
 def _say_how(tell: int, words: Words) -> None:
     policy, command = policy_of(words), words[2]
 
     def told(asked: Asked) -> None:
         if asked.path == policy:
+            checkpoints.WHEN_ASKED.clear()  # loaded again, as some jobs do, it is for something else
             with suppress(OSError):
                 os.write(tell, json.dumps([command, *asked]).encode() + b"\n")
 
-    checkpoints.WHEN_LOADED.append(told)
+    checkpoints.WHEN_ASKED.append(told)
 
 
 class _Serving(Forks):
@@ -156,40 +175,28 @@ class _Serving(Forks):
     def __init__(self, channel: socket.socket, asked: Asked, tell: int) -> None:
         super().__init__()
         self._channel, self._tell = channel, tell
-        _hold(asked)
+        with suppress(Exception):  # whoever asked for it will see what is wrong
+            checkpoints.HELD[asked] = checkpoints.load_model(*asked)
+        settle()
         self.watch(channel.fileno(), self._receive)
 
     def let_go(self) -> None:
         self._channel.close()
 
     def _receive(self) -> Words | None:
-        head, descriptors, _, _ = socket.recv_fds(self._channel, 8, 4)
-        if not (size := int.from_bytes(head)):  # the end of the channel, or a word to stop
-            self.open = False
+        """Do as it is told. The end of the channel is that of the server, and so of this process."""
+        word, descriptors, _, _ = socket.recv_fds(self._channel, 1, 5)
+        if word == REQUEST:
+            request, client, *streams = descriptors
+            with open(request, "rb") as file:
+                file.seek(0)
+                environment, words = json.load(file)
+            if self.begin(socket.socket(fileno=client), streams, environment):
+                _say_how(self._tell, words)
+                return words  # type: ignore[no-any-return]
+            return None
+        self.open = False
+        if word != NO_MORE:
             self.unwatch(self._channel.fileno())
-            if head:
-                self.stop_jobs()
-            return None
-        environment, words = json.loads(exactly(self._channel, size))
-        client, *streams = descriptors
-        if not self.begin(socket.socket(fileno=client), streams, environment):
-            return None
-        _say_how(self._tell, words)
-        return words  # type: ignore[no-any-return]
-
-
-def _hold(asked: Asked) -> None:
-    """Load a policy for forks of this process, without a second thread: a fork would miss it."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model: Any = checkpoints.load_model(*asked)
-    except Exception:  # whoever asked for it will see what is wrong
-        return
-    finally:
-        torch.set_num_threads(threads)
-    checkpoints.HELD[asked] = model
-    gc.collect()
-    gc.freeze()
+            self.stop_jobs()
+        return None

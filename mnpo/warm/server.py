@@ -7,14 +7,12 @@ ends with whoever handed it over, with the process that started this one, and wi
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
@@ -23,9 +21,10 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from mnpo.errors import BadInput
 from mnpo.planning import environments
 from mnpo.warm.client import DIRECTORY, NO, PATIENCE, SERVE, YES, surroundings
-from mnpo.warm.forks import Forks, exactly
+from mnpo.warm.forks import Forks, exactly, settle
 from mnpo.warm.held import Holders
 from mnpo.warm.shelf import Shelf
 
@@ -60,8 +59,15 @@ KEPT = 1 << 30  # bytes
 
 
 def asked() -> bool:
-    """Whether commands are to be forked: MNPO_WARM=1 or MNPO_WARM=models, and one environment for all stages."""
-    return os.environ.get(ASKED, "0") not in ("", "0") and environments.VARIABLE not in os.environ
+    """Whether commands are to be forked: MNPO_WARM=1 or MNPO_WARM=models, and one environment for all stages.
+
+    Raises:
+        BadInput: MNPO_WARM is something else.
+    """
+    how = os.environ.get(ASKED) or "0"
+    if how not in ("0", "1", MODELS):
+        raise BadInput(f"{ASKED}={how}: expected 0, 1 or {MODELS} (docs/environments.md#without-a-start-up)")
+    return how != "0" and environments.VARIABLE not in os.environ
 
 
 def start(threads: Iterable[int], packages: Iterable[str]) -> None:
@@ -85,10 +91,10 @@ def start(threads: Iterable[int], packages: Iterable[str]) -> None:
             start_new_session=True,
         )
         assert process.stdin is not None
-        _HELD.append(process.stdin)
+        _INPUTS.append(process.stdin)
 
 
-_HELD: list[IO[bytes]] = []  # the standard inputs: a warm process ends when its own does, and that with this process
+_INPUTS: list[IO[bytes]] = []  # the standard inputs: a warm process ends when its own does, and that with this process
 
 
 def serve(path: str, *packages: str) -> list[str]:
@@ -115,22 +121,16 @@ def _load(packages: Iterable[str]) -> set[str]:
     if not _gpus_left_alone():
         sys.exit("a library has begun to use a GPU, and a fork could not")
     Shelf(SHELVED)
-    _spare_memory()
+    settle()
+    _keep_what_is_freed()
     return {name for name in FAMILIES if name not in STAGES or STAGES[name].offline}
 
 
-def _spare_memory() -> None:
-    """A fork copies each page that it writes to: the memory that forks share is left as it is.
-
-    And a fork keeps the memory that it frees: to give it back and fetch it again, a page at a time, costs a training
-    of a small model a tenth of its time.
-    """
-    for clean in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        clean.atexit = False  # at the end of this process there is nothing to do, and at that of a fork
-    gc.collect()
-    gc.freeze()
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
-        mallopt(M_MMAP_THRESHOLD, KEPT)
+def _keep_what_is_freed() -> None:
+    """Let forks keep the memory that they free. To give it back and fetch it again, page by page, costs a training of a
+    small model up to a tenth of its time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; some take no more than 32 MiB
+    if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in (KEPT, 32 << 20)):
         mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
@@ -140,8 +140,9 @@ def _gpus_left_alone() -> bool:
 
 
 def _models_asked() -> bool:
-    """Whether policies are held too: MNPO_WARM=models, and no GPU that they would be loaded to."""
-    return os.environ.get(ASKED) == MODELS and not _a_fork_says(lambda torch: torch.cuda.is_available())
+    """Whether policies are held too: MNPO_WARM=models, where loading begins no thread and no GPU that a fork lacks."""
+    one = os.environ.get(THREADS[0]) == "1"
+    return os.environ.get(ASKED) == MODELS and one and not _a_fork_says(lambda torch: torch.cuda.is_available())
 
 
 def _a_fork_says(of: Callable[[Any], bool]) -> bool:
@@ -195,7 +196,7 @@ class _Server(Forks):
                 os.close(stream)
             return None
         if self._holders:
-            passed, of_fork = self._holders.pass_on(client, streams, environment, words)
+            passed, of_fork = self._holders.serve(client, streams, environment, words)
             if passed:
                 return of_fork
         if not self.begin(client, streams, environment):

@@ -14,9 +14,11 @@ import psutil
 import pytest
 
 from mnpo.config.text import Text
+from mnpo.models import checkpoints
+from mnpo.models.checkpoints import Asked
 from mnpo.planning.plan import Plan
 from mnpo.storage import user_code
-from mnpo.warm.held import MOST, policy_of
+from mnpo.warm.held import MOST, _say_how, policy_of
 from tests.helpers.checkouts import until
 from tests.helpers.warmed import PATIENCE, TIMES, Warm, filled, gone
 
@@ -81,14 +83,14 @@ def test_a_held_policy_gives_what_a_loaded_one_gives_and_its_files_are_not_read_
         held.done(*held.assessing(name))
         assert held.made() == expected[name]
     (holder,) = held.holders()  # of the second
-    weights = held.directory / "two/model.safetensors"
-    times, kept = weights.stat(), weights.rename(held.directory / "kept")
-    weights.write_bytes(bytes(times.st_size))
-    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    config = held.directory / "two/config.json"
+    times, said = config.stat(), config.read_text()
+    assert '"final_logit_softcapping": 30.0' in said
+    config.write_text(said.replace('"final_logit_softcapping": 30.0', '"final_logit_softcapping": 10.0'))
+    os.utime(config, ns=(times.st_atime_ns, times.st_mtime_ns))
     held.done(*held.assessing("two"))
     assert held.made()[:2] == expected["two"][:2] and held.holders() == [holder]
-    weights.unlink()
-    shutil.copyfile(kept, weights)  # of another time: another policy, as far as anybody knows
+    config.write_text(said)  # of another time: another policy, as far as anybody knows
     held.done(*held.assessing("two"))
     assert held.made() == expected["two"] and len(held.holders()) == 2
 
@@ -108,7 +110,7 @@ def test_a_few_policies_are_held_by_processes_of_one_thread_that_end_with_the_se
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["its caller", "the workflow"])
+@pytest.mark.parametrize("how", ["its caller", "the workflow", "the workflow, held no more"])
 def test_a_held_policys_command_is_stopped_by_its_caller_and_with_the_workflow(held: Held, how: str) -> None:
     held.done(*held.assessing("one"))
     (held.directory / "hold").touch()
@@ -116,6 +118,10 @@ def test_a_held_policys_command_is_stopped_by_its_caller_and_with_the_workflow(h
     worker = psutil.Process(held.probed()["pid"])
     (holder,) = held.holders()
     assert worker.ppid() == holder.pid
+    if how.endswith("held no more"):
+        for name in ("two", "three"):
+            held.done(*held.assessing(name))
+        assert len(held.holders()) == MOST + 1
     if how == "its caller":
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == -signal.SIGTERM
@@ -125,6 +131,21 @@ def test_a_held_policys_command_is_stopped_by_its_caller_and_with_the_workflow(h
         gone(holder)
         gone(held.server)
     gone(worker)
+
+
+def test_a_command_that_loads_its_policy_twice_is_known_by_the_first_time() -> None:
+    """As `sample` does, which compares the sampler's numbers with those in float32."""
+    said, told = [], os.pipe()
+    try:
+        _say_how(told[1], ["--log", "l", "sample", "--policy", "a"])
+        for asked in (Asked("b"), Asked("a", dtype="bfloat16"), Asked("a")):
+            for tell in [*checkpoints.WHEN_ASKED]:
+                tell(asked)
+        os.close(told[1])
+        said = [json.loads(line) for line in os.fdopen(told[0])]
+    finally:
+        checkpoints.WHEN_ASKED.clear()
+    assert said == [["sample", *Asked("a", dtype="bfloat16")]]
 
 
 @pytest.mark.slow
