@@ -30,7 +30,7 @@ class Held(Warm):
         super().__init__(directory, "pandas", "torch", "transformers", MNPO_WARM="models")
         self.prompts, self.text = prompts, text
 
-    def assessing(self, policy: str, oracle: str = "brevity") -> list[str]:
+    def assessing(self, policy: str, oracle: str = "brevity", output: str = "heldout.json") -> list[str]:
         file = self.directory / "rewards.py"
         oracles = {
             "own": {"kind": "function", "file": str(file), "function": "probe"},
@@ -43,7 +43,7 @@ class Held(Warm):
             "functions": user_code.digests(file) if oracle == "own" else {},
         }  # fmt: skip
         words = ["assess", "--settings", json.dumps(settings), "--policy", policy, "--reference", "one"]
-        return [*words, f"--prompts={self.prompts}", "--output=heldout.json"]
+        return [*words, f"--prompts={self.prompts}", f"--output={output}"]
 
     def holders(self) -> list[psutil.Process]:
         """Those at rest, too."""
@@ -120,7 +120,7 @@ def test_a_held_policys_command_is_stopped_by_its_caller_and_with_the_workflow(h
     assert worker.ppid() == holder.pid
     if how.endswith("held no more"):
         for name in ("two", "three"):
-            held.done(*held.assessing(name))
+            held.done(*held.assessing(name, output=f"{name}.json"))
         assert len(held.holders()) == MOST + 1
     if how == "its caller":
         process.send_signal(signal.SIGTERM)
