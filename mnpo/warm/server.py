@@ -146,9 +146,12 @@ def _models_asked() -> bool:
 
 
 def _a_fork_says(of: Callable[[Any], bool]) -> bool:
-    """What torch says of this process, which is not to begin with a GPU by asking."""
+    """What torch says of this process, which is not to begin with a GPU by asking; yes, where it cannot say."""
     if not (pid := os.fork()):
-        os._exit(of(import_module("torch")))
+        said = True
+        with suppress(Exception):
+            said = of(import_module("torch"))
+        os._exit(said)
     return os.waitpid(pid, 0)[1] != 0
 
 

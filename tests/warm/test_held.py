@@ -14,10 +14,12 @@ import psutil
 import pytest
 
 from mnpo.config.text import Text
+from mnpo.errors import BadInput
 from mnpo.models import checkpoints
 from mnpo.models.checkpoints import Asked
 from mnpo.planning.plan import Plan
 from mnpo.storage import user_code
+from mnpo.warm import server
 from mnpo.warm.held import MOST, _say_how, policy_of
 from tests.helpers.checkouts import until
 from tests.helpers.warmed import PATIENCE, TIMES, Warm, filled, gone
@@ -131,6 +133,24 @@ def test_a_held_policys_command_is_stopped_by_its_caller_and_with_the_workflow(h
         gone(holder)
         gone(held.server)
     gone(worker)
+
+
+def test_who_asks_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MNPO_ENVIRONMENTS", raising=False)
+    for how, threads, forked, held in (
+        ("", "1", False, False), ("0", "1", False, False), ("1", "1", True, False), ("models", "1", True, True),
+        ("models", "2", True, False),
+    ):  # fmt: skip
+        monkeypatch.setenv("MNPO_WARM", how)
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        monkeypatch.setattr(server, "_a_fork_says", lambda of: False)
+        assert (server.asked(), server._models_asked()) == (forked, held)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(server, "_a_fork_says", lambda of: True)  # there is a GPU
+    assert not server._models_asked()
+    monkeypatch.setenv("MNPO_WARM", "model")
+    with pytest.raises(BadInput, match="MNPO_WARM=model: expected 0, 1 or models"):
+        server.asked()
 
 
 def test_a_command_that_loads_its_policy_twice_is_known_by_the_first_time() -> None:
