@@ -66,7 +66,7 @@ def planned(directory: Path, model: Path | None) -> Plan:
     if model is None:
         return Plan(configured(directory, 6))
     content = json.loads(configured(directory, 6).model_dump_json(exclude_none=True, exclude_unset=True))
-    content["models"]["tiny"] = {"path": str(model), "parameters": 0.135}
+    content["models"]["tiny"] = {"path": str(model)}
     content["reference"] = {"model": "tiny"}
     content["text"] = {"max_length": 160, "max_prompt_length": 112}
     return Plan(Config.model_validate(content))

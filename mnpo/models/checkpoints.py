@@ -42,11 +42,11 @@ class Asked(NamedTuple):
     """The arguments of `load_model`."""
 
     path: str
-    kind: Literal["causal", "classifier"] = "causal"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: str | None = None
-    soft_cap: bool = True
-    on_cpu: bool = False
+    kind: Literal["causal", "classifier"]
+    dtype: Literal["float32", "bfloat16"]
+    attention: str | None
+    soft_cap: bool
+    on_cpu: bool
 
 
 HELD: dict[Asked, PreTrainedModel] = {}

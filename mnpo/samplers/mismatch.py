@@ -42,6 +42,7 @@ def mismatch(
 
     from mnpo.models.checkpoints import load_model, parameters
     from mnpo.models.logprobs import response_logprobs
+    from mnpo.models.packing import together
 
     if (dtype := _fitting(parameters(policy))) is None:
         facts: dict[str, Any] = {"warning": "not compared with training's: too little of the GPU's memory is free"}
@@ -53,7 +54,7 @@ def mismatch(
     model = load_model(policy, dtype=dtype)
     apart: list[float] = []
     with torch.no_grad():
-        for batch in by_tokens([len(text) for text in texts], SCORING_TOKENS):
+        for batch in by_tokens([len(text) for text in texts], together(model, SCORING_TOKENS)):
             ours = response_logprobs(model, [texts[i] for i in batch], reduction="none")
             for i, values in zip(batch, ours, strict=True):
                 apart += (values.double().cpu() - torch.tensor(theirs[i], dtype=torch.float64)).abs().tolist()

@@ -89,16 +89,16 @@ class Forks:
         try:
             pid = self.fork()
         except OSError:
+            dismiss(client, streams)
+            return False
+        if not pid:
             client.close()
-        else:
-            if not pid:
-                client.close()
-                become(streams, environment)
-                return True
-            job = Job(pid, os.pidfd_open(pid), client)
-            self._jobs.add(job)
-            self.watch(job.ended, lambda: self._reap(job))
-            self.watch(client.fileno(), lambda: self._pass_on(job))
+            become(streams, environment)
+            return True
+        job = Job(pid, os.pidfd_open(pid), client)
+        self._jobs.add(job)
+        self.watch(job.ended, lambda: self._reap(job))
+        self.watch(client.fileno(), lambda: self._pass_on(job))
         for stream in streams:
             os.close(stream)
         return False
@@ -160,6 +160,13 @@ def become(streams: list[int], environment: Mapping[str, str]) -> None:
         text.reconfigure(line_buffering=text is sys.stderr or text.isatty())  # type: ignore[union-attr]
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
+
+
+def dismiss(client: socket.socket, streams: list[int]) -> None:
+    """Close what is a client's, in a process that does nothing more for it."""
+    client.close()
+    for stream in streams:
+        os.close(stream)
 
 
 def exactly(peer: socket.socket, size: int) -> bytes:

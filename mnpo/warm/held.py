@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from mnpo.models import checkpoints
 from mnpo.models.checkpoints import Asked
-from mnpo.warm.forks import Forks, Words, settle
+from mnpo.warm.forks import Forks, Words, dismiss, settle
 
 MOST = 2
 """Policies that are held at a time: those that were asked for last."""
@@ -95,9 +95,7 @@ class Holders:
         except OSError:  # too many files or processes, or the holder is gone
             self._held.pop(key, None)
             return False, None
-        client.close()
-        for descriptor in streams:
-            os.close(descriptor)
+        dismiss(client, streams)
         return True, _Serving(channel, key.asked, self._tell).run() if channel else None
 
     def listen(self, words: Words) -> None:

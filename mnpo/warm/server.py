@@ -24,7 +24,7 @@ from typing import IO, Any
 from mnpo.errors import BadInput
 from mnpo.planning import environments
 from mnpo.warm.client import DIRECTORY, NO, PATIENCE, SERVE, YES, surroundings
-from mnpo.warm.forks import Forks, exactly, settle
+from mnpo.warm.forks import Forks, dismiss, exactly, settle
 from mnpo.warm.held import Holders
 from mnpo.warm.shelf import Shelf
 
@@ -194,9 +194,7 @@ class _Server(Forks):
         except (OSError, ValueError):
             welcome = False
         if not welcome:
-            client.close()
-            for stream in streams:
-                os.close(stream)
+            dismiss(client, streams)
             return None
         if self._holders:
             passed, of_fork = self._holders.serve(client, streams, environment, words)

@@ -155,17 +155,17 @@ def test_who_asks_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_command_that_loads_its_policy_twice_is_known_by_the_first_time() -> None:
     """As `sample` does, which compares the sampler's numbers with those in float32."""
-    said, told = [], os.pipe()
+    said, told, how = [], os.pipe(), Asked("a", "causal", "bfloat16", None, True, False)
     try:
         _say_how(told[1], ["--log", "l", "sample", "--policy", "a"])
-        for asked in (Asked("b"), Asked("a", dtype="bfloat16"), Asked("a")):
+        for asked in (how._replace(path="b"), how, how._replace(dtype="float32")):
             for tell in [*checkpoints.WHEN_ASKED]:
                 tell(asked)
         os.close(told[1])
         said = [json.loads(line) for line in os.fdopen(told[0])]
     finally:
         checkpoints.WHEN_ASKED.clear()
-    assert said == [["sample", *Asked("a", dtype="bfloat16")]]
+    assert said == [["sample", "a", "causal", "bfloat16", None, True, False]]
 
 
 @pytest.mark.slow
