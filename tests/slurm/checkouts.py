@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster import Cluster, alive, descendants
+from cluster import Cluster, alive, faults_of_ended_children
 
 from tests.helpers.checkouts import ROOT, copy_project, edit, until
 
@@ -182,17 +182,11 @@ class Workflow:
 
     def interrupt(self) -> str:
         """Ctrl-C between two looks at the queue: during one the plugin holds no list of its jobs, and cancels none."""
-        until(self._looks, "a look at the queue")
-        until(lambda: not self._looks(), "the end of the look")
+        before = faults_of_ended_children(self.process.pid)
+        until(lambda: faults_of_ended_children(self.process.pid) > before, "a look at the queue")
         time.sleep(0.3)
         self.process.send_signal(signal.SIGINT)
         return self.wait()
-
-    def _looks(self) -> bool:
-        children = [Path(f"/proc/{pid}/comm") for pid in descendants(self.process.pid)]
-        with suppress(OSError):
-            return "squeue\n" in [comm.read_text() for comm in children]
-        return False
 
     def submitted(self) -> list[str]:
         """The SLURM jobs that it submitted: rule, wildcards."""

@@ -332,6 +332,11 @@ def descendants(pid: int) -> list[int]:
     return [p for child in children for p in (child, *descendants(child))]
 
 
+def faults_of_ended_children(pid: int) -> int:
+    """The page faults of the children that a process has waited for: more after each, however short it lived."""
+    return int(fields[8]) if (fields := _stat(pid)) else 0
+
+
 def _ancestors(pid: int, name: str) -> list[int]:
     """The processes above one that are called `name`."""
     found = []
