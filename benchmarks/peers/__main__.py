@@ -52,16 +52,16 @@ PARTS = [
          {FLOAT: 1e-5, HALF: 0.01}),
     Part("logps", "log-probabilities, three opponents", "transformers", "tokens/s", (16, 4, 8, 32), (0,),
          {FLOAT: 1e-5, HALF: 0.01}, 4.0, opponents=3),
-    Part("sampling", "sampling, K = 5", "transformers", "tokens/s", (24, 12, 6), (128, 64, 32),
+    Part("sampling", "sampling, K = 5", "transformers", "tokens/s", (24, 12, 6), (0, 64, 32),
          {FLOAT: 0.1, HALF: 0.5}, 3.0),
-    Part("sampling", "sampling, K = 5", "vLLM", "tokens/s", (128, 64), (128, 64, 32), {FLOAT: 0.1, HALF: 0.5},
+    Part("sampling", "sampling, K = 5", "vLLM", "tokens/s", (128, 64), (0, 64, 32), {FLOAT: 0.1, HALF: 0.5},
          side="vllm"),
     Part("scoring", "scoring", "transformers", "tokens/s", (16, 8, 32), (0,), {FLOAT: 1e-4, HALF: 0.1}, 2.0),
     Part("harness", "a task of lm-eval", "lm-eval", "s", (16, 8, 32), (16, 8, 32), {FLOAT: 1e-6, HALF: 0.2}),
 ]  # fmt: skip
 """Batch sizes are: TRL, pairs of a micro-batch; our training, tokens of one; transformers, texts, or prompts of
-sampling; our sampling and vLLM, rows; the harnesses, texts. 0: the stage chooses. In bfloat16 either side's scores are
-up to 0.09 of the largest from those in float32, ours no further than the peer's."""
+sampling; our sampling and vLLM, rows; the harnesses, texts. 0: the stage chooses; our sampling by memory (`widest`). In
+bfloat16 either side's scores are up to 0.09 of the largest from those in float32, ours no further than the peer's."""
 
 
 @dataclass

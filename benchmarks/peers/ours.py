@@ -56,9 +56,9 @@ def _logps(dtype: str) -> Any:
 
 
 def sampling(directory: Path, dtype: str, rows: int, greedy: bool = False) -> Made:
-    """`rows`: decoded together."""
+    """`rows`: decoded together; 0: as many as memory has room for."""
     how = {"temperature": 0, "max_new_tokens": GREEDY_TOKENS} if greedy else {"max_new_tokens": NEW_TOKENS}
-    asked = {**DECODING, "responses": 2 if greedy else K, "batch_size": rows, "dtype": dtype, **how}
+    asked = {**DECODING, "responses": 2 if greedy else K, "batch_size": rows or "widest", "dtype": dtype, **how}
     settings = sample.Settings.model_validate({"sampling": asked, "text": TEXT, "shard": 0, "seed": SEED})
     prompts, output, clock = directory / "prompts.parquet", directory / "ours.parquet", Clock()
     with clock:

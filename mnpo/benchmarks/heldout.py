@@ -19,7 +19,7 @@ from typing import Any, Literal
 from mnpo import oracles
 from mnpo.config.blocks import REFERENCE, Block
 from mnpo.config.oracles import Oracle, comparing, over_reference
-from mnpo.config.sampling import Decoding
+from mnpo.config.sampling import AtOnce, Decoding
 from mnpo.config.sources import Model, Strip
 from mnpo.config.text import Text
 from mnpo.errors import BadInput
@@ -48,7 +48,7 @@ class Settings(Block):
     """Where NLTK's data are, for constraints on sentences."""
     responses: int
     decoding: Decoding
-    batch_size: int
+    batch_size: AtOnce
     dtype: Literal["float32", "bfloat16"] = "float32"
     text: Text
     seed: int

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from mnpo.config.blocks import Block, Positive
+
+WIDEST: Final = "widest"
+AtOnce = Annotated[int, Field(ge=1)] | Literal["widest"]
 
 
 class Decoding(Block):
@@ -28,8 +31,10 @@ class Sampling(Decoding):
     """Responses cut at max_new_tokens: `keep` them, marked and counted, or `drop` and count them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights that the sampler computes with."""
-    batch_size: int = Field(64, ge=1)
-    """Sequences decoded together."""
+    batch_size: AtOnce = 64
+    """Sequences decoded together. `widest`: as many as memory has room for if all become as long as they may, by the
+    longest prompt; the job's log says how many, and the samples' manifest (`at_once`). With other memory it may be
+    another number, and then what is drawn is the same up to rounding only. vLLM then takes as many as it sees fit."""
     shards: int = Field(1, ge=1, le=10_000)
     """Jobs that one part's prompts are spread over, each with an engine of its own (data parallelism)."""
     prompts_a_job: int = Field(1, ge=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,8 +87,6 @@ def _free_memory() -> float:
     """Bytes; without a GPU the machine's memory is the job's own care."""
     import torch
 
-    if not torch.cuda.is_available():
-        return math.inf
-    gc.collect()
-    torch.cuda.empty_cache()
-    return float(torch.cuda.mem_get_info()[0])
+    from mnpo.samplers.room import free_on_gpu
+
+    return free_on_gpu() if torch.cuda.is_available() else math.inf

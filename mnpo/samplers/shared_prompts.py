@@ -20,6 +20,8 @@ from mnpo.models.packing import share_width
 NAME = "mnpo_shared_prompts"
 GROWTH = 32
 """Tokens that there is room for at first; doubled when a response gets there."""
+READ_TOKENS = 16_384
+"""Of prompts, with their padding, in one pass: what reading them takes is bounded, however many are drawn to."""
 
 
 class Memory(NamedTuple):
@@ -35,6 +37,14 @@ class Memory(NamedTuple):
 
 class OtherAttention(Exception):
     """A model's attention is given what `attend` knows nothing of."""
+
+
+def room_for(tokens: int) -> int:
+    """Of a response: what there is room for when it has so many."""
+    room = GROWTH
+    while room < tokens:
+        room *= 2
+    return room
 
 
 def shares_prompts(model: Any) -> bool:
@@ -125,16 +135,16 @@ class SharedPrompts:
         if len(alive) < len(self._lengths):
             self._lengths = self._lengths[alive]
             width = int(self._lengths.max()) if len(alive) else 0
-            self._prompts = [memory.each(lambda part: _wide(part[alive], width)) for memory in self._prompts]
+            _replace(self._prompts, lambda part: _wide(part[alive], width))
             self._prompt = torch.searchsorted(alive, self._prompt)
 
     def _add(self, memories: list[Memory], lengths: Tensor, copies: Tensor) -> None:
         if self.rows:
             width = max(memories[0].keys.shape[2], self._prompts[0].keys.shape[2])
-            memories = [
-                Memory(*(torch.cat([_wide(a, width), _wide(b, width)]) for a, b in zip(old, new, strict=True)))
-                for old, new in zip(self._prompts, memories, strict=True)
-            ]
+            for i, (old, new) in enumerate(zip(self._prompts, memories, strict=True)):
+                self._prompts[i] = memories[i] = Memory(
+                    *(torch.cat([_wide(a, width), _wide(b, width)]) for a, b in zip(old, new, strict=True))
+                )
             copies, lengths = copies + len(self._lengths), torch.cat([self._lengths, lengths])
         self._prompts, self._lengths = memories, lengths
         self._own = self._own or [memory.each(lambda part: part[:0, :, :0]) for memory in memories]
@@ -148,13 +158,13 @@ class SharedPrompts:
     def _make_room(self) -> None:
         """For one token more of each row; and give room back where most of it is of responses that are done."""
         if 2 * self.rows < len(self._own[0].keys):
-            self._own = [memory.each(lambda part: part[self._slot]) for memory in self._own]
+            _replace(self._own, lambda part: part[self._slot])
             self._slot = torch.arange(self.rows, device=self._slot.device)
         slots, _, room, _ = self._own[0].keys.shape
         needed = int(self._slot.max()) + 1, int(self._drawn.max()) + 1
         if needed[0] > slots or needed[1] > room:
-            size = max(slots, needed[0]), room if needed[1] <= room else max(GROWTH, 2 * room)
-            self._own = [memory.each(lambda part: _grown(part, *size)) for memory in self._own]
+            size = max(slots, needed[0]), max(room, room_for(needed[1]))
+            _replace(self._own, lambda part: _grown(part, *size))
 
     # ------------------------------------------------------------------------------------------------------- attention
     def attention(
@@ -243,6 +253,12 @@ def _windows(config: Any) -> list[int | None]:
     window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _replace(memories: list[Memory], do: Callable[[Tensor], Tensor]) -> None:
+    """`do` it to each layer's, one after another: of one only, there is what was and what is."""
+    for i, memory in enumerate(memories):
+        memories[i] = memory.each(do)
 
 
 def _places(prompt: Tensor) -> Tensor:

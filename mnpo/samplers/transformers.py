@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mnpo.config.sampling import Decoding
-from mnpo.progress import track
+from mnpo.config.sampling import WIDEST, AtOnce, Decoding
+from mnpo.progress import say, track
 from mnpo.samplers import Request, Response, kept_or_drawn, longest_first
-from mnpo.samplers.shared_prompts import OtherAttention, SharedPrompts, left_padded, shares_prompts
+from mnpo.samplers.choosing import choose
+from mnpo.samplers.room import widest
+from mnpo.samplers.shared_prompts import READ_TOKENS, OtherAttention, SharedPrompts, left_padded, shares_prompts
 from mnpo.storage.journal import Journal
 
 WAVE = 4
 """How many times a batch's rows are drawn whole or not at all: those who come join those who are left."""
-LIKELIEST = (32, 256, 4096)
-"""Tokens that are looked at first, and next."""
 
 
 def draw(
@@ -30,7 +30,7 @@ def draw(
     requests: Sequence[Request],
     decoding: Decoding,
     stop_ids: Sequence[int],
-    batch_size: int,
+    batch_size: AtOnce,
     what: str,
     journal: Journal | None = None,
     logprobs: bool = False,
@@ -41,7 +41,7 @@ def draw(
         model: a causal LM in evaluation mode.
         decoding: temperature (0 is greedy), top_p, max_new_tokens.
         stop_ids: tokens that end a response; the one drawn is kept.
-        batch_size: sequences decoded together.
+        batch_size: sequences decoded together; `widest`: as many as memory has room for (mnpo/samplers/room.py).
         what: the work's name, for progress.
         journal: keeps every wave of a few batches that is finished, and has those of an earlier session. A wave is
             drawn whole or not at all, so who shares one, and what is drawn, does not depend on interruptions.
@@ -50,12 +50,13 @@ def draw(
     Raises:
         Interrupted: a signal asked the journal's session to stop.
     """
-    order, size = longest_first(requests), WAVE * batch_size
+    rows = at_once(model, requests, decoding, batch_size, what)
+    order, size = longest_first(requests), WAVE * rows
     waves = [order[i : i + size] for i in range(0, len(order), size)]
     responses: dict[int, Response] = {}
 
     def draw_wave(chosen: list[Request]) -> list[Response]:
-        asked = (chosen, decoding, set(stop_ids), batch_size, logprobs)
+        asked = (chosen, decoding, set(stop_ids), rows, logprobs)
         if shares_prompts(model):
             try:
                 return _draw_wave(SharedPrompts(model), *asked)
@@ -67,6 +68,15 @@ def draw(
         drawn = kept_or_drawn([requests[i] for i in wave], draw_wave, journal)
         responses.update(zip(wave, drawn, strict=True))
     return [responses[i] for i in range(len(requests))]
+
+
+def at_once(model: Any, requests: Sequence[Request], decoding: Decoding, batch_size: AtOnce, what: str) -> int:
+    """How many sequences are decoded together; where memory decides it, that is said."""
+    if batch_size != WIDEST:
+        return batch_size
+    rows = widest(model, requests, decoding.max_new_tokens)
+    say(f"{what}: {rows} responses at once, as memory allows")
+    return rows
 
 
 @torch.inference_mode()
@@ -86,19 +96,21 @@ def _draw_wave(
     drawn = torch.empty(0, dtype=torch.long)
     while rows or waiting:
         logits = [decoder.step(drawn)] if rows else []
-        if coming := _coming(waiting, rows_at_once, len(rows), decoder.refills):
-            prompts = [requests[some[0]].prompt for some in coming]
-            logits.append(decoder.begin(prompts, [i for i, some in enumerate(coming) for _ in some]))
-            rows = rows + [row for some in coming for row in some]
+        coming = _coming(waiting, rows_at_once, len(rows), decoder.refills)
+        for read in _read_together(coming, requests) if decoder.refills else [coming] if coming else []:
+            prompts = [requests[some[0]].prompt for some in read]
+            logits.append(decoder.begin(prompts, [i for i, some in enumerate(read) for _ in some]))
+            rows = rows + [row for some in read for row in some]
         following = torch.cat(logits)
         steps = [len(tokens[row]) for row in rows]
-        drawn = _choose(following, decoding, None if uniforms is None else uniforms[rows, steps])
+        drawn = choose(following, decoding, None if uniforms is None else uniforms[rows, steps])
         for row, token in zip(rows, drawn.tolist(), strict=True):
             tokens[row].append(token)
         if logprobs:
             values = following.float().log_softmax(-1).gather(-1, drawn[:, None])[:, 0]
             for row, value in zip(rows, values.tolist(), strict=True):
                 chances[row].append(value)
+        del logits, following  # before there are new ones
         going = [i for i, row in enumerate(rows) if not _done(tokens[row], stop_ids, decoding)]
         if len(going) < len(rows):
             kept = torch.tensor(going, dtype=torch.long, device=drawn.device)
@@ -129,6 +141,15 @@ def _coming(waiting: deque[list[int]], most: int, rows: int, refills: bool) -> l
         coming.append(waiting.popleft())
         free -= len(coming[-1])
     return coming
+
+
+def _read_together(coming: list[list[int]], requests: Sequence[Request]) -> list[list[list[int]]]:
+    """Those whose prompts one pass reads: the longest come first."""
+    if not coming:
+        return []
+    longest = max(len(requests[some[0]].prompt) for some in coming)
+    size = max(1, READ_TOKENS // longest)
+    return [coming[i : i + size] for i in range(0, len(coming), size)]
 
 
 class OwnPrompts:
@@ -181,55 +202,3 @@ def _uniforms(requests: list[Request], steps: int) -> Tensor:
             yield torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(request.seed))
 
     return torch.stack(list(stream()))
-
-
-def _choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tensor:
-    """The next token of each row: by inverse transform over the nucleus in order of probability, or greedily.
-
-    The likeliest tokens decide nearly always; a row where they do not is looked at further, and whole at last.
-    """
-    if uniform is None:
-        return logits.argmax(-1)
-    vocabulary, scaled = logits.shape[-1], logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if decoding.temperature != 1:
-        scaled = scaled / decoding.temperature
-    highest = scaled.amax(-1, keepdim=True)
-    total = (scaled - highest).exp_().sum(-1, keepdim=True)
-    rows = _Rows(scaled, highest.double(), total.double(), uniform.to(logits.device)[:, None])
-    chosen = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    waiting = torch.arange(len(logits), device=logits.device)
-    for size in (*(size for size in LIKELIEST if size < vocabulary), vocabulary):
-        chosen[waiting], decided = _inverse(rows, size, decoding.top_p)
-        if decided.all():
-            break
-        waiting, rows = waiting[~decided], _Rows(*(part[~decided] for part in rows))
-    return chosen
-
-
-class _Rows(NamedTuple):
-    """Of rows that a token is chosen for."""
-
-    scaled: Tensor
-    """``[rows, vocabulary]``: logits over the temperature."""
-    highest: Tensor
-    total: Tensor
-    """``[rows, 1]``: the sum of ``exp(scaled - highest)``."""
-    uniform: Tensor
-
-
-def _inverse(rows: _Rows, size: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """The choice among the `size` likeliest tokens of each row, and whether it is the one among all."""
-    tokens = rows.scaled.topk(size, sorted=False).indices.sort(-1).values  # of equals, the one with the lower number
-    weights = (rows.scaled.gather(-1, tokens).double() - rows.highest).exp_()
-    probability, order = (weights / rows.total).sort(dim=-1, descending=True, stable=True)
-    mass = probability.cumsum(-1)
-    nucleus = mass - probability < top_p
-    kept = (probability * nucleus).cumsum(-1)
-    everything = size == rows.scaled.shape[-1]
-    all_there = (mass[:, -1:] >= top_p) | everything  # of the nucleus
-    target = rows.uniform * torch.where(all_there, kept[:, -1:], torch.ones_like(rows.uniform))
-    choice = torch.searchsorted(kept, target, right=True).clamp(max=size - 1)
-    choice = torch.minimum(choice, nucleus.sum(-1, keepdim=True) - 1)
-    # The last of them may be as likely as others that are not among them, and stands for all that are not.
-    decided = (all_there | (top_p == 1)) & (probability.gather(-1, choice) > probability[:, -1:])
-    return tokens.gather(-1, order.gather(-1, choice))[:, 0], (decided | everything)[:, 0]

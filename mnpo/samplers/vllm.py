@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnpo.config.sampling import Decoding, Sampling
+from mnpo.config.sampling import WIDEST, Decoding, Sampling
 from mnpo.errors import BadInput
 from mnpo.models.checkpoints import readable
 from mnpo.progress import counter
@@ -51,8 +51,8 @@ class Engine:
 
     Args:
         policy: a directory with a causal LM that vLLM knows; the files that are read are those of `readable`.
-        sampling: batch_size: sequences decoded together; dtype; tensor_parallel: GPUs; gpu_memory; logprobs: whether
-            responses come with them.
+        sampling: batch_size: sequences decoded together (`widest`: as many as vLLM sees fit); dtype; tensor_parallel:
+            GPUs; gpu_memory; logprobs: whether responses come with them.
         stop_ids: tokens that end a response, the only ones; the one drawn is kept.
         window: prompt and response together, at most, in tokens. The same for all shards, as what is compiled for one
             then serves the others.
@@ -181,7 +181,7 @@ def _start(policy: Path, sampling: Sampling, window: int) -> Any:
             dtype=sampling.dtype,
             seed=0,
             max_model_len=window,
-            max_num_seqs=sampling.batch_size,
+            max_num_seqs=None if sampling.batch_size == WIDEST else sampling.batch_size,
             tensor_parallel_size=sampling.tensor_parallel,
             gpu_memory_utilization=sampling.gpu_memory,
             enable_prefix_caching=True,

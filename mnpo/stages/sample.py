@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnpo.config.blocks import Block
-from mnpo.config.sampling import Sampling
+from mnpo.config.sampling import WIDEST, Sampling
 from mnpo.config.text import Text
 from mnpo.errors import BadInput
 from mnpo.models.chat import Chat, Encoded
@@ -80,7 +80,7 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
         requests = [Request(encoded[row["prompt_id"]], seed) for (row, _), seed in zip(tasks, seeds, strict=True)]
         window = settings.text.max_prompt_length + sampling.max_new_tokens
         unit = "responses" if sampling.sampler == "vllm" else "waves"
-        drawn = _drawn(sampling, window, policy, requests, chat.stop_ids, session.journal(unit))
+        drawn, how = _drawn(sampling, window, policy, requests, chat.stop_ids, session.journal(unit))
         samples = [
             {
                 **row,
@@ -108,6 +108,7 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
             "prompt_tokens": sum(map(len, encoded.values())),
             "drawn": len(samples),
             "tokens": sum(s["tokens"] for s in samples),
+            **how,
             "parameters": parameters(policy),
             "empty_responses": sum(not s["response"].strip() for s in samples),
             "cut_responses": sum(s["finish"] == "length" for s in samples),
@@ -154,16 +155,17 @@ def _logps(samples: list[Row], requests: list[Request], responses: list[Response
 
 def _drawn(
     sampling: Sampling, window: int, policy: Path, requests: list[Request], stop_ids: list[int], journal: Journal
-) -> list[Response]:
+) -> tuple[list[Response], dict[str, int]]:
+    """The responses, and the manifest's facts of how they were drawn."""
     what = f"sample {policy.name}"
     if sampling.sampler == "vllm":
         from mnpo.samplers import vllm
 
-        return vllm.draw(policy, requests, sampling, stop_ids, window, what, journal)
+        return vllm.draw(policy, requests, sampling, stop_ids, window, what, journal), {}
     from mnpo.models.checkpoints import load_model
     from mnpo.samplers import transformers
 
     model = load_model(policy, dtype=sampling.dtype)
-    return transformers.draw(
-        model, requests, sampling, stop_ids, sampling.batch_size, what, journal, logprobs=bool(sampling.logprobs)
-    )
+    rows = transformers.at_once(model, requests, sampling, sampling.batch_size, what)
+    drawn = transformers.draw(model, requests, sampling, stop_ids, rows, what, journal, bool(sampling.logprobs))
+    return drawn, {"at_once": rows} if sampling.batch_size == WIDEST else {}

@@ -19,7 +19,7 @@ from mnpo.models.chat import Chat
 from mnpo.models.checkpoints import load_model, load_tokenizer
 from mnpo.samplers import Request, Response
 from mnpo.samplers.shared_prompts import shares_prompts
-from mnpo.samplers.transformers import _choose, draw
+from mnpo.samplers.transformers import draw
 
 PROMPTS = (
     "Say cat",
@@ -51,49 +51,6 @@ def decode(model: Any, requests: list[Request], batch_size: int = 64, **settings
 
 # ----------------------------------------------------------------------------------------------------------- one choice
 
-# Tokens 2, 0, 3, 1 in order of probability.
-PROBABILITIES = torch.tensor([[0.3, 0.05, 0.5, 0.15]], dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("top_p", "temperature", "uniform", "token"),
-    [
-        # The nucleus of 3/4 is {2, 0} with mass 4/5: token 2 below u = 5/8, then token 0, and never another.
-        (0.75, 1.0, 0.0, 2),
-        (0.75, 1.0, 0.624, 2),
-        (0.75, 1.0, 0.626, 0),
-        (0.75, 1.0, 0.9999999, 0),
-        # Of 0.85 it is {2, 0, 3} with mass 0.95: steps at 10/19 and 16/19.
-        (0.85, 1.0, 0.526, 2),
-        (0.85, 1.0, 0.527, 0),
-        (0.85, 1.0, 0.842, 0),
-        (0.85, 1.0, 0.843, 3),
-        (0.85, 1.0, 0.9999999, 3),
-        # Everything: steps at 0.5, 0.8, 0.95.
-        (1.0, 1.0, 0.949, 3),
-        (1.0, 1.0, 0.951, 1),
-        (1.0, 1.0, 1 - 2**-53, 1),
-        # At temperature 1/2 probabilities are squared: .25 .09 .0225 .0025 of .365; steps at .68493, .93151, .99315.
-        (1.0, 0.5, 0.684, 2),
-        (1.0, 0.5, 0.686, 0),
-        (1.0, 0.5, 0.931, 0),
-        (1.0, 0.5, 0.932, 3),
-        (1.0, 0.5, 0.994, 1),
-        # A nucleus smaller than the first token is that token.
-        (0.1, 1.0, 0.9999999, 2),
-    ],
-)
-def test_a_choice_inverts_the_distribution_over_exactly_the_nucleus(
-    top_p: float, temperature: float, uniform: float, token: int
-) -> None:
-    settings = Decoding(temperature=temperature, top_p=top_p, max_new_tokens=1)
-    chosen = _choose(PROBABILITIES.log(), settings, torch.tensor([uniform], dtype=torch.float64))
-    assert chosen.tolist() == [token]
-
-
-def test_without_a_random_number_the_likeliest_token_is_chosen() -> None:
-    assert _choose(PROBABILITIES.log(), Decoding(temperature=0), None).tolist() == [2]
-
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.8, 0.9), (1.5, 0.6), (1.0, 1.0)])
 def test_drawn_tokens_have_the_frequencies_of_the_exact_distribution(
@@ -122,30 +79,6 @@ def test_drawn_tokens_have_the_frequencies_of_the_exact_distribution(
         means.pop()
     assert len(cells) >= 4
     assert chisquare(cells, np.array(means) * draws / np.sum(means)).pvalue > 1e-3
-
-
-def inverse(logits: np.ndarray, decoding: Decoding, uniform: float) -> int:
-    """The same choice by numpy, of one row: all tokens in order of probability, then of number."""
-    weights = np.exp((logits - logits.max()) / decoding.temperature)
-    order = sorted(range(len(logits)), key=lambda token: (-weights[token], token))
-    mass = np.cumsum(weights[order]) / weights.sum()
-    size = min(int(np.searchsorted(mass, decoding.top_p)) + 1, len(order))
-    return order[min(int(np.searchsorted(mass[:size], uniform * mass[size - 1], side="right")), size - 1)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0], ids=["flat", "usual", "peaked"])
-def test_a_choice_is_the_same_whether_or_not_the_likeliest_tokens_decide_it(
-    scale: float, top_p: float, dtype: torch.dtype
-) -> None:
-    """Of 1000 tokens, where 32 are looked at first, and 256 next; in bfloat16 many are equally likely."""
-    generator = torch.Generator().manual_seed(0)
-    logits = (scale * torch.randn(200, 1000, generator=generator)).to(dtype)
-    uniform = torch.rand(200, generator=generator, dtype=torch.float64)
-    decoding = Decoding(temperature=0.9, top_p=top_p, max_new_tokens=1)
-    expected = [inverse(row, decoding, u) for row, u in zip(logits.double().numpy(), uniform.tolist(), strict=True)]
-    assert _choose(logits, decoding, uniform).tolist() == expected
 
 
 # -------------------------------------------------------------------------------------------------------------- company

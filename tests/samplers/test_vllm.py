@@ -63,7 +63,21 @@ def test_the_engine_reads_the_copy_where_it_computes_in_bfloat16(
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))
     with pytest.raises(Started):
         draw(policy, [Request([2, 3], 0)], Sampling(sampler="vllm", dtype=dtype), [1], 60, "test")
-    assert (told["model"], told["dtype"]) == (str(policy / read), dtype)
+    assert (told["model"], told["dtype"], told["max_num_seqs"]) == (str(policy / read), dtype, 64)
+
+
+def test_the_widest_batch_is_left_to_the_engine(sft_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is told None, vLLM chooses by the GPU's memory."""
+    told: dict[str, Any] = {}
+
+    def engine(**how: Any) -> None:
+        told.update(how)
+        raise Started
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))
+    with pytest.raises(Started):
+        draw(sft_policy, [Request([2, 3], 0)], Sampling(sampler="vllm", batch_size="widest"), [1], 60, "test")
+    assert told["max_num_seqs"] is None
 
 
 def test_no_requests_need_no_engine(sft_policy: Path) -> None:

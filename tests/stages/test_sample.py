@@ -67,6 +67,16 @@ def test_every_prompt_gets_k_responses_with_their_own_seeds(
     assert (samples.loc[samples["finish"] == "length", "tokens"] == 12).all()
 
 
+def test_the_widest_batch_draws_the_same_and_is_told(
+    sample: Callable[..., pd.DataFrame], chain: dict[str, Path], tmp_path: Path, manifest_of: Callable[[Path], Any]
+) -> None:
+    """56 responses of at most 12 tokens to short prompts: all at once, which is rounded up to a power of two."""
+    whole = read(SAMPLES, chain["samples"])
+    assert sample(batch_size="widest").equals(whole)
+    assert manifest_of(tmp_path / "samples-0.parquet")["at_once"] == 64
+    assert "at_once" not in manifest_of(chain["samples"])  # whose settings say it
+
+
 def test_shards_partition_the_prompts_and_agree_with_the_whole_row_for_row(
     sample: Callable[..., pd.DataFrame], chain: dict[str, Path]
 ) -> None:

@@ -14,6 +14,8 @@ OCCUPANCY = 0.5
 """Mean share of a batch that is still writing: a batch ends with its longest response."""
 QUEUE_OCCUPANCY = 0.85
 """The same where thousands of requests wait in one queue (vLLM's of `sample`): the batch is full but for the end."""
+WIDEST_ROWS = 256
+"""Responses drawn at once where memory decides (`sampling.batch_size: widest`): vLLM's own, without a GPU's size."""
 READ_FLOPS = 2
 """Per parameter and token: a forward pass."""
 TRAIN_FLOPS = 6

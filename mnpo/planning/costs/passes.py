@@ -9,6 +9,7 @@ from typing import Literal
 
 from mnpo.config.blocks import REFERENCE, ConfigError
 from mnpo.config.configuration import Config
+from mnpo.config.sampling import WIDEST
 from mnpo.planning.costs.assumptions import (
     CHOICE_TOKENS,
     GAME,
@@ -19,6 +20,7 @@ from mnpo.planning.costs.assumptions import (
     TRAIN_EFFICIENCY,
     TRAIN_FLOPS,
     WEIGHT_BYTES,
+    WIDEST_ROWS,
     WRITE_EFFICIENCY,
 )
 from mnpo.planning.costs.hardware import Device
@@ -63,12 +65,18 @@ def _sft(q: Quantities, work: Work) -> list[Pass]:
 
 
 def _sample(q: Quantities, work: Work) -> list[Pass]:
-    n, drawn, batch = q.size(work.models[0]), q.prompts(work) * q.k, q.plan.config.sampling.batch_size
+    n, drawn = q.size(work.models[0]), q.prompts(work) * q.k
     occupancy = QUEUE_OCCUPANCY if q.plan.config.sampling.sampler == "vllm" else OCCUPANCY
     return [
         Pass("read", n, q.prompts(work) * q.prompt, counted=False),
-        Pass("write", n, drawn * q.sampled, batch, occupancy),
+        Pass("write", n, drawn * q.sampled, _rows(q), occupancy),
     ]
+
+
+def _rows(q: Quantities) -> int:
+    """Responses drawn at once."""
+    asked = q.plan.config.sampling.batch_size
+    return WIDEST_ROWS if asked == WIDEST else asked
 
 
 def _score(q: Quantities, work: Work) -> list[Pass]:
@@ -128,7 +136,7 @@ def _assess(q: Quantities, work: Work) -> list[Pass]:
     drawn, n = 1 + q.plan.config.evaluation.responses, q.size(policy)
     return [
         Pass("read", n, q.heldout * (3 * q.prompt + 2 * q.text), counted=False),
-        Pass("write", n, q.heldout * (drawn + 1) * q.sampled, q.plan.config.sampling.batch_size),
+        Pass("write", n, q.heldout * (drawn + 1) * q.sampled, _rows(q)),
         *(
             Pass("read", q.size(oracle), q.heldout * (2 * q.prompt + drawn * q.response), counted=False)
             for oracle in oracles
