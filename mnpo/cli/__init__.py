@@ -14,8 +14,9 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -89,6 +90,12 @@ def _close_copies(file: os.stat_result) -> None:
                 os.close(int(name))
 
 
+@cache
+def put_together() -> Any:
+    """The command line, which takes a moment to make of its commands."""
+    return typer.main.get_command(app)
+
+
 def main(forked: bool = False) -> None:
     """Run the command line; a mistake that a person can mend is one message and an exit code, not a traceback.
 
@@ -97,7 +104,7 @@ def main(forked: bool = False) -> None:
     """
     with leaving(forked):
         try:
-            app()
+            put_together()()
         except EXPECTED as error:
             complain(f"mnpo: {error}")
             if isinstance(error, Interrupted):

@@ -52,8 +52,8 @@ LIBRARIES = {
 }
 """Package that a job needs -> what is imported for it, in this order: nothing that leaves traces in other libraries."""
 CODE = ("mnpo.config.reading", "mnpo.storage.records", "mnpo.storage.resume")  # that import no model's libraries
-SHELVED = {"torch": (), "transformers": ("torch",)}
-"""Package whose version a manifest names where it is imported -> which others it imports."""
+SHELVED = {"torch": (), "transformers": ("torch",), "deepspeed": ("torch",)}
+"""Package that others look for where it is imported, manifests for its version -> which others it imports."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 1 << 30  # bytes
 
@@ -79,8 +79,9 @@ def start(threads: Iterable[int], packages: Iterable[str]) -> None:
     """
     os.environ[DIRECTORY] = directory = tempfile.mkdtemp(prefix="mnpo-warm-")
     wanted = {*packages}
-    if "torch" in wanted and find_spec("tensorboard"):  # a training shows itself there where it can
-        wanted.add("tensorboard")
+    # A training shows itself where it can, and to save it, transformers asks whoever may have cut the weights.
+    if "torch" in wanted:
+        wanted |= {name for name in ("tensorboard", "deepspeed") if find_spec(name)}
     for number in sorted(set(threads)):
         process = subprocess.Popen(
             ["python", "-m", "mnpo", SERVE, f"{directory}/{number}", *sorted(wanted)],
@@ -110,7 +111,7 @@ def serve(path: str, *packages: str) -> list[str]:
 
 def _load(packages: Iterable[str]) -> set[str]:
     """Load libraries as stages would, and the command line; the commands that may be forked."""
-    from mnpo.cli import FAMILIES
+    from mnpo.cli import FAMILIES, put_together
     from mnpo.cli.stages import STAGES, before_libraries
 
     before_libraries()
@@ -118,12 +119,23 @@ def _load(packages: Iterable[str]) -> set[str]:
     chosen = (modules for package, modules in LIBRARIES.items() if package in packages)
     for module in (*CODE, *stages, *chain.from_iterable(chosen)):
         import_module(module)
+    put_together()
+    if "transformers" in packages:
+        _know_checkpoints()
+    if "deepspeed" in packages and not _sees_gpus():  # it would look for them here
+        import_module("deepspeed")
     if not _gpus_left_alone():
         sys.exit("a library has begun to use a GPU, and a fork could not")
     Shelf(SHELVED)
     settle()
     _keep_what_is_freed()
     return {name for name in FAMILIES if name not in STAGES or STAGES[name].offline}
+
+
+def _know_checkpoints() -> None:
+    """Let transformers find out which weights have other names in checkpoints, as it does when it first loads one."""
+    with suppress(ImportError, AttributeError):
+        import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("gemma2")
 
 
 def _keep_what_is_freed() -> None:
@@ -142,7 +154,12 @@ def _gpus_left_alone() -> bool:
 def _models_asked() -> bool:
     """Whether policies are held too: MNPO_WARM=models, where loading begins no thread and no GPU that a fork lacks."""
     one = os.environ.get(THREADS[0]) == "1"
-    return os.environ.get(ASKED) == MODELS and one and not _a_fork_says(lambda torch: torch.cuda.is_available())
+    return os.environ.get(ASKED) == MODELS and one and not _sees_gpus()
+
+
+def _sees_gpus() -> bool:
+    """Whether there is one that torch could use."""
+    return _a_fork_says(lambda torch: torch.cuda.is_available())
 
 
 def _a_fork_says(of: Callable[[Any], bool]) -> bool:

@@ -164,6 +164,7 @@ def test_the_warm_process_has_one_thread_and_serves_no_command_that_needs_the_in
 
 SPARED = """\
 import resource, sys, tempfile, weakref
+from mnpo.cli import put_together
 from mnpo.cli.stages import STAGES
 from mnpo.warm import server
 
@@ -173,6 +174,7 @@ finalizer = weakref.finalize(kept, print, "ended")
 server._load(())
 assert {f"mnpo.stages.{name}" for name in STAGES} <= sys.modules.keys()
 assert not {"torch", "transformers", "scipy", "lm_eval", "alpaca_eval", "vllm", "evalscope"} & sys.modules.keys()
+assert put_together.cache_info().currsize == 1
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 size, before = 64 << 20, faults()
@@ -199,8 +201,8 @@ def state():
 
 before_libraries()
 before = state()
-server._load(server.LIBRARIES)
-assert not {"torch", "transformers"} & sys.modules.keys()
+server._load([*server.LIBRARIES, "deepspeed"])
+assert not {"torch", "transformers", "deepspeed"} & sys.modules.keys()
 *after, environment = state()
 assert tuple(after) == before[:-1], after
 print(*environment - before[-1])
@@ -212,7 +214,32 @@ def test_libraries_leave_no_traces_in_a_job_that_does_not_import_them() -> None:
     """But variables of the environment, which each job gets from whoever called it."""
     done = subprocess.run([sys.executable, "-c", TRACES], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) <= {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
+    assert set(done.stdout.splitlines()[-1].split()) <= {
+        "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK",
+    }  # fmt: skip
+
+
+LOADED = """\
+import sys
+from mnpo.warm import server
+
+server._load(["torch", "transformers", "deepspeed"])
+import torch, transformers
+from transformers import conversion_mapping
+assert conversion_mapping._checkpoint_conversion_mapping_cache
+assert "deepspeed" not in sys.modules
+print("loaded")
+import deepspeed
+print(deepspeed.DeepSpeedEngine.__name__, deepspeed.comm is sys.modules["deepspeed.comm"])
+"""
+
+
+@pytest.mark.slow
+def test_what_a_training_imports_to_save_is_loaded_and_aside() -> None:
+    """DeepSpeed says what it finds when it is loaded, and no more when it is taken off the shelf."""
+    done = subprocess.run([sys.executable, "-c", LOADED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["loaded", "DeepSpeedEngine True"]
 
 
 @pytest.mark.slow
@@ -221,7 +248,7 @@ def test_a_training_is_the_same_bit_for_bit(chain: dict[str, Path], tmp_path: Pa
     files = [f"--start={chain['policy']}", f"--pairs={chain['pairs']}", f"--logps={chain['logps']}", "--output=policy"]
     command = ["train", "--settings", plan.settings("train", policy="inpo.1"), *files]
     kept = []
-    with Warm(filled(tmp_path), "pandas", "torch", "transformers") as warm:
+    with Warm(filled(tmp_path), "pandas", "torch", "transformers", "deepspeed") as warm:
         assert threads(warm.server) == {"python"}
         for sockets in ("", str(warm.sockets)):
             started = time.monotonic()
