@@ -20,6 +20,9 @@ from typing import Any, NoReturn
 DIRECTORY = "MNPO_WARM_SOCKETS"  # where the sockets are, each called as the number of threads of its process
 SERVE = "--warm"
 PATIENCE = 30.0  # seconds for an answer
+COMING = ".coming"  # behind a socket's name: the one that is there while its process loads libraries
+AWAIT = ("sft", "train", "sample", "logps", "assess", "harness", "answer")
+"""Commands that wait for it: they load a model, and to load the same libraries beside it would take them longer."""
 YES, NO = b"y", b"n"
 OWN = ("TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_")
 """Variables that a command may have for itself: no library reads them when it is imported."""
@@ -37,8 +40,20 @@ def begin() -> bool:
         sys.argv[1:] = server.serve(*sys.argv[2:])
         return True
     if directory := os.environ.get(DIRECTORY):
-        _ask(os.path.join(directory, os.environ.get("OMP_NUM_THREADS", "")))
+        path = os.path.join(directory, os.environ.get("OMP_NUM_THREADS", ""))
+        if sys.argv[1:2] == ["--log"] and sys.argv[3:4] and sys.argv[3] in AWAIT:
+            _await(path)
+        _ask(path)
     return False
+
+
+def _await(path: str) -> None:
+    """Wait as long as the warm process at `path` loads libraries: whoever does so holds a socket that nobody answers,
+    and closes it in the end, whatever end that is."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(path + COMING)
+        connection.recv(1)
 
 
 def surroundings() -> dict[str, Any]:

@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from mnpo.errors import BadInput
 from mnpo.planning import environments
-from mnpo.warm.client import DIRECTORY, NO, PATIENCE, SERVE, YES, surroundings
+from mnpo.warm.client import COMING, DIRECTORY, NO, PATIENCE, SERVE, YES, surroundings
 from mnpo.warm.forks import Forks, dismiss, exactly, settle
 from mnpo.warm.held import Holders
 from mnpo.warm.shelf import Shelf
@@ -105,8 +105,22 @@ def serve(path: str, *packages: str) -> list[str]:
         In each fork, the words of its command.
     """
     here = surroundings()
-    commands = _load(packages)
-    return _Server(path, here, commands, "torch" in packages and _models_asked()).run()
+    with _coming(path):
+        commands = _load(packages)
+        server = _Server(path, here, commands, "torch" in packages and _models_asked())
+    return server.run()
+
+
+@contextmanager
+def _coming(path: str) -> Iterator[None]:
+    """Let those wait who would rather."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path + COMING)
+        listener.listen(128)
+        try:
+            yield
+        finally:
+            os.unlink(path + COMING)
 
 
 def _load(packages: Iterable[str]) -> set[str]:
