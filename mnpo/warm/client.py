@@ -21,8 +21,9 @@ DIRECTORY = "MNPO_WARM_SOCKETS"  # where the sockets are, each called as the num
 SERVE = "--warm"
 PATIENCE = 30.0  # seconds for an answer
 COMING = ".coming"  # behind a socket's name: the one that is there while its process loads libraries
-AWAIT = ("sft", "train", "sample", "logps", "assess", "harness", "answer")
-"""Commands that wait for it: they load a model, and to load the same libraries beside it would take them longer."""
+AT_ONCE = ("prompts", "download", "pin")
+"""Commands that do not wait for it: the first of a run, whose few libraries are there sooner, and those it refuses.
+Others would load the same libraries beside it, and both would take longer."""
 YES, NO = b"y", b"n"
 OWN = ("TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_")
 """Variables that a command may have for itself: no library reads them when it is imported."""
@@ -41,7 +42,7 @@ def begin() -> bool:
         return True
     if directory := os.environ.get(DIRECTORY):
         path = os.path.join(directory, os.environ.get("OMP_NUM_THREADS", ""))
-        if sys.argv[1:2] == ["--log"] and sys.argv[3:4] and sys.argv[3] in AWAIT:
+        if sys.argv[1:2] == ["--log"] and not set(sys.argv[3:4]) & {*AT_ONCE}:
             _await(path)
         _ask(path)
     return False

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mnpo.cli.stages import STAGES
-from mnpo.warm.client import AWAIT, COMING, YES
+from mnpo.warm.client import AT_ONCE, COMING, YES
 from mnpo.warm.server import THREADS
 from tests.helpers.checkouts import ROOT, until
 from tests.helpers.warmed import PATIENCE, STARTER
@@ -42,9 +42,8 @@ def waits(listener: socket.socket) -> bool:
     return bool(select.select([listener], [], [], PATIENCE)[0])
 
 
-@pytest.mark.parametrize("command", AWAIT)
-def test_who_loads_a_model_waits_and_is_answered(command: str, listener: socket.socket, tmp_path: Path) -> None:
-    assert STAGES[command].offline  # or no warm process would take it
+@pytest.mark.parametrize("command", ["sft", "tabulate"])
+def test_a_command_waits_and_is_answered(command: str, listener: socket.socket, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as answering:
         client = asked(tmp_path, command)
         assert waits(listener)
@@ -66,8 +65,12 @@ def test_when_it_does_not_come_the_command_runs_by_itself(listener: socket.socke
     assert client.wait(PATIENCE) == 2 and "--nonsense" in client.stdout.read()
 
 
-def test_others_do_not_wait(listener: socket.socket, tmp_path: Path) -> None:
-    client = asked(tmp_path, "pair", "--nonsense")
+def test_whoever_is_refused_does_not_wait() -> None:
+    assert {name for name, stage in STAGES.items() if not stage.offline} <= {*AT_ONCE}
+
+
+def test_the_first_command_of_a_run_does_not_wait(listener: socket.socket, tmp_path: Path) -> None:
+    client = asked(tmp_path, "prompts", "--nonsense")
     assert client.wait(PATIENCE) == 2
     assert not select.select([listener], [], [], 0)[0]
 
