@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -83,44 +83,45 @@ def start(threads: Iterable[int], packages: Iterable[str]) -> None:
     if "torch" in wanted:
         wanted |= {name for name in ("tensorboard", "deepspeed") if find_spec(name)}
     for number in sorted(set(threads)):
-        process = subprocess.Popen(
-            ["python", "-m", "mnpo", SERVE, f"{directory}/{number}", *sorted(wanted)],
-            env=os.environ | dict.fromkeys(THREADS, str(number)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert process.stdin is not None
-        _INPUTS.append(process.stdin)
+        path = f"{directory}/{number}"
+        # Where there can be no socket, as in a directory with a long name, commands run by themselves.
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as coming:
+            coming.bind(path + COMING)
+            coming.listen(128)
+            process = subprocess.Popen(
+                ["python", "-m", "mnpo", SERVE, path, str(coming.fileno()), *sorted(wanted)],
+                env=os.environ | dict.fromkeys(THREADS, str(number)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[coming.fileno()],
+                start_new_session=True,
+            )
+            assert process.stdin is not None
+            _INPUTS.append(process.stdin)
 
 
 _INPUTS: list[IO[bytes]] = []  # the standard inputs: a warm process ends when its own does, and that with this process
 
 
-def serve(path: str, *packages: str) -> list[str]:
+def serve(path: str, coming: str, *packages: str) -> list[str]:
     """Load what belongs to `packages`, and fork for commands that come to the socket `path`, until standard input ends.
+
+    Args:
+        coming: the number of a socket on which commands wait until then (client.COMING).
 
     Returns:
         In each fork, the words of its command.
     """
     here = surroundings()
-    with _coming(path):
-        commands = _load(packages)
-        server = _Server(path, here, commands, "torch" in packages and _models_asked())
-    return server.run()
-
-
-@contextmanager
-def _coming(path: str) -> Iterator[None]:
-    """Let those wait who would rather."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path + COMING)
-        listener.listen(128)
+    with socket.socket(fileno=int(coming)) as waiting:
+        waiting.set_inheritable(False)
         try:
-            yield
+            commands = _load(packages)
+            server = _Server(path, here, commands, "torch" in packages and _models_asked())
         finally:
             os.unlink(path + COMING)
+    return server.run()
 
 
 def _load(packages: Iterable[str]) -> set[str]:
