@@ -14,7 +14,7 @@ LIKELIEST = (32, 256)
 """Tokens that are looked at first, and next."""
 SORTED = 4096
 """A vocabulary of so many tokens is sorted at last; of a larger one, the tokens that decide."""
-LOOKED_AT = 2**21
+LOOKED_AT = 2**20
 """Tokens of all rows that are looked at together: where the likeliest do not decide, a vocabulary takes memory."""
 BUCKETS, DEPTH = 4096, 32.0
 """Of a larger vocabulary: by how many nats its tokens are below the likeliest, as far as this, and all further ones."""
@@ -53,7 +53,8 @@ def choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tensor
         chosen[waiting], decided = (torch.cat(parts) for parts in zip(*found, strict=True))
         if decided.all():
             break
-        waiting, rows = waiting[~decided], _Rows(*(part[~decided] for part in rows))
+        if decided.any():  # else all of the vocabulary would be copied for nothing
+            waiting, rows = waiting[~decided], _Rows(*(part[~decided] for part in rows))
     return chosen
 
 
@@ -101,9 +102,9 @@ def _among(rows: _Rows, size: int, top_p: float) -> tuple[Tensor, Tensor]:
 def _among_all(rows: _Rows, top_p: float) -> Tensor:
     """The choice among all tokens of each row. They are put into buckets, from the likeliest on; those of two are
     sorted: where the nucleus ends, and which is chosen from."""
-    below = rows.highest - rows.scaled.double()
-    bucket = (below * (BUCKETS / DEPTH)).clamp_(max=BUCKETS - 1).long()
-    probability = below.neg_().exp_() / rows.total
+    below = rows.highest.to(rows.scaled.dtype) - rows.scaled
+    bucket = below.mul_(BUCKETS / DEPTH).clamp_(max=BUCKETS - 1).long()
+    probability = (rows.scaled.double() - rows.highest).exp_().div_(rows.total)
     mass = torch.zeros(len(below), BUCKETS, dtype=torch.double, device=below.device)
     until = mass.scatter_add_(1, bucket, probability).cumsum(-1)
     before = torch.nn.functional.pad(until[:, :-1], (1, 0))
