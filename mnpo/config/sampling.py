@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mnpo.config.blocks import Block, Positive
 
 WIDEST: Final = "widest"
-AtOnce = Annotated[int, Field(ge=1)] | Literal["widest"]
+
+
+def _rows(value: Any) -> Any:
+    """One message for a value that is neither."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if value != WIDEST and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+        raise ValueError(f"expected how many responses are drawn at once, 1 or more, or {WIDEST}; it is {value!r}")
+    return number
+
+
+AtOnce = Annotated[Annotated[int, Field(ge=1)] | Literal["widest"], BeforeValidator(_rows)]
 
 
 class Decoding(Block):

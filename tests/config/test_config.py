@@ -162,6 +162,11 @@ def test_every_mistake_is_reported_on_its_own_line(write: Callable[..., Path]) -
             "sampling.responses: Input should be a valid integer, unable to parse string as an",
         ),
         ("sampling: {responses: 1}", "sampling.responses: Input should be greater than or equal to 2 (got 1)"),
+        (
+            "sampling: {batch_size: 0}",
+            "sampling.batch_size: expected how many responses are drawn at once, 1 or more, or widest; it is 0",
+        ),
+        ("sampling: {batch_size: wide}", "1 or more, or widest; it is 'wide'"),
         ("sampling: {top_p: 0}", "sampling.top_p: Input should be greater than 0 (got 0)"),
         ("sampling: {reuse_logprobs: true}", "sampling: reuse_logprobs needs logprobs: true"),
         ("training: {learning_rate: .nan}", "training.learning_rate: "),
