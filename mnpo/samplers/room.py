@@ -72,8 +72,8 @@ def free_on_gpu() -> float:
 
 
 def job_bytes() -> float:
-    """The memory of this job: what SLURM or a control group allows it, or a share of the machine's as large as its
-    threads are of the cores, whichever is least."""
+    """The memory of this job: what SLURM or its control group (of version 2) allows it, or a share of the machine's as
+    large as its threads are of the cores, whichever is least."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(machine * min(1.0, torch.get_num_threads() / cores), *_limits())
@@ -81,14 +81,13 @@ def job_bytes() -> float:
 
 def _limits() -> Iterator[float]:
     yield float(os.environ.get("SLURM_MEM_PER_NODE", 0)) * 2**20 or math.inf
-    try:
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
-    except OSError:  # no Linux
-        return
-    for directory in (CGROUPS / group, *(CGROUPS / group).parents):
-        if directory.is_relative_to(CGROUPS) and (file := directory / "memory.max").is_file():
-            said = file.read_text().strip()
-            yield math.inf if said == "max" else float(said)
+    own = Path("/proc/self/cgroup")
+    lines = own.read_text().splitlines() if own.exists() else []
+    for group in (CGROUPS / line.removeprefix("0::/") for line in lines if line.startswith("0::/")):
+        for directory in (group, *group.parents):
+            if directory.is_relative_to(CGROUPS) and (file := directory / "memory.max").is_file():
+                said = file.read_text().strip()
+                yield math.inf if said == "max" else float(said)
 
 
 def _shares(model: Any) -> bool:
