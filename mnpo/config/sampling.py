@@ -13,7 +13,8 @@ WIDEST: Final = "widest"
 
 def _rows(value: Any) -> Any:
     """One message for a value that is neither."""
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    whole = isinstance(value, float) and value.is_integer() or isinstance(value, str) and value.strip().isdecimal()
+    number = int(value) if whole else value
     if value != WIDEST and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
         raise ValueError(f"expected how many responses are drawn at once, 1 or more, or {WIDEST}; it is {value!r}")
     return number

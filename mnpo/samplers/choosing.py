@@ -60,7 +60,10 @@ def choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tensor
 
 def _require_numbers(highest: Tensor) -> None:
     if not highest.isfinite().all():
-        raise BadInput("the policy's logits are no finite numbers: nothing can be drawn; look at its training's loss")
+        raise BadInput(
+            "the policy's logits, or these over the temperature, are no finite numbers: nothing can be drawn; look at "
+            "its training's loss, and at sampling.temperature"
+        )
 
 
 class _Rows(NamedTuple):
@@ -122,8 +125,8 @@ def _among_all(rows: _Rows, top_p: float) -> Tensor:
         inside = (reached - chances < top_p).sum(-1, keepdim=True)
         return tokens.gather(-1, order), reached, torch.minimum(inside, count[:, None])
 
-    last = torch.searchsorted(until, torch.full_like(rows.uniform, top_p)).clamp_(max=BUCKETS - 1)
-    kept = until[:, -1:]
+    kept = until[:, -1:]  # 1, but for rounding
+    last = torch.searchsorted(until, kept.clamp(max=top_p))
     if top_p < 1:
         _, reached, inside = look(last)
         kept = torch.where(inside > 0, reached.gather(-1, (inside - 1).clamp(min=0)), before.gather(-1, last))

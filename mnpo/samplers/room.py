@@ -35,14 +35,15 @@ def widest(model: Any, requests: Sequence[Request], new_tokens: int) -> int:
     memory, prompt = free_bytes(model), max((len(request.prompt) for request in requests), default=1)
     fixed, token = _kept(model, shared := _shares(model))
     config, width = model.config.get_text_config(), prompt + room_for(new_tokens)
-    size, heads = model.dtype.itemsize, getattr(config, "num_attention_heads", 0)
-    head = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
-    layer = 1 + 1 / config.num_hidden_layers  # while a layer's memory grows, it is there twice
+    size, hidden = model.dtype.itemsize, _number(config, "hidden_size", 1024)
+    heads = _number(config, "num_attention_heads", hidden // 64)
+    head = _number(config, "head_dim", hidden // max(heads, 1))
+    layer = 1 + 1 / _number(config, "num_hidden_layers", 1)  # while a layer's memory grows, it is there twice
     row = layer * (fixed + token * width)
     row += width * heads * (12 + 2 * head * size)  # of one layer: scores three times, keys and values of all heads
-    row += config.vocab_size * (12 + 2 * size)  # logits of the step twice, and three times in float32
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    read = 2 * token + size * (8 * config.hidden_size + 3 * inner) + 12 * heads * prompt  # a prompt's token, being read
+    row += _number(config, "vocab_size", 0) * (12 + 2 * size)  # logits of the step twice, and three times in float32
+    inner, experts = _number(config, "intermediate_size", 4 * hidden), _number(config, "num_experts_per_tok", 1)
+    read = 2 * token + size * experts * (8 * hidden + 3 * inner) + 12 * heads * prompt  # a prompt's token, being read
     rows = 1
     while rows < len(requests):
         tokens = 2 * rows * prompt
@@ -50,6 +51,17 @@ def widest(model: Any, requests: Sequence[Request], new_tokens: int) -> int:
             break
         rows *= 2
     return rows
+
+
+def _number(config: Any, name: str, default: int) -> int:
+    """What a configuration says; of layers that differ, the largest, or the default where it does not tell."""
+    try:
+        value = getattr(config, name, None)
+    except Exception:  # transformers 5.23 refuses to answer for layers that differ, with an error of its own
+        value = None
+    if isinstance(value, (list, tuple)):
+        value = max((one for one in value if isinstance(one, int)), default=None)
+    return value if isinstance(value, int) and value else default
 
 
 def free_bytes(model: Any) -> float:
@@ -75,12 +87,14 @@ def job_bytes() -> float:
     """The memory of this job: what SLURM or its control group (of version 2) allows it, or a share of the machine's as
     large as its threads are of the cores, whichever is least."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(machine * min(1.0, torch.get_num_threads() / cores), *_limits())
+    share = torch.get_num_threads() / (os.cpu_count() or 1)  # of the machine's, whichever of them this job may use
+    return min([machine * min(1.0, share), *_limits()])
 
 
 def _limits() -> Iterator[float]:
-    yield float(os.environ.get("SLURM_MEM_PER_NODE", 0)) * 2**20 or math.inf
+    cpus = float(os.environ.get("SLURM_CPUS_ON_NODE") or 1)
+    for name, times in (("SLURM_MEM_PER_NODE", 1.0), ("SLURM_MEM_PER_CPU", cpus)):  # megabytes; 0: all there are
+        yield float(os.environ.get(name) or 0) * times * 2**20 or math.inf
     own = Path("/proc/self/cgroup")
     lines = own.read_text().splitlines() if own.exists() else []
     for group in (CGROUPS / line.removeprefix("0::/") for line in lines if line.startswith("0::/")):

@@ -15,7 +15,7 @@ from mnpo.models.chat import Chat, Encoded
 from mnpo.seeds import derive
 from mnpo.storage.artifacts import artifact
 from mnpo.storage.conversations import turns
-from mnpo.storage.journal import Journal
+from mnpo.storage.journal import Journal, replace
 from mnpo.storage.records import PROMPTS, SAMPLER_LOGPS, SAMPLES, read, rows_of, write
 from mnpo.storage.resume import resumable
 
@@ -80,7 +80,7 @@ def run(settings: Settings, policy: Path, prompts: Path, output: Path, logps: Pa
         requests = [Request(encoded[row["prompt_id"]], seed) for (row, _), seed in zip(tasks, seeds, strict=True)]
         window = settings.text.max_prompt_length + sampling.max_new_tokens
         unit = "responses" if sampling.sampler == "vllm" else "waves"
-        drawn, how = _drawn(sampling, window, policy, requests, chat.stop_ids, session.journal(unit))
+        drawn, how = _drawn(sampling, window, policy, requests, chat.stop_ids, session.journal(unit), session.directory)
         samples = [
             {
                 **row,
@@ -154,7 +154,13 @@ def _logps(samples: list[Row], requests: list[Request], responses: list[Response
 
 
 def _drawn(
-    sampling: Sampling, window: int, policy: Path, requests: list[Request], stop_ids: list[int], journal: Journal
+    sampling: Sampling,
+    window: int,
+    policy: Path,
+    requests: list[Request],
+    stop_ids: list[int],
+    journal: Journal,
+    directory: Path,
 ) -> tuple[list[Response], dict[str, int]]:
     """The responses, and the manifest's facts of how they were drawn."""
     what = f"sample {policy.name}"
@@ -167,5 +173,16 @@ def _drawn(
 
     model = load_model(policy, dtype=sampling.dtype)
     rows = transformers.at_once(model, requests, sampling, sampling.batch_size, what)
+    if sampling.batch_size == WIDEST:
+        rows = _as_before(rows, directory / "at_once")
     drawn = transformers.draw(model, requests, sampling, stop_ids, rows, what, journal, bool(sampling.logprobs))
     return drawn, {"at_once": rows} if sampling.batch_size == WIDEST else {}
+
+
+def _as_before(rows: int, file: Path) -> int:
+    """As many rows as an interrupted session had, so that what it drew is taken up; fewer where memory has room for
+    fewer, and then all is drawn again."""
+    if file.exists():
+        rows = min(rows, int(file.read_text()))
+    replace(file, str(rows).encode())
+    return rows

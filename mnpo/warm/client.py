@@ -21,7 +21,7 @@ DIRECTORY = "MNPO_WARM_SOCKETS"  # where the sockets are, each called as the num
 SERVE = "--warm"
 PATIENCE = 30.0  # seconds for an answer
 COMING = ".coming"  # behind a socket's name: the one that is there while its process loads libraries
-AT_ONCE = ("prompts", "download", "pin")
+UNWAITING = ("prompts", "download", "pin")
 """Commands that do not wait for it: the first of a run, whose few libraries are there sooner, and those it refuses.
 Others would load the same libraries beside it, and both would take longer."""
 YES, NO = b"y", b"n"
@@ -42,14 +42,14 @@ def begin() -> bool:
         return True
     if directory := os.environ.get(DIRECTORY):
         path = os.path.join(directory, os.environ.get("OMP_NUM_THREADS", ""))
-        if sys.argv[1:2] == ["--log"] and not set(sys.argv[3:4]) & {*AT_ONCE}:
+        if sys.argv[1:2] == ["--log"] and not set(sys.argv[3:4]) & {*UNWAITING}:
             _await(path)
         _ask(path)
     return False
 
 
 def _await(path: str) -> None:
-    """Wait as long as the warm process at `path` loads libraries: whoever does so holds a socket that nobody answers,
+    """Wait while the warm process at `path` loads libraries, PATIENCE at most: it holds a socket that nobody answers,
     and closes it in the end, whatever end that is."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE)

@@ -84,9 +84,12 @@ def start(threads: Iterable[int], packages: Iterable[str]) -> None:
         wanted |= {name for name in ("tensorboard", "deepspeed") if find_spec(name)}
     for number in sorted(set(threads)):
         path = f"{directory}/{number}"
-        # Where there can be no socket, as in a directory with a long name, commands run by themselves.
-        with suppress(OSError), socket.socket(socket.AF_UNIX) as coming:
-            coming.bind(path + COMING)
+        with socket.socket(socket.AF_UNIX) as coming:
+            try:
+                coming.bind(path + COMING)
+            except OSError:  # the directory's name is too long for sockets: commands run by themselves
+                os.rmdir(directory)
+                return
             coming.listen(128)
             process = subprocess.Popen(
                 ["python", "-m", "mnpo", SERVE, path, str(coming.fileno()), *sorted(wanted)],
@@ -138,7 +141,8 @@ def _load(packages: Iterable[str]) -> set[str]:
     if "transformers" in packages:
         _know_checkpoints()
     if "deepspeed" in packages and not _sees_gpus():  # it would look for them here
-        import_module("deepspeed")
+        with suppress(Exception):  # where it cannot be imported, that is for whoever needs it to say
+            import_module("deepspeed")
     if not _gpus_left_alone():
         sys.exit("a library has begun to use a GPU, and a fork could not")
     Shelf(SHELVED)

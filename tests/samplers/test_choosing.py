@@ -105,6 +105,17 @@ def test_a_large_vocabulary_is_not_sorted_and_the_choice_is_the_same(
     assert widths and (scale == 0 or max(widths) < 20_001 / 2)
 
 
+@pytest.mark.parametrize("top_p", [1 - 1e-7, 1 - 5e-8, 1 - 1e-9])
+def test_a_nucleus_of_nearly_everything_ends_where_the_tokens_do(top_p: float) -> None:
+    """A sum in float32 may be below it."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        logits = 0.1 * torch.randn(1, 5000, generator=generator)
+        decoding = Decoding(temperature=1.0, top_p=top_p, max_new_tokens=1)
+        expected = inverse(logits.double().numpy()[0], decoding, 0.37)
+        assert choose(logits, decoding, torch.tensor([0.37], dtype=torch.float64)).tolist() == [expected]
+
+
 @pytest.mark.parametrize("vocabulary", [20, 5000])
 @pytest.mark.parametrize("strange", [torch.nan, torch.inf])
 def test_logits_that_are_no_numbers_are_refused(strange: float, vocabulary: int) -> None:

@@ -44,13 +44,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"vocab_size": 60, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 8,
               "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64},
     "gpt2": {"vocab_size": 60, "n_embd": 256, "n_head": 4, "n_layer": 16, "n_positions": 256},
+    "gpt_oss": {"vocab_size": 60, "hidden_size": 360, "intermediate_size": 360, "num_hidden_layers": 2,
+                "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 8, "num_local_experts": 16,
+                "num_experts_per_tok": 4},
     "gemma2": {"vocab_size": 20_000, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4,
                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
 }  # fmt: skip
-"""Where keys and values are most of it; where each row has a prompt of its own; where logits are most of it."""
+"""Where keys and values are most of it; where each row has a prompt of its own; where experts are; where logits are."""
 
 
-@pytest.mark.parametrize(("kind", "prompts"), [("llama", 640), ("llama", 4), ("gpt2", 640), ("gemma2", 640)])
+@pytest.mark.parametrize(
+    ("kind", "prompts"), [("llama", 640), ("llama", 4), ("gpt2", 640), ("gpt_oss", 640), ("gemma2", 640)]
+)
 def test_the_widest_batch_stays_within_memory_and_uses_it(kind: str, prompts: int) -> None:
     """All responses become as long as they may. Beside what was counted there is what the allocator keeps."""
     budget = 150e6
@@ -124,13 +129,19 @@ def test_a_job_has_the_memory_that_it_is_given(monkeypatch: pytest.MonkeyPatch, 
     """What SLURM says in megabytes, what a control group says in bytes, or the machine's share."""
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}
     monkeypatch.setattr(room.os, "sysconf", pages.get)
-    monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(room.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: {0, 1})  # what the job may use are not all cores
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(room, "CGROUPS", tmp_path)
-    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
     assert room.job_bytes() == 2**32 / 4
     (tmp_path / "memory.max").write_text("max\n")
     assert room.job_bytes() == 2**32 / 4
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "200")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
+    assert room.job_bytes() == 600 * 2**20
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "1000")
     assert room.job_bytes() == 1000 * 2**20
     (tmp_path / "memory.max").write_text("500000000\n")
@@ -142,3 +153,20 @@ def test_a_job_has_the_memory_that_it_is_given(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "memory.max").unlink()
     monkeypatch.delenv("SLURM_MEM_PER_NODE")
     assert room.job_bytes() == 2**32
+
+
+class Differing:
+    """A configuration whose layers differ."""
+
+    intermediate_size = (8, 24, 16)
+    num_attention_heads = None
+
+    @property
+    def head_dim(self) -> int:
+        raise ValueError("ambiguous: ask a layer")
+
+
+def test_what_a_configuration_does_not_tell_is_assumed() -> None:
+    assert room._number(Differing(), "intermediate_size", 5) == 24
+    for name in ("num_attention_heads", "head_dim", "hidden_size"):
+        assert room._number(Differing(), name, 5) == 5

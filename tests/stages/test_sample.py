@@ -234,6 +234,32 @@ def test_stopped_after_a_wave_and_continued_the_file_is_the_same_byte_for_byte(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(("now", "drawn_again"), [(8, 0), (5, 0), (4, 1)], ids=["more", "as before", "less"])
+def test_a_wide_batch_is_as_wide_after_an_interruption_as_before_where_memory_allows(
+    now: int,
+    drawn_again: int,
+    sample: Callable[..., pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manifest_of: Callable[..., Any],
+) -> None:
+    """Waves of 20 of 56 responses, and the first was kept; with room for four, waves have 16."""
+    from mnpo.samplers import transformers
+
+    whole, memory = sample(batch_size=5), [5]
+    monkeypatch.setattr(transformers, "widest", lambda *_: memory[0])
+    draw = Signalled(monkeypatch, transformers, "_draw_wave")
+    draw.again(0)
+    with pytest.raises(Interrupted):
+        (tmp_path / "samples-0.parquet").unlink()
+        sample(batch_size="widest")
+    memory[0] = now
+    draw.again()
+    assert sample(batch_size="widest").equals(whole)
+    assert draw.calls == (4 if drawn_again else 2)
+    assert manifest_of(tmp_path / "samples-0.parquet")["at_once"] == min(now, 5)
+
+
 def test_work_on_another_shard_or_with_other_settings_is_not_taken_up(
     sample: Callable[..., pd.DataFrame],
     tmp_path: Path,

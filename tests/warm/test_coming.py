@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mnpo.cli.stages import STAGES
-from mnpo.warm.client import AT_ONCE, COMING, YES
+from mnpo.warm.client import COMING, UNWAITING, YES
 from mnpo.warm.server import THREADS
 from tests.helpers.checkouts import ROOT, until
 from tests.helpers.warmed import PATIENCE, STARTER
@@ -66,7 +66,7 @@ def test_when_it_does_not_come_the_command_runs_by_itself(listener: socket.socke
 
 
 def test_whoever_is_refused_does_not_wait() -> None:
-    assert {name for name, stage in STAGES.items() if not stage.offline} <= {*AT_ONCE}
+    assert {name for name, stage in STAGES.items() if not stage.offline} <= {*UNWAITING}
 
 
 def test_the_first_command_of_a_run_does_not_wait(listener: socket.socket, tmp_path: Path) -> None:
