@@ -43,7 +43,8 @@ def widest(model: Any, requests: Sequence[Request], new_tokens: int) -> int:
     row += width * heads * (12 + 2 * head * size)  # of one layer: scores three times, keys and values of all heads
     row += _number(config, "vocab_size", 0) * (12 + 2 * size)  # logits of the step twice, and three times in float32
     inner, experts = _number(config, "intermediate_size", 4 * hidden), _number(config, "num_experts_per_tok", 1)
-    read = 2 * token + size * experts * (8 * hidden + 3 * inner) + 12 * heads * prompt  # a prompt's token, being read
+    inner *= 3 if experts == 1 else 5  # a token is copied to its experts
+    read = 2 * token + size * experts * (8 * hidden + inner) + 12 * heads * prompt  # a prompt's token, being read
     rows = 1
     while rows < len(requests):
         tokens = 2 * rows * prompt

@@ -65,7 +65,7 @@ def test_the_widest_batch_stays_within_memory_and_uses_it(kind: str, prompts: in
     assert rows >= 8
     assert taken <= 1.1 * budget
     if prompts > 4:  # where they are shared, less is kept than was counted on
-        assert taken >= 0.2 * budget
+        assert taken >= 0.15 * budget
 
 
 @pytest.mark.parametrize(("kind", "token"), [("llama", 384), ("gemma2", 384), ("gpt2", 768)])
