@@ -97,7 +97,7 @@ def _draw_wave(
     while rows or waiting:
         logits = [decoder.step(drawn)] if rows else []
         coming = _coming(waiting, rows_at_once, len(rows), decoder.refills)
-        for read in _read_together(coming, requests) if decoder.refills else [coming] if coming else []:
+        for read in _read_together(coming, requests, decoder.refills):
             prompts = [requests[some[0]].prompt for some in read]
             logits.append(decoder.begin(prompts, [i for i, some in enumerate(read) for _ in some]))
             rows = rows + [row for some in read for row in some]
@@ -143,12 +143,10 @@ def _coming(waiting: deque[list[int]], most: int, rows: int, refills: bool) -> l
     return coming
 
 
-def _read_together(coming: list[list[int]], requests: Sequence[Request]) -> list[list[list[int]]]:
-    """Those whose prompts one pass reads: the longest come first."""
-    if not coming:
-        return []
-    longest = max(len(requests[some[0]].prompt) for some in coming)
-    size = max(1, READ_TOKENS // longest)
+def _read_together(coming: list[list[int]], requests: Sequence[Request], refills: bool) -> list[list[list[int]]]:
+    """Those whose prompts one pass reads: the longest come first. All of them, where nobody can join others."""
+    longest = max((len(requests[some[0]].prompt) for some in coming), default=1)
+    size = max(1, READ_TOKENS // longest if refills else len(coming))
     return [coming[i : i + size] for i in range(0, len(coming), size)]
 
 

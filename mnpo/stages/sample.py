@@ -173,10 +173,10 @@ def _drawn(
 
     model = load_model(policy, dtype=sampling.dtype)
     rows = transformers.at_once(model, requests, sampling, sampling.batch_size, what)
+    how = {}
     if sampling.batch_size == WIDEST:
-        rows = _as_before(rows, directory / "at_once")
-    drawn = transformers.draw(model, requests, sampling, stop_ids, rows, what, journal, bool(sampling.logprobs))
-    return drawn, {"at_once": rows} if sampling.batch_size == WIDEST else {}
+        how["at_once"] = rows = _as_before(rows, directory / "at_once")
+    return transformers.draw(model, requests, sampling, stop_ids, rows, what, journal, bool(sampling.logprobs)), how
 
 
 def _as_before(rows: int, file: Path) -> int:

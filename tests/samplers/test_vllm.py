@@ -47,13 +47,9 @@ class Started(Exception):
     """The engine would start now."""
 
 
-@pytest.mark.parametrize(("dtype", "read"), [("bfloat16", "bfloat16"), ("float32", "")])
-def test_the_engine_reads_the_copy_where_it_computes_in_bfloat16(
-    dtype: str, read: str, random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = shutil.copytree(random_policy, tmp_path / "policy")
-    save_copy(policy)
-    (policy / "manifest.json").write_text("{}")
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What an engine is told that ends as it starts."""
     told: dict[str, Any] = {}
 
     def engine(**how: Any) -> None:
@@ -61,20 +57,23 @@ def test_the_engine_reads_the_copy_where_it_computes_in_bfloat16(
         raise Started
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))
+    return told
+
+
+@pytest.mark.parametrize(("dtype", "read"), [("bfloat16", "bfloat16"), ("float32", "")])
+def test_the_engine_reads_the_copy_where_it_computes_in_bfloat16(
+    dtype: str, read: str, random_policy: Path, tmp_path: Path, told: dict[str, Any]
+) -> None:
+    policy = shutil.copytree(random_policy, tmp_path / "policy")
+    save_copy(policy)
+    (policy / "manifest.json").write_text("{}")
     with pytest.raises(Started):
         draw(policy, [Request([2, 3], 0)], Sampling(sampler="vllm", dtype=dtype), [1], 60, "test")
     assert (told["model"], told["dtype"], told["max_num_seqs"]) == (str(policy / read), dtype, 64)
 
 
-def test_the_widest_batch_is_left_to_the_engine(sft_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_widest_batch_is_left_to_the_engine(sft_policy: Path, told: dict[str, Any]) -> None:
     """Where it is told None, vLLM chooses by the GPU's memory."""
-    told: dict[str, Any] = {}
-
-    def engine(**how: Any) -> None:
-        told.update(how)
-        raise Started
-
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))
     with pytest.raises(Started):
         draw(sft_policy, [Request([2, 3], 0)], Sampling(sampler="vllm", batch_size="widest"), [1], 60, "test")
     assert told["max_num_seqs"] is None
